@@ -1,0 +1,1 @@
+"""From action chunks to limited, timed joint trajectories."""

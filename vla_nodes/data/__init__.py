@@ -1,0 +1,1 @@
+"""Images, observations and episodes as plain numpy, and their statistics."""

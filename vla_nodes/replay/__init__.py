@@ -1,0 +1,1 @@
+"""Bags in, the same pipeline, a report out."""

@@ -1,0 +1,1 @@
+"""The MuJoCo world, its tasks, the scripted expert and its camera."""

@@ -1,0 +1,1 @@
+"""Demonstrations, two-stage training and closed-loop evaluation."""
