@@ -61,7 +61,7 @@ class GatedRMSNorm(RMSNorm):
 
 
 def _initial_dt_bias(size: int, low: float = 1e-3, high: float = 0.1, floor: float = 1e-4) -> Tensor:
-    """Inverse softplus of step sizes drawn log-uniformly, so that channels start with time scales of 10 to 1000 tokens."""
+    """Inverse softplus of step sizes drawn log-uniformly, so that time scales span 10 to 1000 tokens."""
     dt = torch.exp(torch.rand(size) * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
     return dt + torch.log(-torch.expm1(-dt))
 

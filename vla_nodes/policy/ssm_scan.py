@@ -26,16 +26,14 @@ def causal_conv(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -
     """Depthwise causal convolution followed by SiLU, continued from the last K-1 inputs.
 
     x (B, L, C), state (B, C, K-1) oldest first, weight (C, 1, K), bias (C,) -> y (B, L, C), new state (B, C, K-1).
-    Written as K shifted multiply-adds: PyTorch's depthwise conv1d on a CPU is several times slower at these sizes.
+    Written as K shifted multiply-adds: for the few tokens of a control tick that is twice as fast as conv1d on a CPU.
     """
     length, taps = x.shape[1], weight.shape[-1]
     window = torch.cat([state.to(x.dtype).transpose(1, 2), x], dim=1)  # (B, L+K-1, C)
     weight = weight.to(x.dtype)
-    y = window[:, :length] * weight[:, 0, 0]
-    for k in range(1, taps):
-        y = y + window[:, k : k + length] * weight[:, 0, k]
-    if bias is not None:
-        y = y + bias.to(x.dtype)
+    y = torch.zeros((), dtype=x.dtype, device=x.device) if bias is None else bias.to(x.dtype)
+    for k in range(taps):
+        y = torch.addcmul(y, window[:, k : k + length], weight[:, 0, k])
     return F.silu(y), window[:, length:].transpose(1, 2)
 
 
@@ -91,7 +89,7 @@ def ssd_chunked(
 
 
 def ssd_step(x: Tensor, dt: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One token of SSD: x (B, H, P), dt (B, H), decay (H,), b and c (B, G, N), state (B, H, P, N) -> y (B, H, P), state."""
+    """One token: x (B, H, P), dt (B, H), decay (H,), b, c (B, G, N), state (B, H, P, N) -> y (B, H, P), state."""
     per_group = x.shape[1] // b.shape[1]
     if per_group > 1:
         b, c = b.repeat_interleave(per_group, 1), c.repeat_interleave(per_group, 1)
@@ -134,6 +132,6 @@ def selective_scan_chunked(
 def selective_scan_step(
     x: Tensor, dt: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One token of the Mamba-1 scan: x and dt (B, E), decay (E, N), b and c (B, N), state (B, E, N) -> y (B, E), state."""
+    """One token: x, dt (B, E), decay (E, N), b, c (B, N), state (B, E, N) -> y (B, E), state."""
     state = torch.exp(dt.unsqueeze(-1) * decay) * state + (dt * x).unsqueeze(-1) * b.unsqueeze(1)
     return (state @ c.unsqueeze(-1)).squeeze(-1), state
