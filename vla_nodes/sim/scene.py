@@ -32,6 +32,7 @@ CABINET_POSITION = (0.70, -0.30)
 
 # Where objects may stand: reachable top-down, in view, clear of the drawer's path.
 REGION_X, REGION_Y = (0.34, 0.62), (-0.12, 0.27)
+HAND_HALF_WIDTH = 0.115  # along y, with margin: what a top-down grasp needs beside the cabinet and its open drawer
 # What keeps the fingers of a top-down grasp clear of the neighbours.
 CLEARANCE = {"block": 0.050, "can": 0.050, "bowl": 0.090, "tray": 0.120}
 GRASPABLE = ("block", "can")
@@ -134,7 +135,10 @@ def _place(kinds: list[tuple[str, str]], rng: np.random.Generator, color_noise: 
                 margin = max(0.0, CLEARANCE[kind] - 0.05)
                 x = rng.uniform(REGION_X[0] + margin, REGION_X[1] - margin)
                 y = rng.uniform(REGION_Y[0] + margin, REGION_Y[1] - margin)
-                if all(np.hypot(x - o.x, y - o.y) > CLEARANCE[kind] + CLEARANCE[o.kind] for o in things):
+                beside_cabinet = x > 0.40 and y < CABINET_POSITION[1] + CABINET_SIZE[1] / 2 + HAND_HALF_WIDTH
+                if not beside_cabinet and all(
+                    np.hypot(x - o.x, y - o.y) > CLEARANCE[kind] + CLEARANCE[o.kind] for o in things
+                ):
                     break
             else:
                 break
