@@ -308,7 +308,9 @@ def run(make: Callable[[], BaseNode], args: list[str] | None = None) -> int:
         executor.add_node(node)
         if node.value("autostart") and node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             node.trigger_activate()
-        executor.spin()
+        # Not spin(): without a timeout the event-driven executor of rclpy 7.1 waits busily and calls nothing.
+        while rclpy.ok():
+            executor.spin_once(timeout_sec=1.0)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:

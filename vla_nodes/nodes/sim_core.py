@@ -11,11 +11,12 @@ import numpy as np
 from vla_nodes.control.trajectory import Trajectory
 from vla_nodes.sim.joint_trajectory_controller import JointTrajectoryController
 from vla_nodes.sim.scene import Scene
-from vla_nodes.sim.tasks import Judge, task_from_instruction
+from vla_nodes.sim.language import parse
+from vla_nodes.sim.tasks import Judge
 from vla_nodes.sim.world import World
 
-CONTROL_PERIOD = 0.004
-"""s between two references given to the servos (250 Hz; physics runs at 500 Hz)."""
+CONTROL_PERIOD = 0.002
+"""s between two references given to the servos: each physics step gets its own."""
 ARM_JOINTS = World.joint_names[:7]
 GRIPPER_JOINT = World.joint_names[7]
 
@@ -64,7 +65,7 @@ class SimulatedRobot:
     def judge(self, instruction: str) -> None:
         """Set what the world is judged by; "" for nothing."""
         self.instruction = instruction
-        self.task = task_from_instruction(instruction, self.scene) if instruction else None
+        self.task = parse(instruction) if instruction else None
         self._judge = Judge(self.task) if self.task is not None and not self.task.missing(self.scene) else None
 
     def task_status(self) -> dict[str, Any]:
