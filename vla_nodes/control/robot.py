@@ -1,0 +1,206 @@
+"""The arm: kinematics and limits, from its URDF and a limits file, on Pinocchio.
+
+Frames: everything in `base`, the URDF's root (panda_link0 for the Panda). Poses are (4, 4) homogeneous matrices.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pinocchio
+import yaml
+
+from vla_nodes.control.inverse_kinematics import IkResult, IkSettings, solve
+from vla_nodes.share import share_path
+
+MAX_URDF_BYTES = 16_000_000
+
+
+class RobotError(ValueError):
+    """The URDF or the limits file cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """The gripper's own channel. Opening fraction 0 is `closed`, 1 is `open` (joint positions, m or rad)."""
+
+    joint: str
+    closed: float
+    open: float
+    speed: float  # largest joint speed, m/s or rad/s
+
+    def position(self, opening: np.ndarray) -> np.ndarray:
+        """Joint position for an opening fraction 0..1 (values outside are clipped)."""
+        return self.closed + np.clip(opening, 0.0, 1.0) * (self.open - self.closed)
+
+    def opening(self, position: np.ndarray) -> np.ndarray:
+        """Opening fraction of a joint position, clipped to 0..1."""
+        return np.clip((np.asarray(position) - self.closed) / (self.open - self.closed), 0.0, 1.0)
+
+
+class RobotModel:
+    """Kinematics and limits of one serial arm.
+
+    Args:
+        urdf: path of a URDF, or its text (as a latched `robot_description` carries it).
+        tool: the frame that is moved.
+        arm_joints: names in the order wanted; default: the movable joints between root and tool.
+        limits: path or mapping with what a URDF lacks (see config/panda/limits.yaml); default:
+            config/<robot name in the URDF>/limits.yaml among the package's shared files.
+
+    Attributes (J = number of arm joints, rad, s): joint_names, lower, upper, max_velocity, max_acceleration,
+    max_jerk (J,); max_tool_speed (m/s); rest (J,); gripper (None if the limits name none);
+    lever (J,) m: an upper bound of how far the tool can be from each joint's axis.
+
+    Raises: RobotError, FileNotFoundError.
+    """
+
+    def __init__(
+        self,
+        urdf: str | Path,
+        tool: str = "panda_hand_tcp",
+        arm_joints: Sequence[str] | None = None,
+        limits: str | Path | Mapping | None = None,
+    ) -> None:
+        root = _parse(urdf)
+        try:
+            full = pinocchio.buildModelFromXML(ElementTree.tostring(root, encoding="unicode"))
+        except Exception as error:  # Pinocchio raises ValueError, RuntimeError or its own, by version
+            raise RobotError(f"URDF not understood: {error}") from error
+        if not full.existFrame(tool):
+            raise RobotError(f"the URDF has no frame {tool!r}; it has {', '.join(f.name for f in full.frames)}")
+        chain = [full.names[i] for i in full.supports[full.frames[full.getFrameId(tool)].parentJoint] if i != 0]
+        names = tuple(arm_joints) if arm_joints is not None else tuple(chain)
+        missing = [name for name in names if not full.existJointName(name)]
+        if missing or not names:
+            raise RobotError(f"the URDF lacks arm joint {missing[0] if missing else '(none given)'}; has {chain}")
+        locked = [i for i in range(1, full.njoints) if full.names[i] not in names]
+        self._model = pinocchio.buildReducedModel(full, locked, pinocchio.neutral(full))
+        order = tuple(self._model.names[i] for i in range(1, self._model.njoints))
+        if order != names:
+            raise RobotError(f"arm joints must be listed from base to tool: {', '.join(order)}")
+        self._data = self._model.createData()
+        self._frame = self._model.getFrameId(tool)
+
+        self.name = root.get("name", "")
+        self.tool = tool
+        self.joint_names = names
+        self.lower = np.array(self._model.lowerPositionLimit)
+        self.upper = np.array(self._model.upperPositionLimit)
+        self.max_velocity = np.array(self._model.velocityLimit)
+        if not np.all((self.upper > self.lower) & (self.max_velocity > 0) & np.isfinite(self.max_velocity)):
+            raise RobotError("every arm joint needs <limit> with lower < upper and a velocity above zero in the URDF")
+        self.lever = self._levers()
+        self._read_limits(limits)
+
+    @property
+    def dof(self) -> int:
+        """Number of arm joints J."""
+        return len(self.joint_names)
+
+    def forward(self, q: np.ndarray) -> np.ndarray:
+        """Pose (4, 4) of the tool in base at joint positions q (J,)."""
+        pinocchio.forwardKinematics(self._model, self._data, np.asarray(q, dtype=float))
+        return pinocchio.updateFramePlacement(self._model, self._data, self._frame).homogeneous
+
+    def jacobian(self, q: np.ndarray) -> np.ndarray:
+        """(6, J): linear (m/rad) over angular velocity of the tool, base axes, per joint velocity."""
+        return pinocchio.computeFrameJacobian(
+            self._model, self._data, np.asarray(q, dtype=float), self._frame, pinocchio.LOCAL_WORLD_ALIGNED
+        )
+
+    def kinematics(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tool positions (H, 3), rotations (H, 3, 3) and Jacobians (H, 6, J) at rows of q (H, J)."""
+        model, data, frame = self._model, self._data, self._frame
+        jacobians = np.empty((len(q), 6, model.nv))
+        positions, rotations = np.empty((len(q), 3)), np.empty((len(q), 3, 3))
+        aligned = pinocchio.LOCAL_WORLD_ALIGNED
+        placement = data.oMf[frame]
+        for k, row in enumerate(np.ascontiguousarray(q, dtype=float)):
+            jacobians[k] = pinocchio.computeFrameJacobian(model, data, row, frame, aligned)
+            pinocchio.updateFramePlacement(model, data, frame)
+            positions[k], rotations[k] = placement.translation, placement.rotation
+        return positions, rotations, jacobians
+
+    def tool_speed(self, q: np.ndarray, qd: np.ndarray) -> np.ndarray:
+        """Translation speed (N,) m/s of the tool at positions and velocities (N, J)."""
+        _, _, jacobians = self.kinematics(q)
+        return np.linalg.norm(np.einsum("nij,nj->ni", jacobians[:, :3], qd), axis=1)
+
+    def solve(
+        self,
+        positions: np.ndarray,
+        rotations: np.ndarray,
+        seed: np.ndarray,
+        settings: IkSettings | None = None,
+        guess: np.ndarray | None = None,
+    ) -> IkResult:
+        """Joint positions for a sequence of tool poses (H, 3), (H, 3, 3), from seed (J,); see inverse_kinematics."""
+        return solve(self, positions, rotations, seed, settings or IkSettings(), guess)
+
+    def _levers(self) -> np.ndarray:
+        model, reach = self._model, float(np.linalg.norm(self._model.frames[self._frame].placement.translation))
+        levers = np.empty(model.nv)
+        for i in range(model.njoints - 1, 0, -1):
+            prismatic = "P" in model.joints[i].shortname().removeprefix("JointModel")[:1]
+            # A prismatic joint moves the tool 1 m/m and adds its stroke to the reach seen from the joints below.
+            levers[i - 1] = 1.0 if prismatic else reach
+            if prismatic:
+                reach += float(max(abs(self.lower[i - 1]), abs(self.upper[i - 1])))
+            reach += float(np.linalg.norm(model.jointPlacements[i].translation))
+        return levers
+
+    def _read_limits(self, limits: str | Path | Mapping | None) -> None:
+        where = "limits"
+        if not isinstance(limits, Mapping):
+            where = Path(limits) if limits is not None else share_path(f"config/{self.name}/limits.yaml")
+            try:
+                limits = yaml.safe_load(where.read_text())
+            except yaml.YAMLError as error:
+                raise RobotError(f"{where}: not YAML: {error}") from error
+        try:
+            joints = limits["joints"]
+            self.max_acceleration = np.array([float(joints[n]["acceleration"]) for n in self.joint_names])
+            self.max_jerk = np.array([float(joints[n]["jerk"]) for n in self.joint_names])
+            self.max_tool_speed = float(limits["tool_speed"])
+            middle = np.where(np.abs(self.lower) < 10.0, 0.5 * (self.lower + self.upper), 0.0)
+            self.rest = np.array(limits.get("rest", middle), dtype=float)
+            gripper = limits.get("gripper")
+            self.gripper = None if gripper is None else Gripper(
+                str(gripper["joint"]), float(gripper["closed"]), float(gripper["open"]), float(gripper["speed"])
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise RobotError(f"{where}: missing or wrong entry: {error!r} (see config/panda/limits.yaml)") from error
+        if self.rest.shape != (self.dof,):
+            raise RobotError(f"{where}: rest needs {self.dof} values, has {self.rest.size}")
+        if min(self.max_acceleration.min(), self.max_jerk.min(), self.max_tool_speed) <= 0:
+            raise RobotError(f"{where}: accelerations, jerks and tool_speed must be above zero")
+
+
+def _parse(urdf: str | Path) -> ElementTree.Element:
+    """The URDF as XML, with continuous joints made revolute: a chunk's joint columns are plain angles."""
+    text = urdf if isinstance(urdf, str) and urdf.lstrip().startswith("<") else None
+    if text is None:
+        path = Path(urdf)
+        if not path.is_file():
+            raise FileNotFoundError(f"URDF {path} does not exist")
+        text = path.read_text()
+    if len(text) > MAX_URDF_BYTES or "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise RobotError("URDF refused: too large, or it declares XML entities")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise RobotError(f"URDF is not XML: {error}") from error
+    for joint in root.iter("joint"):
+        if joint.get("type") == "continuous":
+            joint.set("type", "revolute")
+            limit = joint.find("limit")
+            if limit is None:
+                raise RobotError(f"continuous joint {joint.get('name')} has no velocity limit in the URDF")
+            limit.set("lower", "-1000")
+            limit.set("upper", "1000")
+    return root

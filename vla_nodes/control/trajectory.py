@@ -1,0 +1,174 @@
+"""ROS-free twin of `trajectory_msgs/JointTrajectory`, with joint_trajectory_controller's rules.
+
+`refusal` restates `validate_trajectory_msg` and `sample` restates `Trajectory::sample` of ros2_controllers (branch
+jazzy), so that every core, test and the simulated controller agree with the stock controller on what is accepted
+and on what the robot does with it. Source: https://github.com/ros-controls/ros2_controllers, jazzy,
+joint_trajectory_controller/src/{joint_trajectory_controller,trajectory}.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# joint_trajectory_controller compares the last velocity with std::numeric_limits<float>::epsilon().
+END_VELOCITY_EPSILON = float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """N timed points for J joints.
+
+    joint_names: J names; times: (N,) s, time_from_start; positions: (N, J) rad (m for fingers);
+    velocities, accelerations: (N, J) or None where the message leaves the field empty;
+    stamp: s on the ROS clock at which times are zero, 0 = start on receipt.
+    """
+
+    joint_names: tuple[str, ...]
+    times: np.ndarray
+    positions: np.ndarray
+    velocities: np.ndarray | None = None
+    accelerations: np.ndarray | None = None
+    stamp: float = 0.0
+
+    @property
+    def end(self) -> float:
+        """Absolute time of the last point, s (meaningful with a stamp)."""
+        return self.stamp + float(self.times[-1])
+
+
+def refusal(trajectory: Trajectory, joint_names: Sequence[str], now: float) -> str | None:
+    """Why joint_trajectory_controller (Jazzy, default parameters) refuses `trajectory`, or None.
+
+    Defaults assumed: allow_partial_joints_goal false, allow_nonzero_velocity_at_trajectory_end false,
+    allow_integration_in_goal_trajectories false. Two checks are ours: a joint named twice (the controller would
+    silently use one of the two) and non-finite numbers (the controller would pass them to the motors).
+
+    Args: joint_names: the controller's joints, any order; now: s on the ROS clock.
+    """
+    names = trajectory.joint_names
+    if not names:
+        return "no joint names"
+    if len(names) != len(joint_names):
+        return f"{len(names)} joints named, the controller has {len(joint_names)} and takes no partial goals"
+    times = np.asarray(trajectory.times)
+    positions = np.asarray(trajectory.positions)
+    if times.ndim != 1 or times.size == 0 or positions.size == 0:
+        return "trajectory has no points"
+    velocities = trajectory.velocities
+    if velocities is not None and len(velocities):
+        last = np.atleast_1d(np.asarray(velocities)[-1])
+        moving = np.flatnonzero(~(np.abs(last) <= END_VELOCITY_EPSILON))
+        if moving.size:
+            joint = names[moving[0]] if moving[0] < len(names) else f"number {moving[0]}"
+            return f"velocity of the last point is {last[moving[0]]:.6g} at joint {joint}, must be zero"
+    if not (np.all(np.isfinite(times)) and np.isfinite(trajectory.stamp)):
+        return "non-finite time"
+    if trajectory.stamp != 0.0 and trajectory.stamp + times[-1] < now:
+        return f"trajectory ended {now - trajectory.stamp - times[-1]:.3f} s in the past"
+    unknown = [name for name in names if name not in joint_names]
+    if unknown:
+        return f"unknown joint {unknown[0]}, the controller has {', '.join(joint_names)}"
+    if len(set(names)) != len(names):
+        return f"joint {next(n for n in names if names.count(n) > 1)} is named twice"
+    backward = np.flatnonzero(np.diff(times) <= 0.0)
+    if backward.size:
+        i = int(backward[0])
+        return f"times not strictly increasing between points {i} ({times[i]:.9g} s) and {i + 1} ({times[i + 1]:.9g} s)"
+    for field in ("positions", "velocities", "accelerations"):
+        value = getattr(trajectory, field)
+        if value is None and field != "positions":
+            continue
+        value = np.asarray(value)
+        if value.shape != (times.size, len(names)):
+            return f"{field} have shape {value.shape}, expected {(times.size, len(names))}"
+        if not np.all(np.isfinite(value)):
+            return f"non-finite {field}"
+    return None
+
+
+def sample(trajectory: Trajectory, times: np.ndarray | float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Position, velocity and acceleration as the controller interpolates them.
+
+    Quintic where positions, velocities and accelerations are given, cubic with positions and velocities, else
+    linear. After the last point it holds that point at rest; before the first it holds the first point at rest
+    (the controller interpolates there from its own state, see sim/joint_trajectory_controller.py).
+
+    Args: times: (T,) or scalar, s since the trajectory's start (time_from_start).
+    Returns: three arrays (T, J), or (J,) for a scalar.
+    """
+    scalar = np.ndim(times) == 0
+    t = np.atleast_1d(np.asarray(times, dtype=float))
+    knots = trajectory.times
+    if len(knots) == 1:
+        q = np.repeat(trajectory.positions[:1], len(t), axis=0)
+        out = q, np.zeros_like(q), np.zeros_like(q)
+    else:
+        i = np.clip(np.searchsorted(knots, t, side="right") - 1, 0, len(knots) - 2)
+        out = interpolate(
+            t - knots[i],
+            knots[i + 1] - knots[i],
+            *(field[i] if field is not None else None for field in _fields(trajectory)),
+            *(field[i + 1] if field is not None else None for field in _fields(trajectory)),
+        )
+        outside = (t >= knots[-1]) | (t < knots[0])
+        if np.any(outside):
+            held = np.where((t >= knots[-1])[:, None], trajectory.positions[-1], trajectory.positions[0])
+            out[0][outside], out[1][outside], out[2][outside] = held[outside], 0.0, 0.0
+    return tuple(x[0] for x in out) if scalar else out
+
+
+def interpolate(
+    t: np.ndarray,
+    duration: np.ndarray,
+    p0: np.ndarray,
+    v0: np.ndarray | None,
+    a0: np.ndarray | None,
+    p1: np.ndarray,
+    v1: np.ndarray | None,
+    a1: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One polynomial per row: `Trajectory::interpolate_between_points`.
+
+    Args: t, duration: (T,) s into the segment and its length; p, v, a: (T, J) at its ends, None where not given.
+    Returns: position, velocity, acceleration, each (T, J).
+    """
+    t, h = t[:, None], duration[:, None]
+    d = p1 - p0
+    if v0 is None or v1 is None:
+        velocity = d / h
+        return p0 + t * velocity, velocity, np.zeros_like(velocity)
+    # Coefficients in u = t/h rather than t: powers of a short segment's length would lose digits.
+    u, v0, v1 = t / h, v0 * h, v1 * h
+    if a0 is None or a1 is None:
+        c2, c3 = 3 * d - 2 * v0 - v1, v0 + v1 - 2 * d
+        return (
+            p0 + u * (v0 + u * (c2 + u * c3)),
+            (v0 + u * (2 * c2 + u * 3 * c3)) / h,
+            (2 * c2 + u * 6 * c3) / h**2,
+        )
+    a0, a1 = a0 * h * h, a1 * h * h
+    c2 = 0.5 * a0
+    c3 = 10 * d - 6 * v0 - 4 * v1 - 1.5 * a0 + 0.5 * a1
+    c4 = -15 * d + 8 * v0 + 7 * v1 + 1.5 * a0 - a1
+    c5 = 6 * d - 3 * (v0 + v1) - 0.5 * (a0 - a1)
+    return (
+        p0 + u * (v0 + u * (c2 + u * (c3 + u * (c4 + u * c5)))),
+        (v0 + u * (2 * c2 + u * (3 * c3 + u * (4 * c4 + u * 5 * c5)))) / h,
+        (2 * c2 + u * (6 * c3 + u * (12 * c4 + u * 20 * c5))) / h**2,
+    )
+
+
+def reordered(trajectory: Trajectory, joint_names: Sequence[str]) -> Trajectory:
+    """The same trajectory with its columns in the order of `joint_names` (names must match as sets)."""
+    if tuple(joint_names) == trajectory.joint_names:
+        return trajectory
+    columns = [trajectory.joint_names.index(name) for name in joint_names]
+    p, v, a = (None if field is None else field[:, columns] for field in _fields(trajectory))
+    return Trajectory(tuple(joint_names), trajectory.times, p, v, a, trajectory.stamp)
+
+
+def _fields(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    return trajectory.positions, trajectory.velocities, trajectory.accelerations

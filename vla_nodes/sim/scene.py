@@ -1,0 +1,151 @@
+"""What stands on the table: a seeded, JSON-serialisable description, with no simulator in it.
+
+Frame: base (panda_link0, REP 103: x forward, y left, z up); the table top is z = 0. Units: m, rad.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+COLORS: dict[str, tuple[float, float, float]] = {
+    "red": (0.83, 0.10, 0.08),
+    "green": (0.13, 0.62, 0.18),
+    "blue": (0.10, 0.27, 0.85),
+    "yellow": (0.95, 0.82, 0.10),
+    "orange": (0.97, 0.48, 0.06),
+    "purple": (0.46, 0.14, 0.66),
+    "pink": (0.97, 0.50, 0.70),
+    "cyan": (0.10, 0.78, 0.82),
+    "white": (0.93, 0.93, 0.93),
+    "black": (0.07, 0.07, 0.08),
+}
+BLOCK_SIZE = 0.04  # edge of a block
+CAN_RADIUS, CAN_HEIGHT = 0.021, 0.055
+BOWL_RADIUS, BOWL_HEIGHT = 0.075, 0.045  # to the middle of the wall
+TRAY_SIZE, TRAY_HEIGHT = (0.16, 0.20), 0.018  # outer x, y; rim height
+DRAWER_TRAVEL = 0.16
+CABINET_SIZE = (0.20, 0.22, 0.11)  # x, y, z
+CABINET_POSITION = (0.70, -0.30)
+
+# Where objects may stand: reachable top-down, in view, clear of the drawer's path.
+REGION_X, REGION_Y = (0.34, 0.62), (-0.12, 0.27)
+HAND_HALF_WIDTH = 0.115  # along y, with margin: what a top-down grasp needs beside the cabinet and its open drawer
+# What keeps the fingers of a top-down grasp clear of the neighbours.
+CLEARANCE = {"block": 0.050, "can": 0.050, "bowl": 0.090, "tray": 0.120}
+GRASPABLE = ("block", "can")
+
+
+@dataclass
+class Thing:
+    """An object on the table. ``name`` is unique in a scene and is how people call it ("red block", "bowl")."""
+
+    kind: str
+    color: str
+    x: float
+    y: float
+    yaw: float
+    rgb: tuple[float, float, float]
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.kind in ("bowl", "tray") else f"{self.color} {self.kind}"
+
+
+@dataclass
+class View:
+    """The fixed camera: its position and the point it looks at, in base; vertical field of view in degrees."""
+
+    position: tuple[float, float, float] = (0.48, 0.62, 0.80)
+    target: tuple[float, float, float] = (0.47, -0.03, 0.03)
+    fovy: float = 47.0
+
+
+@dataclass
+class Scene:
+    seed: int
+    things: list[Thing] = field(default_factory=list)
+    drawer_opening: float = 0.0  # m
+    view: View = field(default_factory=View)
+    light: tuple[float, float, float] = (0.3, 0.2, 1.5)  # position of the main light
+    brightness: float = 1.0
+    table_rgb: tuple[float, float, float] = (0.72, 0.60, 0.46)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Scene:
+        raw = json.loads(text)
+        things = [Thing(**{**t, "rgb": tuple(t["rgb"])}) for t in raw.pop("things")]
+        view = View(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("view").items()})
+        raw = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        return cls(things=things, view=view, **raw)
+
+    def find(self, name: str) -> Thing | None:
+        return next((t for t in self.things if t.name == name), None)
+
+    @classmethod
+    def demo(cls, seed: int) -> Scene:
+        """The scene ``./run`` and the launch file start with: four blocks, a bowl, a tray and the drawer, placed by seed."""
+        rng = np.random.default_rng(seed)
+        blocks = [("block", color) for color in ("red", "green", "blue", "yellow")]
+        return cls(seed, _place([("bowl", "grey"), ("tray", "brown"), *blocks], rng))
+
+    @classmethod
+    def random(cls, seed: int) -> Scene:
+        """A training scene: anything the demo scene can hold and more, with light, table and camera jittered."""
+        rng = np.random.default_rng(seed)
+        kinds: list[tuple[str, str]] = []
+        if rng.random() < 0.85:
+            kinds.append(("bowl", "grey"))
+        if rng.random() < 0.75:
+            kinds.append(("tray", "brown"))
+        colors = list(rng.permutation(list(COLORS)))
+        if rng.random() < 0.5:  # the everyday four more often than chance would have it
+            everyday = ["red", "green", "blue", "yellow"]
+            colors = list(rng.permutation(everyday)) + [c for c in colors if c not in everyday]
+        for color in colors[: rng.integers(1, 6)]:
+            kinds.append(("can" if rng.random() < 0.2 else "block", str(color)))
+        scene = cls(seed, _place(kinds, rng, color_noise=0.04))
+        if rng.random() < 0.35:
+            scene.drawer_opening = float(rng.uniform(0.05, 1.0) * DRAWER_TRAVEL)
+        view = View()
+        scene.view = View(
+            tuple(float(v) for v in np.asarray(view.position) + rng.uniform(-0.02, 0.02, 3)),
+            tuple(float(v) for v in np.asarray(view.target) + rng.uniform(-0.015, 0.015, 3)),
+            view.fovy,
+        )
+        scene.light = (float(rng.uniform(-0.4, 0.9)), float(rng.uniform(-0.6, 0.8)), float(rng.uniform(1.2, 1.9)))
+        scene.brightness = float(rng.uniform(0.75, 1.15))
+        shade = rng.uniform(0.75, 1.2)
+        rgb = np.clip(np.asarray(scene.table_rgb) * shade + rng.uniform(-0.08, 0.08, 3), 0.15, 0.95)
+        scene.table_rgb = tuple(float(v) for v in rgb)
+        return scene
+
+
+def _place(kinds: list[tuple[str, str]], rng: np.random.Generator, color_noise: float = 0.0) -> list[Thing]:
+    """Random places that keep every pair clear of each other; the crowd starts over when someone finds no room."""
+    for _ in range(1000):
+        things: list[Thing] = []
+        for kind, color in kinds:
+            for _ in range(60):
+                margin = max(0.0, CLEARANCE[kind] - 0.05)
+                x = rng.uniform(REGION_X[0] + margin, REGION_X[1] - margin)
+                y = rng.uniform(REGION_Y[0] + margin, REGION_Y[1] - margin)
+                beside_cabinet = x > 0.40 and y < CABINET_POSITION[1] + CABINET_SIZE[1] / 2 + HAND_HALF_WIDTH
+                if not beside_cabinet and all(
+                    np.hypot(x - o.x, y - o.y) > CLEARANCE[kind] + CLEARANCE[o.kind] for o in things
+                ):
+                    break
+            else:
+                break
+            base = COLORS.get(color, (0.45, 0.47, 0.50) if kind == "bowl" else (0.42, 0.27, 0.16))
+            rgb = np.clip(np.asarray(base) + rng.uniform(-color_noise, color_noise, 3), 0, 1)
+            yaw = rng.uniform(-0.6, 0.6) if kind in GRASPABLE else 0.0
+            things.append(Thing(kind, color, float(x), float(y), float(yaw), tuple(float(v) for v in rgb)))
+        else:
+            return things
+    raise ValueError(f"no room on the table for {len(kinds)} things: ask for fewer")
