@@ -80,7 +80,6 @@ class Mamba2(nn.Module):
         chunk_size: int = 64,
         dt_limit: tuple[float, float] = (0.0, float("inf")),
         norm_eps: float = 1e-5,
-        norm_groups: int | None = None,
     ):
         super().__init__()
         inner = expand * d_model
@@ -95,7 +94,7 @@ class Mamba2(nn.Module):
         self.dt_bias = nn.Parameter(_initial_dt_bias(self.nheads))
         self.A_log = nn.Parameter(torch.log(torch.empty(self.nheads).uniform_(1, 16)))
         self.D = nn.Parameter(torch.ones(self.nheads))
-        self.norm = GatedRMSNorm(inner, norm_groups or ngroups, norm_eps)
+        self.norm = GatedRMSNorm(inner, ngroups, norm_eps)
         self.out_proj = nn.Linear(inner, d_model, bias=False)
 
     def init_state(self, batch: int, device: torch.device | str | None = None, dtype=torch.float32) -> MixerState:
