@@ -297,7 +297,7 @@ class ChunkExecutor:
         return None
 
     def _overlap(self, base: Trajectory, at: float, path: ChunkPath, law: TimeLaw) -> float:
-        """Shortest blend (s) whose own acceleration and jerk stay within half of the limits (peaks of w', w'', w''')."""
+        """Shortest blend (s) that itself stays within half of the limits (peaks of w' to w''')."""
         q, qd, _ = sample(base, at - base.stamp)
         p, p1, _ = path.evaluate(np.array([law.start]))
         d, dd = np.abs(p[0] - q), np.abs(p1[0] * law.rate - qd)
