@@ -49,7 +49,7 @@ def encoder(folder):
 sentences = st.lists(st.sampled_from(WORDS), min_size=1, max_size=20).map(" ".join)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(texts=st.lists(sentences, min_size=1, max_size=5))
 def test_padding_and_batch_mates_change_nothing(encoder, texts):
     together = encoder.encode(texts)
@@ -92,7 +92,7 @@ def test_refusals_name_the_reason_and_nothing_is_cut_silently(encoder, text, rea
         encoder.encode(["open the drawer", text])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(text=st.text(max_size=300))
 def test_any_text_is_encoded_finitely_or_refused(encoder, text):
     if reason := encoder.check(text):
@@ -166,7 +166,7 @@ def test_a_student_learns_a_teacher(encoder, folder):
     ids, mask = student.tokenize(texts)
     before = agreement(student(ids, mask).sentence.detach(), target)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-3)
-    for _ in range(40):
+    for _ in range(30):
         cosine, relation = losses(student(ids, mask).sentence, target)
         optimizer.zero_grad()
         (cosine + 10 * relation).backward()

@@ -77,7 +77,7 @@ class Mamba2(nn.Module):
         expand: int = 2,
         headdim: int = 64,
         ngroups: int = 1,
-        chunk_size: int = 64,
+        chunk_size: int = 32,
         dt_limit: tuple[float, float] = (0.0, float("inf")),
         norm_eps: float = 1e-5,
     ):
@@ -116,9 +116,7 @@ class Mamba2(nn.Module):
         c = c.reshape(batch, length, self.ngroups, self.d_state)
         decay = -torch.exp(self.A_log.float())
         if ssm_kernels.use_for(u):
-            y, ssm = ssm_kernels.ssd(
-                x, dt, decay, b, c, self.D, self.dt_bias, state.ssm, self.chunk_size, self.dt_limit
-            )
+            y, ssm = ssm_kernels.ssd(x, dt, decay, b, c, self.D, self.dt_bias, state.ssm, self.dt_limit)
         else:
             x, b, c = x.float(), b.float(), c.float()
             dt = F.softplus(dt.float() + self.dt_bias.float())
@@ -228,7 +226,7 @@ class SequenceCore(nn.Module):
         self.d_model, self.n_layer, self.mixer = d_model, n_layer, mixer
         if mixer == "mamba2":
             blocks = [
-                Block(d_model, Mamba2(d_model, d_state or 128, d_conv, expand, headdim, ngroups, chunk_size or 64,
+                Block(d_model, Mamba2(d_model, d_state or 128, d_conv, expand, headdim, ngroups, chunk_size or 32,
                                       norm_eps=norm_eps), norm_eps)
                 for _ in range(n_layer)
             ]  # fmt: skip
