@@ -82,7 +82,7 @@ def collect_one(seed: int, path: Path) -> str:
     rollout = Rollout(world)
     if rng.random() < 0.45:
         start = rng.uniform([0.32, -0.22, 0.10], [0.60, 0.25, 0.40])
-        rollout.place(start, opening=rng.choice([1.0, rng.random()]))
+        rollout.place(start, opening=float(rng.choice([1.0, rng.random()])))
     camera = Camera(world, IMAGE, IMAGE)
     names, table = label_table(world)
     expert, judge, disturb, writer = Expert(task, scene), Judge(task), Disturbance(rng), EpisodeWriter()
@@ -97,7 +97,11 @@ def collect_one(seed: int, path: Path) -> str:
                        gripper=world.opening(), ee_pose=world.tool_pose(), actions=actions.astype(np.float32),
                        primitive=PRIMITIVES.index(primitive), segmentation=table[camera.segmentation(CELLS, CELLS)],
                        thing_positions=np.array(things, np.float32))
-            rollout.execute(disturb(actions, world.time) if ended is None else actions, TICK)
+            executed = disturb(actions, world.time) if ended is None else actions
+            stamp, latency = world.time, round(rng.uniform(0.02, 0.09), 2)
+            rollout.run(latency)
+            rollout.submit(executed, stamp, PERIOD)
+            rollout.run(TICK - latency)
             if judge.update(world) and ended is None:
                 ended = world.time
         if not judge.succeeded:
