@@ -77,10 +77,9 @@ class Mamba2(nn.Module):
         expand: int = 2,
         headdim: int = 64,
         ngroups: int = 1,
-        chunk_size: int = 64,
+        chunk_size: int = 32,
         dt_limit: tuple[float, float] = (0.0, float("inf")),
         norm_eps: float = 1e-5,
-        norm_groups: int | None = None,
     ):
         super().__init__()
         inner = expand * d_model
@@ -95,7 +94,7 @@ class Mamba2(nn.Module):
         self.dt_bias = nn.Parameter(_initial_dt_bias(self.nheads))
         self.A_log = nn.Parameter(torch.log(torch.empty(self.nheads).uniform_(1, 16)))
         self.D = nn.Parameter(torch.ones(self.nheads))
-        self.norm = GatedRMSNorm(inner, norm_groups or ngroups, norm_eps)
+        self.norm = GatedRMSNorm(inner, ngroups, norm_eps)
         self.out_proj = nn.Linear(inner, d_model, bias=False)
 
     def init_state(self, batch: int, device: torch.device | str | None = None, dtype=torch.float32) -> MixerState:
@@ -117,9 +116,7 @@ class Mamba2(nn.Module):
         c = c.reshape(batch, length, self.ngroups, self.d_state)
         decay = -torch.exp(self.A_log.float())
         if ssm_kernels.use_for(u):
-            y, ssm = ssm_kernels.ssd(
-                x, dt, decay, b, c, self.D, self.dt_bias, state.ssm, self.chunk_size, self.dt_limit
-            )
+            y, ssm = ssm_kernels.ssd(x, dt, decay, b, c, self.D, self.dt_bias, state.ssm, self.dt_limit)
         else:
             x, b, c = x.float(), b.float(), c.float()
             dt = F.softplus(dt.float() + self.dt_bias.float())
@@ -229,7 +226,7 @@ class SequenceCore(nn.Module):
         self.d_model, self.n_layer, self.mixer = d_model, n_layer, mixer
         if mixer == "mamba2":
             blocks = [
-                Block(d_model, Mamba2(d_model, d_state or 128, d_conv, expand, headdim, ngroups, chunk_size or 64,
+                Block(d_model, Mamba2(d_model, d_state or 128, d_conv, expand, headdim, ngroups, chunk_size or 32,
                                       norm_eps=norm_eps), norm_eps)
                 for _ in range(n_layer)
             ]  # fmt: skip

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+CHUNK = 256  # upstream's default on a GPU; the result does not depend on it
 _choice = "auto"
 
 
@@ -51,7 +52,7 @@ def use_for(x: Tensor) -> bool:
     return x.is_cuda and _choice != "reference" and not why_unavailable()
 
 
-def ssd(x, dt, decay, b, c, d, dt_bias, state, chunk_size, dt_limit) -> tuple[Tensor, Tensor]:
+def ssd(x, dt, decay, b, c, d, dt_bias, state, dt_limit) -> tuple[Tensor, Tensor]:
     """Kernel form of `ssd_chunked` / `ssd_step` with softplus(dt + dt_bias) and D x inside; shapes as there."""
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
@@ -74,7 +75,7 @@ def ssd(x, dt, decay, b, c, d, dt_bias, state, chunk_size, dt_limit) -> tuple[Te
         )
         return y.unsqueeze(1), state
     return mamba_chunk_scan_combined(
-        x, dt, decay, b, c, chunk_size,
+        x, dt, decay, b, c, CHUNK,
         D=d, dt_bias=dt_bias, initial_states=state, dt_softplus=True, dt_limit=dt_limit, return_final_states=True,
     )  # fmt: skip
 

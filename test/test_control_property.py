@@ -1,0 +1,168 @@
+"""Random and adversarial chunk streams: no published trajectory may break a limit, a seam or the controller's rules.
+
+A few hundred streams by default; `pytest -m slow test/test_control_property.py` runs 10,000.
+"""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from vla_nodes.control.chunk import ActionChunk, ActionSpace
+from vla_nodes.control.executor import ChunkExecutor
+from vla_nodes.control.robot import RobotModel
+from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
+from vla_nodes.control.trajectory import refusal, sample
+from vla_nodes.share import share_path
+from vla_nodes.sim.joint_trajectory_controller import JointTrajectoryController
+
+RATE = 1e-3
+FINGER = ("panda_finger_joint1",)
+
+
+@pytest.fixture(scope="module")
+def robot():
+    return RobotModel(share_path("config/panda/panda.urdf"))
+
+
+def random_chunk(rng, stamp, robot, measured, previous):
+    """Anything from a smooth motion to nonsense."""
+    space = ActionSpace(rng.choice([x.value for x in ActionSpace]))
+    rows, period = int(rng.integers(1, 25)), float(rng.choice([0.02, 0.05, 0.1, 0.2]))
+    kind = rng.choice(["smooth", "noisy", "jump", "reverse", "still", "spike"])
+    t = np.arange(1, rows + 1)[:, None] * period
+    if space is ActionSpace.EE_DELTA:
+        speed = rng.normal(size=(1, 6)) * ([0.15] * 3 + [0.4] * 3) * np.cos(rng.uniform(0, 6, (1, 6)) + 2 * t)
+        a = speed * period
+        a += {"noisy": 0.01, "jump": 0.1, "spike": 0.0}.get(kind, 0.0) * rng.normal(size=a.shape)
+    elif space is ActionSpace.EE_POSE:
+        pose = robot.forward(measured)
+        a = np.zeros((rows, 7))
+        a[:, :3] = pose[:3, 3] + rng.normal(size=3) * 0.15 * t
+        a[:, :3] += {"noisy": 0.01, "jump": 0.3}.get(kind, 0.0) * rng.normal(size=(rows, 3))
+        a[:, 3:] = rng.normal(size=4) if kind == "jump" else [1.0, 0.02, 0.0, 0.01]
+    else:
+        a = rng.normal(size=(1, 7)) * 0.5 * np.sin(t + rng.uniform(0, 6, (1, 7)))
+        a += {"noisy": 0.02, "jump": 1.0}.get(kind, 0.0) * rng.normal(size=a.shape)
+        a = measured + a if space is ActionSpace.JOINT_POSITION else np.diff(np.vstack([a[:1], a]), axis=0)
+    if kind == "reverse":
+        a = -a[::-1] if space is not ActionSpace.EE_POSE else a[::-1]
+    if kind == "still":
+        a = a * 0.0 if "delta" in space.value else np.repeat(a[:1], rows, 0)
+    if kind == "spike":
+        a[rng.integers(rows)] += rng.normal() * 2.0
+    a = np.hstack([a, rng.uniform(-0.2, 1.2, (rows, 1)).round(rng.integers(0, 2))])
+    broken = rng.random()
+    if broken < 0.03:
+        a[rng.integers(rows), rng.integers(a.shape[1])] = rng.choice([np.nan, np.inf, 1e300, -1e9])
+    elif broken < 0.05:
+        a = a[:, : rng.integers(0, a.shape[1])]
+    elif broken < 0.06:
+        a = a.ravel()
+    elif broken < 0.07:
+        period = float(rng.choice([0.0, -0.1, np.nan, 1e9]))
+    instruction = "first" if rng.random() < 0.8 else "second"
+    return ActionChunk(stamp, instruction, period, space, a)
+
+
+def check_limits(arm, limits, robot, names):
+    t = np.arange(arm.times[0], arm.times[-1] + RATE, RATE)
+    q, qd, qdd = sample(arm, t)
+    slack = 1.0 + 1e-6
+    assert np.all(q >= limits.lower - 1e-9) and np.all(q <= limits.upper + 1e-9)
+    assert np.all(np.abs(qd) <= limits.velocity * slack), (np.abs(qd) / limits.velocity).max()
+    assert np.all(np.abs(qdd) <= limits.acceleration * slack), (np.abs(qdd) / limits.acceleration).max()
+    # The last sample may lie beyond the end, where the controller holds: acceleration there is zero, as planned.
+    jerk = np.abs(np.diff(qdd, axis=0)) / RATE
+    assert np.all(jerk <= limits.jerk * slack + 1e-6), (jerk / limits.jerk).max()
+    coarse = slice(None, None, 10)
+    assert robot.tool_speed(q[coarse], qd[coarse]).max() <= limits.tool_speed
+
+
+def run_stream(seed, robot, counts):
+    rng = np.random.default_rng(seed)
+    settings = ExecutorSettings(
+        strategy=Strategy(rng.choice(["splice", "splice", "splice", "temporal_ensemble", "finish_chunk"])),
+        on_instruction_change=OnInstructionChange(rng.choice([x.value for x in OnInstructionChange])),
+        at_rest=str(rng.choice(["stamp", "path"])),
+    )
+    executor = ChunkExecutor(robot, settings)
+    controller = JointTrajectoryController(robot.joint_names)
+    fingers = JointTrajectoryController(FINGER)
+    t = 1.7e9 + rng.uniform(0, 1e5)  # seconds since 1970: where double precision is tightest
+    q = robot.rest + rng.normal(size=7) * 0.3
+    q = np.clip(q, robot.lower + 0.05, robot.upper - 0.05)
+    controller.hold(q)
+    fingers.hold(np.array([0.02]))
+    executor.observe(t, q, np.zeros(7), 0.02)
+    first, in_flight = True, None
+    inbox, previous = [], None
+    for _ in range(int(rng.integers(3, 12))):
+        if inbox and rng.random() < 0.1:
+            chunk, arrival = inbox.pop(0), t  # reordered: an old one arrives after newer ones
+        else:
+            measured = executor.measured(t)
+            chunk = random_chunk(rng, t, robot, q if measured is None else measured, previous)
+            arrival = t + rng.uniform(0, 0.5)
+            if rng.random() < 0.1:
+                inbox.append(chunk)
+                continue
+        previous = chunk
+        now = max(arrival, t)
+        if rng.random() < 0.06:
+            arm, finger = executor.stop(now), None
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                output = executor.submit(chunk, now)
+            counts[output.cause or output.mode] += 1
+            arm, finger = output.arm, output.gripper
+        if arm is not None:
+            assert refusal(arm, robot.joint_names, now) is None
+            check_limits(arm, executor.limits, robot, robot.joint_names)
+            receipt = now + rng.uniform(0.0, settings.lead)
+            for at in (receipt, now + settings.lead):
+                if first:
+                    np.testing.assert_allclose(sample(arm, at - arm.stamp)[0], q, atol=1e-12)
+                else:
+                    old, new = sample(in_flight, at - in_flight.stamp), sample(arm, at - arm.stamp)
+                    assert np.abs(old[0] - new[0]).max() <= 1e-6 and np.abs(old[1] - new[1]).max() <= 1e-4
+            before = controller.reference(receipt)
+            assert controller.accept(arm, receipt, q, np.zeros(7)) is None
+            after = controller.reference(receipt)
+            assert np.abs(before[0] - after[0]).max() <= 1e-6 and np.abs(before[1] - after[1]).max() <= 1e-4
+            in_flight, first = arm, False
+        if finger is not None:
+            assert refusal(finger, FINGER, now) is None
+            before = fingers.reference(now)
+            assert fingers.accept(finger, now, np.zeros(1), np.zeros(1)) is None
+            after = fingers.reference(now)
+            assert np.abs(before[0] - after[0]).max() <= 1e-6 and np.abs(before[1] - after[1]).max() <= 1e-4
+            p, v, _ = sample(finger, np.arange(0.0, finger.times[-1], RATE))
+            assert p.min() >= -1e-9 and p.max() <= 0.04 + 1e-9
+            assert np.abs(v).max() <= robot.gripper.speed + 1e-9
+        later = now + rng.uniform(0.01, 0.6)
+        for x in np.arange(t + 0.01, later, 0.02):
+            q, qd = controller.reference(x)
+            executor.observe(x, q + rng.normal(size=7) * 1e-3, qd, 0.02)
+        t = float(later)
+        executor.observe(t, q, qd, 0.02)
+
+
+def test_streams(robot):
+    counts = Counter()
+    for seed in range(150):
+        run_stream(seed, robot, counts)
+    # The streams must really reach what they are meant to test.
+    assert counts["moving"] > 150 and counts["stopping"] + counts["rest"] > 10
+    assert {"malformed", "unreachable", "finishing"} <= set(counts)
+
+
+@pytest.mark.slow
+def test_ten_thousand_streams(robot):
+    counts = Counter()
+    for seed in range(1000, 11_000):
+        try:
+            run_stream(seed, robot, counts)
+        except AssertionError as error:
+            raise AssertionError(f"stream with seed {seed}: {error}") from error
+    print(dict(counts))

@@ -1,0 +1,439 @@
+"""The chunk executor: from policy chunks to one timed, limited, restful trajectory at a time.
+
+Each chunk is aligned by its observation stamp, turned into a path in joint space (rows.py, path.py), given a time law
+within the limits (path.py), and spliced onto the reference in flight (splice.py). Before a trajectory is published
+it is proven against every limit (limits.py); candidates go from the smoothest splice to a stop followed by a fresh
+start, and if none passes the motion in flight, which ends at rest, simply goes on. So no input can make a
+published trajectory break a limit or a seam jump.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vla_nodes.control import gripper as gripper_channel
+from vla_nodes.control.chunk import ActionChunk
+from vla_nodes.control.limits import Limits, excess
+from vla_nodes.control.path import ChunkPath, TimeLaw, time_law
+from vla_nodes.control.robot import RobotModel
+from vla_nodes.control.rows import JointRows, joint_rows
+from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
+from vla_nodes.control.splice import blend_onto_path, hold, slow_along, with_prefix
+from vla_nodes.control.stop import approach, fastest_stop
+from vla_nodes.control.trajectory import Trajectory, sample
+
+PLANNED = 0.9  # share of the limits the time law uses; the rest is for the blend
+# mode, how much slower than the time law, how much longer than the shortest blend
+CANDIDATES = (
+    ("moving", 1.0, 1.0),
+    ("moving", 1.15, 1.5),
+    ("stopping", 1.0, 1.0),
+    ("stopping", 1.5, 2.0),
+    ("rest", 1.0, 1.0),
+    ("rest", 1.5, 1.5),
+    ("rest", 4.0, 3.0),
+)
+
+
+@dataclass(frozen=True)
+class ExecutorOutput:
+    """What to publish for one chunk, and the seam in numbers.
+
+    arm, gripper: trajectories to publish, None if none; refused: why the chunk was not used, or None, with a
+    short `cause` to count by; begin: s, absolute, where the new motion leaves the old; mode: moving (blended
+    onto the motion in flight), stopping (while slowing it down) or rest (after stopping it); gap, gap_velocity: rad,
+    rad/s, largest disagreement of chunk and reference at begin, what a naive executor would jump by;
+    seam_position, seam_velocity: rad, rad/s, what is left of it in the published trajectory; latency: s from the
+    chunk's stamp to begin; dropped: rows already past; clipped: rows outside joint limits; stretched: s the path
+    takes beyond the policy's pace; starved: s the reference had been at rest, its chunk used up.
+    """
+
+    arm: Trajectory | None = None
+    gripper: Trajectory | None = None
+    refused: str | None = None
+    cause: str = ""
+    begin: float = 0.0
+    mode: str = ""
+    gap: float = 0.0
+    gap_velocity: float = 0.0
+    seam_position: float = 0.0
+    seam_velocity: float = 0.0
+    latency: float = 0.0
+    dropped: int = 0
+    clipped: int = 0
+    stretched: float = 0.0
+    starved: float = 0.0
+
+
+def _refuse(cause: str, reason: str) -> ExecutorOutput:
+    return ExecutorOutput(refused=reason, cause=cause)
+
+
+class ChunkExecutor:
+    """Feeds a joint trajectory controller from policy chunks. One per arm; not thread-safe.
+
+    Use: observe(...) for every joint state, submit(...) for every chunk, publish what comes back.
+    """
+
+    def __init__(self, robot: RobotModel, settings: ExecutorSettings | None = None) -> None:
+        self.robot = robot
+        self.settings = s = settings or ExecutorSettings()
+        self.limits = Limits.scaled(robot, s.velocity_scale, s.acceleration_scale, s.jerk_scale, s.tool_speed)
+        self._measured: deque[tuple[float, np.ndarray, np.ndarray]] = deque()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the motion in flight and everything seen: the next chunk starts from the measured pose at rest."""
+        self._plan: Trajectory | None = None
+        self._finger: Trajectory | None = None
+        self._finger_measured: float | None = None
+        self._measured.clear()
+        self._lag: list[tuple[float, float]] = []  # (time, s of nominal progress lost up to then)
+        self._guess: tuple[float, ChunkPath] | None = None
+        self._recent: deque[tuple[float, ChunkPath]] = deque(maxlen=self.settings.ensemble_size)
+        self._instruction: str | None = None
+        self._resume_after = -math.inf
+
+    # -- what is seen ------------------------------------------------------------------------------------------
+
+    def observe(self, stamp: float, q: np.ndarray, qd: np.ndarray, finger: float | None = None) -> None:
+        """Measured arm joints q (J,) rad, qd (J,) rad/s at stamp; finger: gripper joint position (m), if known.
+
+        A stamp not later than the last one is ignored: a clock that jumped is the safety gate's business.
+        """
+        if self._measured and stamp <= self._measured[-1][0]:
+            return
+        q, qd = np.array(q, dtype=float), np.array(qd, dtype=float)
+        if q.shape != (self.robot.dof,) or qd.shape != q.shape or not (np.isfinite(q).all() and np.isfinite(qd).all()):
+            return
+        self._measured.append((stamp, q, qd))
+        while self._measured[0][0] < stamp - self.settings.history:
+            self._measured.popleft()
+        if finger is not None and math.isfinite(finger):
+            self._finger_measured = finger
+
+    def measured(self, stamp: float) -> np.ndarray | None:
+        """Measured joints (J,) at a past stamp, interpolated; None if nothing was seen near it."""
+        later = None
+        for entry in reversed(self._measured):
+            if entry[0] <= stamp:
+                if later is None:
+                    return entry[1] if stamp - entry[0] <= self.settings.max_joint_gap else None
+                if min(stamp - entry[0], later[0] - stamp) > self.settings.max_joint_gap:
+                    return None
+                u = (stamp - entry[0]) / (later[0] - entry[0])
+                return entry[1] + u * (later[1] - entry[1])
+            later = entry
+        return later[1] if later is not None and later[0] - stamp <= self.settings.max_joint_gap else None
+
+    def reference(self, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """What the controller is following at now: q, qd, qdd (J,), or None before the first chunk."""
+        return None if self._plan is None else sample(self._plan, now - self._plan.stamp)
+
+    @property
+    def plan(self) -> Trajectory | None:
+        """The trajectory in flight (the last one published)."""
+        return self._plan
+
+    # -- what is done ------------------------------------------------------------------------------------------
+
+    def submit(self, chunk: ActionChunk, now: float) -> ExecutorOutput:
+        """Turn a chunk into the trajectories to publish now, or say why not; the motion in flight then goes on.
+
+        Args: now: s, the clock the stamps are on.
+        """
+        s = self.settings
+        problem = chunk.problem(self.robot.dof)
+        if problem is not None:
+            return _refuse("malformed", problem)
+        if chunk.stamp > now + s.max_joint_gap:
+            return _refuse("future", f"chunk stamped {chunk.stamp - now:.3f} s ahead of the clock")
+        measured = self.measured(chunk.stamp)
+        if measured is None:
+            return _refuse("no_joint_state", f"no joint state within {s.max_joint_gap} s of the chunk's stamp")
+        if s.strategy is Strategy.NAIVE:
+            return self._naive(chunk, measured, now)
+        begin = math.ceil((now + s.lead) / s.knot - 1e-6) * s.knot
+        base = self._plan or hold(self.robot.joint_names, self._measured[-1][1], begin - 1.0, s.knot)
+        waiting = self._waiting(chunk, base, begin, now)
+        if waiting is not None:
+            return waiting
+        rows = joint_rows(self.robot, chunk, measured, s.ik, s.unreachable, self._guess_for(chunk))
+        if rows.reachable == 0:
+            return _refuse("unreachable", f"the first row is {rows.short * 1e3:.0f} mm out of the arm's reach")
+        path = ChunkPath(np.concatenate([measured[None], rows.q[: rows.reachable]]), chunk.period)
+        start = max(begin - chunk.stamp - (self._lag_at(begin) - self._lag_at(chunk.stamp)), 0.0)
+        if start > path.length - 0.5 * chunk.period:
+            return _refuse("too_late", f"all {rows.reachable} usable rows are past, {start:.3f} s after the stamp")
+        self._guess = (chunk.stamp, path)
+        if s.strategy is Strategy.TEMPORAL_ENSEMBLE:
+            path = self._ensemble(chunk.stamp, path)
+        law = self._law(path, rows, start)
+        if law.rate < s.slowest:
+            return _refuse("too_fast", f"rows too far apart: the limits allow only {law.rate:.1%} of the asked pace")
+        found = self._splice(base, begin, path, law)
+        if found is None:
+            return _refuse("no_splice", "no motion within the limits joins this chunk to the reference in flight")
+        after, law, mode, t0 = found
+        return self._publish(chunk, now, begin, base, path, rows, after, law, mode, t0)
+
+    def stop(self, now: float) -> Trajectory | None:
+        """Decelerate to rest and hold: along the planned path, or faster off it where that would take too long.
+
+        Returns the trajectory to publish, None if nothing was ever seen or commanded.
+        """
+        base = self._base(now)
+        if base is None:
+            return None
+        begin = self._begin(now)
+        self._plan = with_prefix(base, now, self._stopping(base, begin), self.settings.knot)
+        return self._plan
+
+    def approach(self, target: np.ndarray, now: float) -> Trajectory | None:
+        """Move to rest at joint positions `target` (J,) (homing); None if ruckig finds no way or nothing is known."""
+        base = self._base(now)
+        if base is None:
+            return None
+        begin = self._begin(now)
+        state = sample(base, begin - base.stamp)
+        for slower in (1.0, 2.0, 4.0):
+            after = approach(self.robot.joint_names, self.limits, *state, target, begin, self.settings.knot, slower)
+            if after is not None and excess(after, self.limits, self.robot)[0] <= 1.0:
+                self._plan = with_prefix(base, now, after, self.settings.knot)
+                return self._plan
+        return None
+
+    # -- parts of submit ---------------------------------------------------------------------------------------
+
+    def _begin(self, now: float) -> float:
+        return math.ceil((now + self.settings.lead) / self.settings.knot - 1e-6) * self.settings.knot
+
+    def _base(self, now: float) -> Trajectory | None:
+        if self._plan is not None:
+            return self._plan
+        if not self._measured:
+            return None
+        return hold(self.robot.joint_names, self._measured[-1][1], self._begin(now) - 1.0, self.settings.knot)
+
+    def _waiting(self, chunk: ActionChunk, base: Trajectory, begin: float, now: float) -> ExecutorOutput | None:
+        """The refusal of a chunk whose time has not come, by strategy and instruction; may start a stop."""
+        s = self.settings
+        changed = self._instruction is not None and chunk.instruction != self._instruction
+        finishing = s.strategy is Strategy.FINISH_CHUNK or (
+            changed and s.on_instruction_change is OnInstructionChange.FINISH_CHUNK
+        )
+        if finishing and base.end > begin + 1e-9 and self._plan is not None:
+            return _refuse("finishing", f"the chunk in flight goes on for {base.end - now:.2f} s")
+        if changed and s.on_instruction_change is OnInstructionChange.STOP_FIRST:
+            self._instruction = chunk.instruction
+            self._recent.clear()
+            if base.end > begin + 1e-9:
+                arm = self.stop(now)
+                self._resume_after = arm.end
+                reason = "stopping before the new instruction is carried out"
+                return ExecutorOutput(arm=arm, refused=reason, cause="stopping", begin=begin)
+        if chunk.stamp < self._resume_after:
+            return _refuse("stopping", "computed before the arm came to rest for the new instruction")
+        if changed:
+            self._recent.clear()  # an ensemble must not mix two instructions
+        return None
+
+    def _guess_for(self, chunk: ActionChunk) -> np.ndarray | None:
+        """The previous chunk's joints at this chunk's row times: close to the solution when policies are consistent."""
+        if self._guess is None:
+            return None
+        stamp, path = self._guess
+        s = chunk.stamp - stamp + chunk.period * np.arange(1, len(chunk.actions) + 1)
+        if not 0.0 <= s[0] <= path.length:
+            return None
+        x = np.minimum(s, path.length) / path.period
+        i = np.minimum(x.astype(int), len(path.points) - 2)
+        return path.points[i] + (x - i)[:, None] * (path.points[i + 1] - path.points[i])
+
+    def _ensemble(self, stamp: float, path: ChunkPath) -> ChunkPath:
+        """The weighted mean of recent chunks at this chunk's row times, oldest weighted most (ACT, section IV.B)."""
+        self._recent.append((stamp, path))
+        times = stamp + path.period * np.arange(len(path.points))
+        total, weight = np.zeros_like(path.points), np.zeros((len(times), 1))
+        for i, (old_stamp, old) in enumerate(self._recent):
+            covered = (times >= old_stamp) & (times <= old_stamp + old.length + 1e-9)
+            if covered.any():
+                w = math.exp(-self.settings.ensemble_decay * i)
+                total[covered] += w * old.evaluate(times[covered] - old_stamp)[0]
+                weight[covered] += w
+        return replace(path, points=total / weight)
+
+    def _law(self, path: ChunkPath, rows: JointRows, start: float) -> TimeLaw:
+        limits = self.limits
+        tool = np.concatenate([self.robot.forward(path.points[0])[None, :3, 3], rows.tool[: rows.reachable]])
+        step = float(np.linalg.norm(np.diff(tool, axis=0), axis=1).max())
+        fastest = min(1.0, 0.95 * limits.tool_speed * path.period / max(step, 1e-9))
+        return time_law(
+            path, start, PLANNED * limits.velocity, PLANNED * limits.acceleration, PLANNED * limits.jerk, fastest
+        )
+
+    def _splice(
+        self, base: Trajectory, begin: float, path: ChunkPath, law: TimeLaw
+    ) -> tuple[Trajectory, TimeLaw, str, float] | None:
+        """The first candidate proven within the limits: its trajectory from begin on, law, mode and blend start."""
+        limits, stopping = self.limits, None
+        for mode, slower, longer in CANDIDATES:
+            tried = law
+            if slower != 1.0:
+                share = (PLANNED * x for x in (limits.velocity, limits.acceleration, limits.jerk))
+                tried = time_law(path, law.start, *share, law.rate / slower)
+            onto, t0 = base, 0.0
+            if mode != "moving":
+                stopping = onto = stopping or self._stopping(base, begin)
+                t0 = float(stopping.times[-1]) if mode == "rest" else 0.0
+            blend = longer * self._overlap(onto, begin + t0, path, tried)
+            after = blend_onto_path(onto, begin, path, tried, t0, blend, self.settings.knot)
+            if excess(after, limits, self.robot)[0] <= 1.0:
+                return after, tried, mode, t0
+        return None
+
+    def _overlap(self, base: Trajectory, at: float, path: ChunkPath, law: TimeLaw) -> float:
+        """Shortest blend (s) that itself stays within half of the limits (peaks of w' to w''')."""
+        q, qd, _ = sample(base, at - base.stamp)
+        p, p1, _ = path.evaluate(np.array([law.start]))
+        d, dd = np.abs(p[0] - q), np.abs(p1[0] * law.rate - qd)
+        a, j = 0.5 * self.limits.acceleration, 0.5 * self.limits.jerk
+        return max(
+            self.settings.blend,
+            float((1.875 * d / (0.3 * self.limits.velocity)).max()),
+            math.sqrt(float((5.78 * d / a).max())),
+            float(np.cbrt((60.0 * d / j).max())),
+            float((3.75 * dd / a).max()),
+            math.sqrt(float((17.4 * dd / j).max())),
+        )
+
+    def _stopping(self, base: Trajectory, begin: float) -> Trajectory:
+        """To rest from the base's state at begin, within limits: along its path, else off it, else as planned."""
+        knot, limits = self.settings.knot, self.limits
+        state = sample(base, begin - base.stamp)
+        speed = np.abs(state[1])
+        duration = max(2 * knot, float((1.7 * speed / limits.acceleration).max()),
+                       math.sqrt(float((8.0 * speed / limits.jerk).max())))  # fmt: skip
+        remaining = base.end - begin
+        while duration <= self.settings.stop_time and duration < remaining:
+            slowed = slow_along(base, begin, duration, knot)
+            if excess(slowed, limits, self.robot)[0] <= 1.0:
+                return slowed
+            duration *= 1.35
+        if remaining > self.settings.stop_time:
+            fast = fastest_stop(base.joint_names, limits, *state, begin, knot)
+            if fast is not None and fast.times[-1] < remaining and excess(fast, limits, self.robot)[0] <= 1.0:
+                return fast
+        if remaining <= knot:
+            return hold(base.joint_names, base.positions[-1], begin, knot)
+        later = base.stamp + base.times > begin + 1e-9
+        return Trajectory(
+            base.joint_names,
+            np.concatenate([[0.0], base.stamp + base.times[later] - begin]),
+            np.concatenate([state[0][None], base.positions[later]]),
+            np.concatenate([state[1][None], base.velocities[later]]),
+            np.concatenate([state[2][None], base.accelerations[later]]),
+            begin,
+        )
+
+    def _publish(
+        self,
+        chunk: ActionChunk,
+        now: float,
+        begin: float,
+        base: Trajectory,
+        path: ChunkPath,
+        rows: JointRows,
+        after: Trajectory,
+        law: TimeLaw,
+        mode: str,
+        t0: float,
+    ) -> ExecutorOutput:
+        s = self.settings
+        arm = with_prefix(base, now, after, s.knot)
+        old, new = sample(base, begin - base.stamp), sample(arm, begin - arm.stamp)
+        p, p1, _ = path.evaluate(np.array([law.start]))
+        starved = max(now - base.end, 0.0) if self._plan is not None else 0.0
+        self._keep_lag(begin, t0, law)
+        self._plan = arm
+        self._instruction = chunk.instruction
+        return ExecutorOutput(
+            arm=arm,
+            gripper=self._gripper(chunk, rows, now, begin, law, t0),
+            begin=begin,
+            mode=mode,
+            gap=float(np.abs(p[0] - old[0]).max()),
+            gap_velocity=float(np.abs(p1[0] - old[1]).max()),
+            seam_position=float(np.abs(new[0] - old[0]).max()),
+            seam_velocity=float(np.abs(new[1] - old[1]).max()),
+            latency=begin - chunk.stamp,
+            dropped=int(law.start / chunk.period),
+            clipped=rows.clipped,
+            stretched=max(t0 + law.cruise - (law.end - law.start) + 0.5 * law.tail, 0.0),
+            starved=starved,
+        )
+
+    def _gripper(
+        self, chunk: ActionChunk, rows: JointRows, now: float, begin: float, law: TimeLaw, t0: float
+    ) -> Trajectory | None:
+        gripper, knot = self.robot.gripper, self.settings.knot
+        if gripper is None:
+            return None
+        base = self._finger
+        if base is None:
+            # Without a measured finger the first wanted opening is where it starts; a real one is measured.
+            position = self._finger_measured
+            position = gripper.position(rows.opening[0]) if position is None else position
+            position = float(np.clip(position, *sorted((gripper.closed, gripper.open))))
+            base = hold((gripper.joint,), np.array([position]), begin - 1.0, knot)
+        t = np.arange(0.0, t0 + law.duration + knot, knot)
+        s = law.evaluate(np.maximum(t - t0, 0.0))[0]
+        times = chunk.period * np.arange(1, len(rows.opening) + 1)
+        targets = gripper.position(np.interp(s, times, rows.opening))
+        after = gripper_channel.follow(gripper, base, begin, t, targets, knot)
+        self._finger = with_prefix(base, now, after, knot)
+        return self._finger
+
+    def _keep_lag(self, begin: float, t0: float, law: TimeLaw) -> None:
+        """Remember how far the reference falls behind the policy's pace from begin on."""
+        lag = self._lag_at(begin)
+        kept = [x for x in self._lag if begin - 2.0 * self.settings.history < x[0] < begin]
+        steps = [(begin, lag), (begin + t0, lag + t0)] if t0 > 0.0 else [(begin, lag)]
+        lag += t0
+        begin += t0
+        if self.settings.at_rest == "stamp":
+            steps.append((begin + law.duration, lag + (1.0 - law.rate) * law.duration))
+        else:
+            for u in (0.0, 0.25, 0.5, 0.75, 1.0):
+                t = law.cruise + u * law.tail
+                steps.append((begin + t, lag + t - float(law.evaluate(np.array([t]))[0][0] - law.start)))
+        self._lag = kept + steps
+
+    def _lag_at(self, t: float) -> float:
+        """Seconds of nominal progress lost up to time t (only differences mean anything)."""
+        resting = 0.0 if self.settings.at_rest == "stamp" else 1.0
+        if not self._lag:
+            return resting * t
+        first, last = self._lag[0], self._lag[-1]
+        if t >= last[0]:
+            return last[1] + resting * (t - last[0])
+        if t <= first[0]:
+            return first[1] - resting * (first[0] - t)
+        for (t0, l0), (t1, l1) in zip(self._lag, self._lag[1:], strict=False):
+            if t0 <= t <= t1:
+                return l1 if t1 - t0 < 1e-9 else l0 + (l1 - l0) * (t - t0) / (t1 - t0)
+        raise AssertionError("lag breakpoints are sorted")
+
+    def _naive(self, chunk: ActionChunk, measured: np.ndarray, now: float) -> ExecutorOutput:
+        rows = joint_rows(self.robot, chunk, measured, self.settings.ik, math.inf, self._guess_for(chunk))
+        times = chunk.period * np.arange(1, len(rows.q) + 1)
+        arm = Trajectory(self.robot.joint_names, times, rows.q, stamp=0.0)
+        gripper = None
+        if self.robot.gripper is not None:
+            fingers = self.robot.gripper.position(rows.opening)[:, None]
+            gripper = Trajectory((self.robot.gripper.joint,), times, fingers, stamp=0.0)
+        return ExecutorOutput(arm=arm, gripper=gripper, begin=now, mode="naive", latency=now - chunk.stamp)

@@ -1,0 +1,54 @@
+"""The gripper's channel: opening fractions of a chunk to a rate-limited trajectory of one joint.
+
+Cubic (positions and velocities): a finger needs no acceleration limit, but never exceeds its speed, never leaves its
+range and ends at rest. Slopes are harmonic means of the neighbouring secants, so the cubic is monotone between
+knots (Fritsch and Butland, SIAM J. Sci. Stat. Comput. 5, 1984).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from vla_nodes.control.robot import Gripper
+from vla_nodes.control.trajectory import Trajectory, sample
+
+SETTLED = 1e-6  # m: where the finger counts as arrived
+MAX_KNOTS = 2000
+
+
+def follow(
+    gripper: Gripper, base: Trajectory, begin: float, times: np.ndarray, targets: np.ndarray, knot: float
+) -> Trajectory:
+    """From the base's state at `begin` towards `targets` (N,) m, wanted at `times` (N,) s after begin; then rest.
+
+    Returns: a trajectory stamped `begin` on a grid of `knot` seconds.
+    """
+    p, v, _ = (float(x[0]) for x in sample(base, begin - base.stamp))
+    step = gripper.speed * knot / 1.5  # a monotone cubic's speed peaks at 1.5 times its secant's
+    wanted = np.interp(knot * np.arange(1, math.ceil(times[-1] / knot) + 2), times, targets).tolist()
+
+    def secant(k: int, position: float) -> float:
+        d = min(max(wanted[min(k, len(wanted) - 1)] - position, -step), step)
+        return d if abs(d) > SETTLED else 0.0
+
+    positions, slopes, m = [p], [v], v * knot
+    for k in range(MAX_KNOTS):
+        d = secant(k, p)
+        if k >= len(wanted) and d == 0.0 and m == 0.0:
+            break
+        if d * m < 0.0 or abs(m) > 3.0 * abs(d):
+            d, m = m / 3.0, 0.0  # moving the other way, or too fast: the shortest monotone cubic to a halt
+        else:
+            after = secant(k + 1, p + d)
+            m = 2.0 * d * after / (d + after) if d * after > 0.0 else 0.0
+        p += d
+        positions.append(p)
+        slopes.append(m / knot)
+    if len(positions) == 1:
+        positions.append(p)
+        slopes.append(0.0)
+    slopes[-1] = 0.0
+    column = np.array(positions)[:, None]
+    return Trajectory(base.joint_names, knot * np.arange(len(column)), column, np.array(slopes)[:, None], None, begin)

@@ -1,0 +1,124 @@
+"""Motion limits, and the proof that a quintic trajectory keeps them.
+
+Between two knots a quintic's velocity, acceleration and jerk are polynomials of degree 4, 3 and 2. A polynomial lies
+within the convex hull of its Bernstein coefficients (Farouki, "The Bernstein polynomial basis", CAGD 2012), so a
+bound on the coefficients bounds every instant between the knots, not only sampled ones. The bound is a little
+conservative, never optimistic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vla_nodes.control.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from vla_nodes.control.robot import RobotModel
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What published trajectories must keep: (J,) each in rad, rad/s, rad/s^2, rad/s^3; tool_speed in m/s."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    velocity: np.ndarray
+    acceleration: np.ndarray
+    jerk: np.ndarray
+    tool_speed: float
+
+    @classmethod
+    def scaled(
+        cls, robot: RobotModel, velocity: float, acceleration: float, jerk: float, tool_speed: float
+    ) -> Limits:
+        """The robot's limits times the given scales (0..1]; tool_speed in m/s, capped by the robot's own."""
+        for name, scale in (("velocity", velocity), ("acceleration", acceleration), ("jerk", jerk)):
+            if not 0.0 < scale <= 1.0:
+                raise ValueError(f"{name}_scale must be above 0 and at most 1, got {scale}")
+        if not tool_speed > 0.0:
+            raise ValueError(f"tool_speed must be above 0 m/s, got {tool_speed}")
+        return cls(
+            robot.lower,
+            robot.upper,
+            robot.max_velocity * velocity,
+            robot.max_acceleration * acceleration,
+            robot.max_jerk * jerk,
+            min(tool_speed, robot.max_tool_speed),
+        )
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Largest value per joint (J,) over a trajectory; velocity_per_segment (N - 1, J)."""
+
+    low: np.ndarray
+    high: np.ndarray
+    velocity: np.ndarray
+    acceleration: np.ndarray
+    jerk: np.ndarray
+    velocity_per_segment: np.ndarray
+
+
+def bounds(trajectory: Trajectory, start: int = 0) -> Bounds:
+    """Rigorous bounds of a quintic trajectory from knot `start` on."""
+    h = np.diff(trajectory.times[start:])[:, None]
+    p, v, a = (x[start:] for x in (trajectory.positions, trajectory.velocities, trajectory.accelerations))
+    v0, v1, v3, v4 = v[:-1], v[:-1] + a[:-1] * (h / 4), v[1:] - a[1:] * (h / 4), v[1:]
+    v2 = 5.0 * (p[1:] - p[:-1]) / h - (v0 + v1 + v3 + v4)
+    velocity = np.stack([v0, v1, v2, v3, v4])
+    acceleration = np.diff(velocity, axis=0) * (4.0 / h)
+    jerk = np.diff(acceleration, axis=0) * (3.0 / h)
+    # Bernstein coefficients of the position: running sum of the velocity's, h/5 apart (the sixth is the next knot).
+    position = p[:-1] + np.cumsum(velocity, axis=0) * (h / 5)
+    segment = np.abs(velocity).max(axis=0)
+    return Bounds(
+        np.minimum(position.min(axis=(0, 1)), p[0]),
+        np.maximum(position.max(axis=(0, 1)), p[0]),
+        segment.max(axis=0),
+        np.abs(acceleration).max(axis=(0, 1)),
+        _quadratic_peak(jerk),
+        segment,
+    )
+
+
+def _quadratic_peak(jerk: np.ndarray) -> np.ndarray:
+    """Exact largest |value| per joint of quadratics given by Bernstein coefficients (3, N, J)."""
+    b0, b1, b2 = jerk
+    curvature = b0 - 2.0 * b1 + b2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u = (b0 - b1) / curvature
+        peak = np.where((u > 0.0) & (u < 1.0), np.abs(b0 - (b0 - b1) * u), 0.0)
+    return np.maximum(np.maximum(np.abs(b0), np.abs(b2)), peak).max(axis=0)
+
+
+def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int = 0) -> tuple[float, str]:
+    """How far a quintic trajectory is from its limits: the largest ratio value/limit, and whose it is.
+
+    A ratio <= 1 proves that position, velocity, acceleration and jerk limits hold at every instant from knot
+    `start` on. Position counts as ratio inf when outside. The tool's speed is evaluated at the knots where the
+    joint velocities could make it exceed, with 2 % kept for the instants between them.
+    """
+    b = bounds(trajectory, start)
+    outside = (b.low < limits.lower) | (b.high > limits.upper)
+    if outside.any():
+        return np.inf, f"position of {trajectory.joint_names[int(np.argmax(outside))]}"
+    worst, whose = 0.0, ""
+    for name in ("velocity", "acceleration", "jerk"):
+        ratio = getattr(b, name) / getattr(limits, name)
+        j = int(np.argmax(ratio))
+        if ratio[j] > worst:
+            worst, whose = float(ratio[j]), f"{name} of {trajectory.joint_names[j]}"
+    if worst > 1.0 or not np.isfinite(worst):
+        return worst, whose
+    reachable = b.velocity_per_segment @ robot.lever
+    fast = np.flatnonzero(reachable > limits.tool_speed)
+    if fast.size:
+        knots = np.unique(np.concatenate([fast, fast + 1])) + start
+        speed = robot.tool_speed(trajectory.positions[knots], trajectory.velocities[knots])
+        ratio = float(speed.max()) / (0.98 * limits.tool_speed)
+        if ratio > worst:
+            worst, whose = ratio, "tool speed"
+    return worst, whose

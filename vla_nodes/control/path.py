@@ -1,0 +1,131 @@
+"""A chunk as a smooth path in joint space, and the law that says where on it to be when.
+
+The path is a uniform cubic B-spline whose control points are the chunk's rows: it is C2, never leaves the rows'
+convex hull (so it keeps joint limits wherever the rows do), and its derivatives are bounded by the rows'
+differences (de Boor, A Practical Guide to Splines, ch. XI). It departs from a row by at most a sixth of the row's
+second difference, which is what takes a policy's row-to-row noise out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ChunkPath:
+    """points: (H + 1, J) rad, the measured pose at the stamp followed by the rows; period: s between them.
+
+    The parameter s is nominal time since the chunk's stamp, s: 0 at the stamp, H * period at the last row.
+    """
+
+    points: np.ndarray
+    period: float
+
+    @property
+    def length(self) -> float:
+        """s of the last row."""
+        return (len(self.points) - 1) * self.period
+
+    def evaluate(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Position and its first and second derivative in s, (T, J) each, at s (T,) clipped to 0..length."""
+        c = self.points
+        # One control point past either end, in line, makes the spline start and end exactly on the first and last.
+        c = np.concatenate([2 * c[:1] - c[1:2], c, 2 * c[-1:] - c[-2:-1]])
+        x = np.clip(s, 0.0, self.length) / self.period
+        i = np.minimum(x.astype(int), len(self.points) - 2)
+        u = (x - i)[:, None]
+        c0, c1, c2, c3 = c[i], c[i + 1], c[i + 2], c[i + 3]
+        d0, d1, d2 = c1 - c0, c2 - c1, c3 - c2
+        w = 1.0 - u
+        position = (w**3 * c0 + (4 + u * u * (3 * u - 6)) * c1 + (4 + w * w * (3 * w - 6)) * c2 + u**3 * c3) / 6
+        first = 0.5 * (w * w * d0 + (1 + 2 * u * w) * d1 + u * u * d2) / self.period
+        second = (w * (d1 - d0) + u * (d2 - d1)) / self.period**2
+        return position, first, second
+
+    def derivative_bounds(self, s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Upper bounds (J,) of |d/ds|, |d2/ds2|, |d3/ds3| from s to the end."""
+        i = max(min(int(s / self.period), len(self.points) - 2) - 1, 0)
+        first = np.diff(self.points[i:], axis=0)
+        second, third = np.diff(first, axis=0), np.diff(first, 2, axis=0)
+        zero = np.zeros(self.points.shape[1])
+        return (
+            np.abs(first).max(axis=0) / self.period,
+            np.abs(second).max(axis=0) / self.period**2 if len(second) else zero,
+            # The ends are straight (second difference zero), so the third difference there is the second itself.
+            np.maximum(
+                np.abs(third).max(axis=0) if len(third) else zero,
+                np.maximum(np.abs(second[0]), np.abs(second[-1])) if len(second) else zero,
+            )
+            / self.period**3,
+        )
+
+
+@dataclass(frozen=True)
+class TimeLaw:
+    """s(t): constant rate `rate` from s = start, slowing to rest at s = end over the last `tail` seconds.
+
+    rate 1 is the policy's own pace; below 1 the same path takes longer. In the tail the rate falls as
+    1 - (3u^2 - 2u^3), so s is C2 throughout and the path is never left.
+    """
+
+    start: float
+    end: float
+    rate: float
+    tail: float
+
+    @property
+    def cruise(self) -> float:
+        """Seconds at constant rate before the tail."""
+        return max((self.end - self.start) / self.rate - 0.5 * self.tail, 0.0)
+
+    @property
+    def duration(self) -> float:
+        """Seconds from start to rest."""
+        return self.cruise + self.tail
+
+    def evaluate(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """s and its first and second time derivative, (T,) each, at t (T,) s since the law's start."""
+        u = np.clip((t - self.cruise) / self.tail, 0.0, 1.0)
+        s = self.start + self.rate * (np.minimum(t, self.cruise) + self.tail * (u - u**3 + 0.5 * u**4))
+        done = t >= self.duration
+        ds = np.where(done, 0.0, self.rate * (1.0 - u * u * (3.0 - 2.0 * u)))
+        dds = np.where(done, 0.0, -6.0 * self.rate / self.tail * u * (1.0 - u))
+        return np.where(done, self.end, s), ds, dds
+
+
+def time_law(
+    path: ChunkPath,
+    start: float,
+    velocity: np.ndarray,
+    acceleration: np.ndarray,
+    jerk: np.ndarray,
+    fastest: float = 1.0,
+    shortest_tail: float = 0.2,
+) -> TimeLaw:
+    """The fastest law, at most `fastest` times the policy's pace, whose motion along `path` keeps the limits (J,).
+
+    Bounds the chain rule q' = p's', q'' = p''s'^2 + p's'', q''' = p'''s'^3 + 3p''s's'' + p's''' term by term with the
+    spline's derivative bounds: half of the acceleration and jerk for the path's own, half for the tail.
+    """
+    p1, p2, p3 = path.derivative_bounds(start)
+    tiny = 1e-12
+    rate = min(
+        fastest,
+        float((velocity / np.maximum(p1, tiny)).min()),
+        float(np.sqrt((0.5 * acceleration / np.maximum(p2, tiny)).min())),
+        float(np.cbrt((0.5 * jerk / np.maximum(p3, tiny)).min())),
+    )
+    left = max(path.length - start, 0.0)
+    for _ in range(20):
+        tail = max(
+            shortest_tail,
+            rate * float((3.0 * p1 / acceleration).max()),
+            float(np.sqrt((24.0 * rate * p1 / jerk).max())),
+            rate * rate * float((18.0 * p2 / jerk).max()),
+        )
+        if rate * tail * 0.5 <= left + 1e-12:
+            break
+        rate = 0.98 * min(rate, 2.0 * left / tail)  # too little path left to stop on: approach it slower
+    return TimeLaw(start, path.length, rate, min(tail, 2.0 * left / rate) if rate > 0 else tail)

@@ -1,0 +1,74 @@
+"""Stops and approaches with ruckig (Berscheid and Kroeger, Jerk-limited Real-time Trajectory Generation, RSS 2021)."""
+
+from __future__ import annotations
+
+import numpy as np
+import ruckig
+
+from vla_nodes.control.limits import Limits
+from vla_nodes.control.splice import knot_grid
+from vla_nodes.control.trajectory import Trajectory
+
+# ruckig's jerk is piecewise constant and switches between our knots. The quintic through the knots has as its jerk
+# the least-squares quadratic of that step function, which overshoots a single step by half; so ruckig gets less.
+JERK_SHARE = 0.45
+
+
+def _limited(names: tuple[str, ...], limits: Limits, q: np.ndarray, qd: np.ndarray, qdd: np.ndarray):
+    request = ruckig.InputParameter(len(names))
+    request.current_position = q.tolist()
+    request.current_velocity = qd.tolist()
+    request.current_acceleration = qdd.tolist()
+    request.target_velocity = [0.0] * len(names)
+    request.target_acceleration = [0.0] * len(names)
+    request.max_velocity = (0.97 * limits.velocity).tolist()
+    request.max_acceleration = (0.97 * limits.acceleration).tolist()
+    request.max_jerk = (JERK_SHARE * limits.jerk).tolist()
+    return request
+
+
+def _sampled(names: tuple[str, ...], motion: ruckig.Trajectory, begin: float, knot: float) -> Trajectory:
+    t = knot_grid(knot, min(motion.duration, 64 * knot), 1.0, max(motion.duration, knot))
+    q, qd, qdd = (np.array(x) for x in zip(*(motion.at_time(min(x, motion.duration)) for x in t), strict=True))
+    # Where the last knot lies past the end, rest has been reached: positions stay, derivatives are zero.
+    over = t >= motion.duration
+    qd[over], qdd[over] = 0.0, 0.0
+    return Trajectory(names, t, q, qd, qdd, begin)
+
+
+def fastest_stop(
+    names: tuple[str, ...], limits: Limits, q: np.ndarray, qd: np.ndarray, qdd: np.ndarray, begin: float, knot: float
+) -> Trajectory | None:
+    """Every joint to rest as fast as its limits allow, from state q, qd, qdd (J,) at `begin`; leaves the path.
+
+    Returns None if ruckig finds no solution.
+    """
+    request = _limited(names, limits, q, qd, qdd)
+    request.control_interface = ruckig.ControlInterface.Velocity
+    request.synchronization = ruckig.Synchronization.No
+    motion = ruckig.Trajectory(len(names))
+    if ruckig.Ruckig(len(names)).calculate(request, motion) < 0:
+        return None
+    return _sampled(names, motion, begin, knot)
+
+
+def approach(
+    names: tuple[str, ...],
+    limits: Limits,
+    q: np.ndarray,
+    qd: np.ndarray,
+    qdd: np.ndarray,
+    target: np.ndarray,
+    begin: float,
+    knot: float,
+    slower: float = 1.0,
+) -> Trajectory | None:
+    """To rest at `target` (J,), all joints arriving together. `slower` >= 1 stretches a motion from rest."""
+    request = _limited(names, limits, q, qd, qdd)
+    request.target_position = np.clip(target, limits.lower, limits.upper).tolist()
+    request.max_velocity = (0.97 * limits.velocity / slower).tolist()
+    request.synchronization = ruckig.Synchronization.Time
+    motion = ruckig.Trajectory(len(names))
+    if ruckig.Ruckig(len(names)).calculate(request, motion) < 0:
+        return None
+    return _sampled(names, motion, begin, knot)
