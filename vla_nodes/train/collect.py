@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vla_nodes.data.episodes import EpisodeWriter
+from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.sim import language
 from vla_nodes.sim.expert import PRIMITIVES, Expert
 from vla_nodes.sim.render import Camera
@@ -73,8 +74,12 @@ def label_table(world: World) -> tuple[list[str], np.ndarray]:
     return names, table
 
 
-def collect_one(seed: int, path: Path) -> str:
-    """Make episode ``seed``; returns "" or why it was thrown away."""
+def collect_one(seed: int, path: Path, policy: Path | None = None) -> str:
+    """Make episode ``seed``; returns "" or why it was thrown away.
+
+    With a ``policy`` checkpoint the policy drives for most of the episode while the expert only says what it would do
+    (DAgger, Ross et al., arXiv 1011.0686): the data then holds the states the policy's own mistakes lead to.
+    """
     rng = np.random.default_rng(seed)
     scene = Scene.random(seed) if rng.random() < 0.8 else Scene.demo(seed)
     task = random_task(scene, rng)
@@ -86,6 +91,12 @@ def collect_one(seed: int, path: Path) -> str:
     camera = Camera(world, IMAGE, IMAGE)
     names, table = label_table(world)
     expert, judge, disturb, writer = Expert(task, scene), Judge(task), Disturbance(rng), EpisodeWriter()
+    text = language.phrase(task, rng)
+    runtime = None
+    if policy is not None:
+        runtime = PolicyRuntime.load(policy, device="cpu")
+        runtime.set_instruction(text)
+    help_after = rng.uniform(4.0, 14.0)  # s; then the expert takes over, so that every episode also shows the way out
     ended = None
     try:
         while world.time < TIME_LIMIT and (ended is None or world.time - ended < AFTERWARDS):
@@ -98,6 +109,10 @@ def collect_one(seed: int, path: Path) -> str:
                        primitive=PRIMITIVES.index(primitive), segmentation=table[camera.segmentation(CELLS, CELLS)],
                        thing_positions=np.array(things, np.float32))
             executed = disturb(actions, world.time) if ended is None else actions
+            if runtime is not None:
+                chosen = runtime.step(rollout.observation(camera, image))
+                if world.time < help_after and chosen.actions is not None:
+                    executed = chosen.actions
             stamp, latency = world.time, round(rng.uniform(0.02, 0.09), 2)
             rollout.run(latency)
             rollout.submit(executed, stamp, PERIOD)
@@ -107,7 +122,7 @@ def collect_one(seed: int, path: Path) -> str:
         if not judge.succeeded:
             return f"seed {seed}: {task} failed ({task.progress(world)})"
         writer.write(path, {
-            "instruction": language.phrase(task, rng), "task": asdict(task), "things": names, "primitives": PRIMITIVES,
+            "instruction": text, "task": asdict(task), "things": names, "primitives": PRIMITIVES,
             "intrinsics": camera.intrinsics.tolist(), "camera_pose": camera.pose.tolist(), "period": PERIOD, "tick": TICK,
             "success": True, "seed": seed, "source": "scripted expert in simulation", "scene": scene.to_json()})
         return ""
@@ -115,7 +130,7 @@ def collect_one(seed: int, path: Path) -> str:
         camera.close()
 
 
-def _job(job: tuple[int, Path]) -> str:
+def _job(job: tuple[int, Path, Path | None]) -> str:
     return collect_one(*job)
 
 
@@ -124,9 +139,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the episodes; existing ones are kept")
     parser.add_argument("--episodes", type=int, default=800)
     parser.add_argument("--seed", type=int, default=100_000, help="seed of the first episode (default %(default)s)")
+    parser.add_argument("--policy", type=Path, help="checkpoint that drives while the expert only labels")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     args = parser.parse_args(argv)
-    jobs = [(seed, args.out / f"{seed:07d}.safetensors") for seed in range(args.seed, args.seed + args.episodes)]
+    jobs = [(seed, args.out / f"{seed:07d}.safetensors", args.policy) for seed in range(args.seed, args.seed + args.episodes)]
     jobs = [job for job in jobs if not job[1].exists()]
     started, thrown = time.monotonic(), 0
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool, tqdm(total=len(jobs), unit="episode") as bar:

@@ -10,9 +10,11 @@ from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.executor import ChunkExecutor, ExecutorOutput
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings
+from vla_nodes.policy.runtime import Observation
 from vla_nodes.share import share_path
 from vla_nodes.sim import builder
 from vla_nodes.sim.joint_trajectory_controller import JointTrajectoryController
+from vla_nodes.sim.render import Camera, Rgbd
 from vla_nodes.sim.world import World
 
 STEP = 0.01  # s between references to the servos and joint measurements, as the simulated robot publishes them
@@ -57,6 +59,12 @@ class Rollout:
         """(3,) m/s of the tool, as measured."""
         q, qd, _ = self.world.joint_state()
         return (panda().jacobian(q[:7]) @ qd[:7])[:3]
+
+    def observation(self, camera: Camera, image: Rgbd) -> Observation:
+        """What the policy gets to see now, and nothing more."""
+        q, qd, _ = self.world.joint_state()
+        return Observation(self.world.time, image.color, image.depth, camera.intrinsics, camera.pose, q[:7], qd[:7],
+                           self.world.opening(), panda().forward(q[:7]))  # fmt: skip
 
     def submit(self, actions: np.ndarray, stamp: float, period: float, instruction: str = "") -> ExecutorOutput:
         """Hand over a chunk of ee_delta rows (H, 7) computed from the observation at ``stamp`` s."""
