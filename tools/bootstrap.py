@@ -35,6 +35,8 @@ PYTHONS = [(3, 10), (3, 11), (3, 12), (3, 13)]
 # The build machines of the ROS wheels had Python here; their CMake files still say so.
 WHEEL_PYTHON_ROOT = "/opt/python/cp"
 
+PACKAGE_PARTS = ["CMakeLists.txt", "package.xml", "LICENSE", "config", "launch", "msg", "resource", "vla_nodes"]
+
 APT_FOR_COMMAND = {"cmake": "cmake", "g++": "g++", "make": "make"}
 APT_FOR_LIBRARY = {"EGL": "libegl1", "EGL_mesa": "libegl-mesa0"}
 
@@ -245,14 +247,29 @@ def ros_variables() -> dict[str, str]:
     }
 
 
+def link_workspace() -> Path:
+    """A colcon workspace of symbolic links to this checkout.
+
+    CMake refuses to export a target whose include directories lie inside the source directory, and .venv with numpy's
+    headers would lie there if the checkout itself were the source directory.
+    """
+    package = BUILD / "ws/src/vla_nodes"
+    shutil.rmtree(BUILD / "ws", ignore_errors=True)
+    package.mkdir(parents=True)
+    for name in PACKAGE_PARTS:
+        (package / name).symlink_to(ROOT / name)
+    return BUILD / "ws"
+
+
 def build_package() -> None:
     """Generate the messages and install the package with colcon, source files by symbolic link."""
+    workspace = link_workspace()
     env = clean_environment(**ros_variables())
     env["PATH"] = f"{VENV / 'bin'}:{env['PATH']}"
     env["AMENT_PREFIX_PATH"] = env["CMAKE_PREFIX_PATH"] = str(VENV)
     env.pop("PYTHONPATH")
     shutil.rmtree(BUILD / "install", ignore_errors=True)
-    run([str(VENV / "bin/colcon"), "--log-base", str(BUILD / "log"), "build", "--base-paths", str(ROOT),
+    run([str(VENV / "bin/colcon"), "--log-base", str(BUILD / "log"), "build", "--base-paths", str(workspace / "src"),
          "--build-base", str(BUILD / "build"), "--install-base", str(BUILD / "install"), "--merge-install", "--symlink-install",
          "--packages-select", "vla_nodes", "--cmake-args", "-DBUILD_TESTING=OFF", "-DCMAKE_BUILD_TYPE=Release",
          f"-DPython3_EXECUTABLE={VENV / 'bin/python'}", "-DPython3_FIND_VIRTUALENV=ONLY", "--no-warn-unused-cli"],
