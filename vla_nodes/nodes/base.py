@@ -2,8 +2,8 @@
 
 A node derives from `BaseNode`, lists its `params`, and fills in `configure`, `activate`, `deactivate` and `cleanup`.
 Whatever is wrong at configure is raised as an exception with one clear line; it is logged and the node stays
-unconfigured. Each node tells the others five times a second that it lives (`vla/heartbeat`), and says once, as a warning
-and in its diagnostics, when one of its inputs or another node of the suite has fallen silent.
+unconfigured. Each node tells the others five times a second that it lives (`vla/heartbeat`), and says once, as a
+warning and in its diagnostics, when one of its inputs or another node of the suite has fallen silent.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rcl_interfaces.msg import SetParametersResult
 from std_msgs.msg import String
 
 from vla_nodes.nodes.parameters import Param, declare, unknown
@@ -82,7 +82,7 @@ class BaseNode(LifecycleNode):
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.05), on_clock_change=False)
         self._jump_handle = self.get_clock().create_jump_callback(threshold, post_callback=self._on_jump)
 
-    # -- for the node to fill in ------------------------------------------------------------------------------------
+    # -- for the node to fill in -------------------------------------------------------------------
     def configure(self) -> None:
         """Create what the parameters ask for; raise with one clear line where that cannot be."""
 
@@ -104,7 +104,7 @@ class BaseNode(LifecycleNode):
         """(level, message, values) for /diagnostics."""
         return OK, "running", {}
 
-    # -- helpers ------------------------------------------------------------------------------------------------------
+    # -- helpers -----------------------------------------------------------------------------------
     def now(self) -> float:
         """s on the ROS clock (simulated where use_sim_time is set)."""
         return self.get_clock().now().nanoseconds * 1e-9
@@ -116,7 +116,9 @@ class BaseNode(LifecycleNode):
         """Subscription that lives from configure to cleanup."""
         return self._keep(self.create_subscription(kind, topic, callback, qos))
 
-    def publish_on(self, kind: type, topic: str, qos: QoSProfile | int = 10, managed: bool = True, **options: Any) -> Any:
+    def publish_on(
+        self, kind: type, topic: str, qos: QoSProfile | int = 10, managed: bool = True, **options: Any
+    ) -> Any:
         """Publisher that lives from configure to cleanup; a managed one is silent while the node is not active."""
         create = self.create_lifecycle_publisher if managed else self.create_publisher
         return self._keep(create(kind, topic, qos, **options))
@@ -128,7 +130,7 @@ class BaseNode(LifecycleNode):
         """Timer on the steady clock: runs on when /clock stands still."""
         return self._keep(self.create_timer(period, callback, clock=self.steady))
 
-    # -- lifecycle ------------------------------------------------------------------------------------------------------
+    # -- lifecycle ---------------------------------------------------------------------------------
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             if self._problems:
@@ -198,7 +200,7 @@ class BaseNode(LifecycleNode):
             self.get_logger().debug(f"at shutdown: {error}")
         self._drop()
 
-    # -- private ------------------------------------------------------------------------------------------------------
+    # -- private -----------------------------------------------------------------------------------
     def _keep(self, resource: Any) -> Any:
         self._resources.append(resource)
         return resource
@@ -267,7 +269,9 @@ class BaseNode(LifecycleNode):
             self._beat()
         for change in self.peers.check(now):
             if change.lost:
-                self.get_logger().warning(f"{change.name} has fallen silent ({change.silence:.1f} s): is it still running?")
+                self.get_logger().warning(
+                    f"{change.name} has fallen silent ({change.silence:.1f} s): is it still running?"
+                )
             else:
                 self.get_logger().info(f"{change.name} is back after {change.silence:.1f} s")
             self.peer_changed(change)
