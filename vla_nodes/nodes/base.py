@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
 from vla_nodes.nodes.parameters import Param, declare, unknown
@@ -77,6 +79,7 @@ class BaseNode(LifecycleNode):
         self._diagnostics_pub = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_subscription(String, "vla/heartbeat", self._on_beat, 10)
         self._ticks = 0
+        self._ticked = 0.0
         self._ready = True
         self.create_timer(CHECK_PERIOD, self._tick, clock=self.steady)
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.05), on_clock_change=False)
@@ -129,6 +132,11 @@ class BaseNode(LifecycleNode):
     def every(self, period: float, callback: Callable[[], None]) -> Any:
         """Timer on the steady clock: runs on when /clock stands still."""
         return self._keep(self.create_timer(period, callback, clock=self.steady))
+
+    def keep_time(self) -> None:
+        """For a node whose own fast timer, when the machine is slow, crowds out the one that beats and watches."""
+        if time.monotonic() - self._ticked > 1.5 * CHECK_PERIOD:
+            self._tick()
 
     # -- lifecycle ---------------------------------------------------------------------------------
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -263,7 +271,7 @@ class BaseNode(LifecycleNode):
     def _tick(self) -> None:
         if not self._ready:
             return
-        now = time.monotonic()
+        now = self._ticked = time.monotonic()
         self._ticks += 1
         if self._ticks % round(BEAT_PERIOD / CHECK_PERIOD) == 0:
             self._beat()
@@ -300,21 +308,31 @@ class BaseNode(LifecycleNode):
 
 
 def run(make: Callable[[], BaseNode], args: list[str] | None = None) -> int:
-    """Process entry: spin a node in one thread until Ctrl-C or SIGTERM, then end it without a traceback."""
-    # A shell without job control starts background processes with SIGINT ignored; a node must stay stoppable.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Process entry: spin a node in one thread until Ctrl-C or SIGTERM, then end it without a traceback.
+
+    The signals are taken here and not by rclpy, whose handler invalidates the context under the running callback: so
+    the node's last words, a stop for the arm among them, are still published.
+    """
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt  # the second one means it
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    rclpy.init(args=sys.argv if args is None else args, signal_handler_options=SignalHandlerOptions.NO)
     node = None
     try:
-        rclpy.init(args=sys.argv if args is None else args)
         node = make()
         executor = _executor()
         executor.add_node(node)
         if node.value("autostart") and node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             node.trigger_activate()
         # Not spin(): without a timeout the event-driven executor of rclpy 7.1 waits busily and calls nothing.
-        while rclpy.ok():
-            executor.spin_once(timeout_sec=1.0)
+        while not stop.is_set() and rclpy.ok():
+            executor.spin_once(timeout_sec=0.2)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:

@@ -24,7 +24,7 @@ from vla_nodes.nodes.peers import Rate
 from vla_nodes.nodes.sim_core import CONTROL_PERIOD, SimulatedRobot
 from vla_nodes.sim.scene import Scene
 
-MAX_LAG = 0.1
+MAX_LAG = 0.05
 """s of steady time that the simulation catches up with at once; beyond it, simulated time runs slower."""
 
 
@@ -128,6 +128,7 @@ class SimNode(BaseNode):
                 self.robot.step()
             self._done += 1
             self._publish()
+        self.keep_time()
 
     def _publish(self) -> None:
         robot, stamp = self.robot, to_time(self.robot.time)

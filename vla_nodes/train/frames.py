@@ -36,7 +36,7 @@ def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str
     objects = [t for t in things if t.rpartition(" ")[2] in ("block", "can")]
     goals = [t for t in things if t in ("bowl", "tray")]
     absent = [f"{c} {k}" for c in COLORS for k in ("block", "block", "can") if f"{c} {k}" not in objects]
-    thing = str(rng.choice(absent if rng.random() < 0.17 else objects))
+    thing = str(rng.choice(absent if rng.random() < 0.25 else objects))
     draw = rng.random()
     if draw < 0.20:
         task = Task("open" if rng.random() < 0.5 else "close", "drawer")
