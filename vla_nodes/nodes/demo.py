@@ -200,10 +200,9 @@ def episode(options: argparse.Namespace, client: Any, seed: int, folder: Path, s
         told = f"{state} {status.primitive if status.state == PolicyStatus.RUNNING else status.reason}".strip()
         if told != last["told"]:
             last["told"] = told
-            say(
-                f"t={client.now - begin['now']:5.1f} s  {told}  [policy {finite(status.latency_ms)} ms, p50 "
-                f"{finite(status.latency_p50_ms)} ms, p99 {finite(status.latency_p99_ms)} ms; {client.task.get('progress', '')}]"
-            )
+            times = (status.latency_ms, status.latency_p50_ms, status.latency_p99_ms)
+            latency = "policy {} ms, p50 {} ms, p99 {} ms".format(*map(finite, times))
+            say(f"t={client.now - begin['now']:5.1f} s  {told}  [{latency}; {client.task.get('progress', '')}]")
 
     def on_frame(stamp: float, image: Any) -> None:
         film.add(stamp, image, [said, f"{max(0.0, stamp - begin['now']):5.1f} s   {last['told']}"])
