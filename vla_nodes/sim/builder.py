@@ -70,7 +70,6 @@ def build(scene: sc.Scene) -> mujoco.MjModel:
     option.timestep, option.integrator = TIMESTEP, mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     option.cone, option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10
     visual = spec.visual
-    visual.global_.offwidth, visual.global_.offheight = 1280, 960
     visual.quality.offsamples = 0  # software rendering: anti-aliasing doubles the cost
     visual.headlight.ambient = [0.38 * scene.brightness] * 3
     visual.headlight.diffuse = [0.25 * scene.brightness] * 3
@@ -130,7 +129,10 @@ def _can(body, thing):
 
 def _bowl(body, thing, sides: int = 14):
     """A floor and a ring of slabs leaning outward."""
-    _cylinder(body, None, (0, 0, 0.004), sc.BOWL_RADIUS - 0.018, 0.004, thing.rgb, mass=0.35)
+    disc = _cylinder(body, None, (0, 0, 0.004), sc.BOWL_RADIUS - 0.010, 0.004, thing.rgb, mass=0.0)
+    disc.contype = disc.conaffinity = 0  # seen only; flat boxes make steadier contacts than a thin cylinder
+    half = (sc.BOWL_RADIUS - 0.010) * 0.75
+    _box(body, None, (0, 0, 0.004), (half, half, 0.004), thing.rgb, mass=0.35)
     lean = 0.35
     half_width = sc.BOWL_RADIUS * np.tan(np.pi / sides) * 1.08
     for i in range(sides):
@@ -141,7 +143,7 @@ def _bowl(body, thing, sides: int = 14):
         quat = np.zeros(4)
         mujoco.mju_mulQuat(quat, spin, tilt)
         radius = sc.BOWL_RADIUS - 0.006
-        position = (radius * np.cos(angle), radius * np.sin(angle), sc.BOWL_HEIGHT / 2)
+        position = (radius * np.cos(angle), radius * np.sin(angle), sc.BOWL_HEIGHT / 2 + 0.006)  # only the floor touches
         _box(body, None, position, (0.003, half_width, sc.BOWL_HEIGHT / 2), thing.rgb, mass=0.015, quat=quat)
 
 
@@ -149,9 +151,10 @@ def _tray(body, thing):
     half_x, half_y = sc.TRAY_SIZE[0] / 2, sc.TRAY_SIZE[1] / 2
     rim = tuple(0.8 * c for c in thing.rgb)
     _box(body, None, (0, 0, 0.003), (half_x, half_y, 0.003), thing.rgb, mass=0.5)
+    middle, half_z = sc.TRAY_HEIGHT / 2 + 0.001, sc.TRAY_HEIGHT / 2  # the rims stand clear of the table
     for sign in (-1, 1):
-        _box(body, None, (sign * (half_x - 0.004), 0, sc.TRAY_HEIGHT / 2), (0.004, half_y, sc.TRAY_HEIGHT / 2), rim, mass=0.05)
-        _box(body, None, (0, sign * (half_y - 0.004), sc.TRAY_HEIGHT / 2), (half_x, 0.004, sc.TRAY_HEIGHT / 2), rim, mass=0.05)
+        _box(body, None, (sign * (half_x - 0.004), 0, middle), (0.004, half_y, half_z), rim, mass=0.05)
+        _box(body, None, (0, sign * (half_y - 0.004), middle), (half_x, 0.004, half_z), rim, mass=0.05)
 
 
 _BUILDERS = {"block": _block, "can": _can, "bowl": _bowl, "tray": _tray}

@@ -1,6 +1,6 @@
 """Random and adversarial chunk streams: no published trajectory may break a limit, a seam or the controller's rules.
 
-A few hundred streams by default; `pytest -m slow test/test_control_property.py` runs 10,000.
+A few hundred streams by default; `pytest -m slow tests/test_control_property.py` runs 10,000.
 """
 
 from collections import Counter

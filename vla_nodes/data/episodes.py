@@ -1,0 +1,123 @@
+"""Episodes on disk: one safetensors file each, images as lossless PNG streams, everything about it in the header.
+
+Used by simulation, bags and training alike. No pickle; a damaged file is a DataError naming it, never a crash later.
+
+Arrays (T ticks):
+    color, depth           PNG bytes of (H, W, 3) uint8 RGB and (H, W) uint16 mm (0 = invalid), with offsets (T + 1,)
+    stamp                  (T,) s
+    joint_positions, joint_velocities  (T, 7) rad, rad/s
+    gripper                (T,) opening 0..1
+    ee_pose                (T, 4, 4) tool in base
+    actions                (T, horizon, 7) the chunk to imitate, action space ee_delta
+    primitive              (T,) index into the header's ``primitives``
+    labels (simulation only, never an input): segmentation (T, h, w) uint8 index into the header's ``things`` + 1,
+    thing_positions (T, n, 3) m in base
+Header (JSON under "episode"): instruction, intrinsics, camera_pose, period, tick, things, primitives, success, source, ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+MAX_BYTES = 512 * 1024 * 1024  # a longer recording is cut into episodes
+
+
+class DataError(ValueError):
+    """An episode that cannot be used; one line naming the file and the reason."""
+
+
+@dataclass
+class Episode:
+    header: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    path: Path | None = None
+    _images: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.arrays["stamp"])
+
+    def color(self, tick: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        return cv2.cvtColor(self._image("color", tick, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+    def depth(self, tick: int) -> np.ndarray:
+        """(H, W) float32 m, 0 = invalid."""
+        return self._image("depth", tick, cv2.IMREAD_UNCHANGED).astype(np.float32) * 1e-3
+
+    def _image(self, name: str, tick: int, flags: int) -> np.ndarray:
+        start, end = self.arrays[f"{name}_offsets"][tick : tick + 2]
+        image = cv2.imdecode(self.arrays[f"{name}_png"][start:end], flags)
+        if image is None:
+            raise DataError(f"{self.path}: {name} image {tick} does not decode")
+        return image
+
+
+class EpisodeWriter:
+    """Collects ticks and writes the file at once, under a temporary name first, so that a kill never leaves half a file."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[np.ndarray]] = {}
+        self._streams: dict[str, list[np.ndarray]] = {"color": [], "depth": []}
+
+    def __len__(self) -> int:
+        return len(self._streams["color"])
+
+    def add(self, color: np.ndarray, depth: np.ndarray, **row: Any) -> None:
+        """One tick: colour (H, W, 3) uint8 RGB, depth (H, W) float32 m, and any further arrays, the same keys each time."""
+        millimetres = np.clip(np.nan_to_num(depth) * 1000 + 0.5, 0, 65535).astype(np.uint16)
+        for name, image in (("color", cv2.cvtColor(color, cv2.COLOR_RGB2BGR)), ("depth", millimetres)):
+            self._streams[name].append(cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])
+        for key, value in row.items():
+            self._rows.setdefault(key, []).append(np.asarray(value))
+
+    def write(self, path: Path, header: dict[str, Any]) -> None:
+        arrays = {key: np.ascontiguousarray(np.stack(rows)) for key, rows in self._rows.items()}
+        for name, stream in self._streams.items():
+            arrays[f"{name}_png"] = np.concatenate(stream)
+            arrays[f"{name}_offsets"] = np.cumsum([0, *(len(s) for s in stream)]).astype(np.int64)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file(arrays, partial, metadata={"episode": json.dumps(header)})
+        os.replace(partial, path)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header alone, without touching the arrays."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return json.loads((file.metadata() or {})["episode"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path}: not a readable episode ({error})") from None
+
+
+def read(path: Path) -> Episode:
+    """A whole episode; DataError names the file when it is damaged, foreign or too large."""
+    if path.stat().st_size > MAX_BYTES:
+        raise DataError(f"{path}: {path.stat().st_size} bytes is more than the {MAX_BYTES} an episode may have")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {})["episode"])
+            arrays = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path}: not a readable episode ({error})") from None
+    ticks = {key: len(value) for key, value in arrays.items() if not key.endswith(("_png", "_offsets"))}
+    if "stamp" not in ticks or len(set(ticks.values())) != 1:
+        raise DataError(f"{path}: arrays of different lengths: {ticks}")
+    return Episode(header, arrays, path)
+
+
+def files(folder: Path) -> list[Path]:
+    """The episode files of a folder, in order of name. DataError when there are none."""
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise DataError(f"{folder}: no episodes (*.safetensors) there; make some with: python -m vla_nodes collect")
+    return found

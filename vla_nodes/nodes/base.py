@@ -1,0 +1,351 @@
+"""What the suite's lifecycle nodes share: parameters that are errors when wrong, heartbeats, diagnostics, a clean end.
+
+A node derives from `BaseNode`, lists its `params`, and fills in `configure`, `activate`, `deactivate` and `cleanup`.
+Whatever is wrong at configure is raised as an exception with one clear line; it is logged and the node stays
+unconfigured. Each node tells the others five times a second that it lives (`vla/heartbeat`), and says once, as a
+warning and in its diagnostics, when one of its inputs or another node of the suite has fallen silent.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from std_msgs.msg import String
+
+from vla_nodes.nodes.parameters import Param, declare, unknown
+from vla_nodes.nodes.peers import Change, Watch
+
+LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT, history=HistoryPolicy.KEEP_LAST)
+"""Sensor subscriptions: matches reliable and best-effort publishers, and never queues old images."""
+RELIABLE_LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST)
+LATCHED = QoSProfile(
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    history=HistoryPolicy.KEEP_LAST,
+)
+
+SUITE = ("sim_node", "camera_node", "policy_node", "action_node")
+BEAT_PERIOD = 0.2
+CHECK_PERIOD = 0.1
+DIAGNOSTICS_PERIOD = 1.0
+MAX_BEAT = 200
+
+OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
+
+AUTOSTART = Param(
+    "autostart",
+    False,
+    "Configure and activate at start, without a lifecycle manager (a node that is respawned resumes by itself).",
+)
+
+
+class ConfigureError(ValueError):
+    """Something the operator has to put right before the node can be configured; the text says what and how."""
+
+
+class BaseNode(LifecycleNode):
+    """Lifecycle node of the suite; see the module's docstring."""
+
+    params: tuple[Param, ...] = ()
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        self._params = {param.name: param for param in (*self.params, AUTOSTART)}
+        self._problems = declare(self, tuple(self._params.values()))
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self.steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.inputs = Watch()
+        self.peers = Watch()
+        self.active = False
+        self._resources: list[Any] = []
+        self._beat_pub = self.create_publisher(String, "vla/heartbeat", 10)
+        self._diagnostics_pub = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_subscription(String, "vla/heartbeat", self._on_beat, 10)
+        self._ticks = 0
+        self._ticked = 0.0
+        self._ready = True
+        self.create_timer(CHECK_PERIOD, self._tick, clock=self.steady)
+        threshold = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.05), on_clock_change=False)
+        self._jump_handle = self.get_clock().create_jump_callback(threshold, post_callback=self._on_jump)
+
+    # -- for the node to fill in -------------------------------------------------------------------
+    def configure(self) -> None:
+        """Create what the parameters ask for; raise with one clear line where that cannot be."""
+
+    def activate(self) -> None: ...
+
+    def deactivate(self) -> None: ...
+
+    def cleanup(self) -> None: ...
+
+    def clock_jumped(self) -> None:
+        """The ROS clock was set back (simulator reset, bag loop); only called while configured."""
+
+    def input_changed(self, change: Change) -> None:
+        """An input has fallen silent or come back (already logged)."""
+
+    def peer_changed(self, change: Change) -> None: ...
+
+    def diagnostics(self) -> tuple[bytes, str, dict[str, Any]]:
+        """(level, message, values) for /diagnostics."""
+        return OK, "running", {}
+
+    # -- helpers -----------------------------------------------------------------------------------
+    def now(self) -> float:
+        """s on the ROS clock (simulated where use_sim_time is set)."""
+        return self.get_clock().now().nanoseconds * 1e-9
+
+    def value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def subscribe(self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile | int = 10) -> Any:
+        """Subscription that lives from configure to cleanup."""
+        return self._keep(self.create_subscription(kind, topic, callback, qos))
+
+    def publish_on(
+        self, kind: type, topic: str, qos: QoSProfile | int = 10, managed: bool = True, **options: Any
+    ) -> Any:
+        """Publisher that lives from configure to cleanup; a managed one is silent while the node is not active."""
+        create = self.create_lifecycle_publisher if managed else self.create_publisher
+        return self._keep(create(kind, topic, qos, **options))
+
+    def serve(self, kind: type, name: str, callback: Callable[[Any, Any], Any]) -> Any:
+        return self._keep(self.create_service(kind, name, callback))
+
+    def every(self, period: float, callback: Callable[[], None]) -> Any:
+        """Timer on the steady clock: runs on when /clock stands still."""
+        return self._keep(self.create_timer(period, callback, clock=self.steady))
+
+    def keep_time(self) -> None:
+        """For a node whose own fast timer, when the machine is slow, crowds out the one that beats and watches."""
+        if time.monotonic() - self._ticked > 1.5 * CHECK_PERIOD:
+            self._tick()
+
+    # -- lifecycle ---------------------------------------------------------------------------------
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            if self._problems:
+                raise ConfigureError("; ".join(self._problems.values()))
+            self.configure()
+            # After configure, because the publishers' qos_overrides are declared with the publishers.
+            if wrong := unknown(self):
+                raise ConfigureError("; ".join(wrong))
+        except Exception as error:
+            self._report("configure", error)
+            self._drop()
+            return TransitionCallbackReturn.FAILURE
+        self.get_logger().info("configured")
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        result = super().on_activate(state)  # publishers first: activate may publish
+        try:
+            self.activate()
+        except Exception as error:
+            self._report("activate", error)
+            super().on_deactivate(state)
+            return TransitionCallbackReturn.FAILURE
+        self.active = True
+        self._beat()
+        self.get_logger().info("active")
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.active = False
+        try:
+            self.deactivate()  # before the publishers go silent: deactivate may publish the stop
+        except Exception as error:
+            self._report("deactivate", error)
+        self._beat()
+        self.get_logger().info("inactive")
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._drop()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        if self.active:
+            self.on_deactivate(state)
+        self._drop()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.active = False
+        self._drop()
+        return TransitionCallbackReturn.SUCCESS
+
+    @property
+    def configured(self) -> bool:
+        return self._state_machine.current_state[1] not in ("unconfigured", "finalized")
+
+    def close(self) -> None:
+        """End of the process, however it came about: stop what moves, tell the others, free what is held."""
+        self._ready = False
+        try:
+            if self.active:
+                self.active = False
+                self.deactivate()
+            self._beat("gone")
+        except Exception as error:  # the context may be gone already; there is nobody left to tell
+            self.get_logger().debug(f"at shutdown: {error}")
+        self._drop()
+
+    # -- private -----------------------------------------------------------------------------------
+    def _keep(self, resource: Any) -> Any:
+        self._resources.append(resource)
+        return resource
+
+    def _drop(self) -> None:
+        try:
+            self.cleanup()
+        except Exception as error:
+            self._report("cleanup", error)
+        for resource in self._resources:
+            for destroy in (self.destroy_subscription, self.destroy_service, self.destroy_timer):
+                if destroy(resource):
+                    break
+            else:
+                self.destroy_lifecycle_publisher(resource)
+        self._resources.clear()
+        self.inputs = Watch()
+
+    def _report(self, when: str, error: Exception) -> None:
+        if isinstance(error, ValueError | OSError | ImportError | RuntimeError):
+            self.get_logger().error(f"cannot {when}: {error}")
+        else:
+            self.get_logger().error(f"{when} failed: {''.join(traceback.format_exception(error)).rstrip()}")
+
+    def _on_set_parameters(self, parameters: Iterable[Parameter]) -> SetParametersResult:
+        for parameter in parameters:
+            param = self._params.get(parameter.name)
+            if param is None:
+                continue
+            if (wrong := param.problem(parameter.value)) is not None:
+                return SetParametersResult(successful=False, reason=wrong)
+            if self.configured and not param.live:
+                reason = f"parameter {param.name} is read at configure: deactivate and clean up the node first"
+                return SetParametersResult(successful=False, reason=reason)
+        for parameter in parameters:
+            self._problems.pop(parameter.name, None)
+        return SetParametersResult(successful=True)
+
+    def _on_jump(self, jump: Any) -> None:
+        if self.configured:
+            self.get_logger().info("the clock was set back: starting anew")
+            self.clock_jumped()
+
+    def _beat(self, state: str = "") -> None:
+        state = state or self._state_machine.current_state[1]
+        self._beat_pub.publish(String(data=f"{self.get_name()} {state}"))
+
+    def _on_beat(self, message: String) -> None:
+        name, _, state = message.data[:MAX_BEAT].partition(" ")
+        if name == self.get_name() or name not in SUITE:
+            return
+        if state == "gone":
+            if not self.peers.is_lost(name):
+                self.get_logger().warning(f"{name} has shut down")
+            self.peers.forget(name)
+            self.peer_changed(Change(name, True, 0.0))
+            return
+        self.peers.heard(name, time.monotonic())
+
+    def _tick(self) -> None:
+        if not self._ready:
+            return
+        now = self._ticked = time.monotonic()
+        self._ticks += 1
+        if self._ticks % round(BEAT_PERIOD / CHECK_PERIOD) == 0:
+            self._beat()
+        for change in self.peers.check(now):
+            if change.lost:
+                self.get_logger().warning(
+                    f"{change.name} has fallen silent ({change.silence:.1f} s): is it still running?"
+                )
+            else:
+                self.get_logger().info(f"{change.name} is back after {change.silence:.1f} s")
+            self.peer_changed(change)
+        for change in self.inputs.check(now):
+            if change.lost:
+                self.get_logger().warning(f"nothing on {change.name} for {change.silence:.1f} s")
+            else:
+                self.get_logger().info(f"{change.name} is back after {change.silence:.1f} s")
+            self.input_changed(change)
+        if self._ticks % round(DIAGNOSTICS_PERIOD / CHECK_PERIOD) == 0:
+            self._publish_diagnostics(now)
+
+    def _publish_diagnostics(self, now: float) -> None:
+        label = self._state_machine.current_state[1]
+        level, text, values = self.diagnostics() if self.active else (OK, label, {})
+        silent = self.peers.lost() + (self.inputs.lost() if self.active else [])
+        if silent and level == OK:
+            level, text = WARN, f"silent: {', '.join(silent)}"
+        ages = {f"age of {k} [s]": "never heard" if v is None else f"{v:.2f}" for k, v in self.inputs.ages(now).items()}
+        status = DiagnosticStatus(level=level, name=f"{self.get_name()}: state", message=text, hardware_id="vla_nodes")
+        merged = {"lifecycle": label, **values, **ages}
+        status.values = [KeyValue(key=str(k), value=str(v)) for k, v in merged.items()]
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics_pub.publish(message)
+
+
+def run(make: Callable[[], BaseNode], args: list[str] | None = None) -> int:
+    """Process entry: spin a node in one thread until Ctrl-C or SIGTERM, then end it without a traceback.
+
+    The signals are taken here and not by rclpy, whose handler invalidates the context under the running callback: so
+    the node's last words, a stop for the arm among them, are still published.
+    """
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt  # the second one means it
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    rclpy.init(args=sys.argv if args is None else args, signal_handler_options=SignalHandlerOptions.NO)
+    node = None
+    try:
+        node = make()
+        executor = _executor()
+        executor.add_node(node)
+        if node.value("autostart") and node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            node.trigger_activate()
+        # Not spin(): without a timeout the event-driven executor of rclpy 7.1 waits busily and calls nothing.
+        while not stop.is_set() and rclpy.ok():
+            executor.spin_once(timeout_sec=0.2)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        if node is not None:
+            node.close()
+        rclpy.try_shutdown()
+    return 0
+
+
+def _executor() -> Any:
+    """The event-driven executor where this rclpy has it (a third of the CPU time), else the single-threaded one."""
+    try:
+        from rclpy.experimental import EventsExecutor
+    except ImportError:
+        return SingleThreadedExecutor()
+    return EventsExecutor()

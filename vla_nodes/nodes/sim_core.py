@@ -1,0 +1,91 @@
+"""The simulated robot behind its controllers, and the judge of its tasks: sim_node without ROS."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from vla_nodes.control.trajectory import Trajectory
+from vla_nodes.sim.joint_trajectory_controller import JointTrajectoryController
+from vla_nodes.sim.language import parse
+from vla_nodes.sim.scene import Scene
+from vla_nodes.sim.tasks import Judge
+from vla_nodes.sim.world import World
+
+CONTROL_PERIOD = 0.002
+"""s between two references given to the servos: each physics step gets its own."""
+ARM_JOINTS = World.joint_names[:7]
+GRIPPER_JOINT = World.joint_names[7]
+
+
+class SimulatedRobot:
+    """A world, the two controllers a stock bring-up has (arm and gripper), and the task's judge. Not thread-safe."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.arm = JointTrajectoryController(ARM_JOINTS)
+        self.gripper = JointTrajectoryController((GRIPPER_JOINT,))
+        self.instruction = ""
+        self.load(scene)
+
+    def load(self, scene: Scene) -> None:
+        """Start anew with a scene: time 0, robot at its ready pose, controllers holding it."""
+        self.scene = scene
+        self.world = World(scene)
+        self._controls = 0
+        q, _, _ = self.world.joint_state()
+        self.arm.hold(q[:7])
+        self.gripper.hold(q[7:8])
+        text = scene.to_json()
+        self.scene_id = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.scene_message = json.dumps({"id": self.scene_id, "scene": json.loads(text)})
+        self.judge(self.instruction)
+
+    @property
+    def time(self) -> float:
+        """Simulated s, free of the sum's rounding."""
+        return round(self.world.time, 9)
+
+    def follow(self, trajectory: Trajectory) -> str | None:
+        """Hand a trajectory to the arm's or the gripper's controller; the reason if that refuses it."""
+        q, qd, _ = self.world.joint_state()
+        if GRIPPER_JOINT in trajectory.joint_names:
+            return self.gripper.accept(trajectory, self.time, q[7:8], qd[7:8])
+        return self.arm.accept(trajectory, self.time, q[:7], qd[:7])
+
+    def step(self) -> None:
+        """Advance by `CONTROL_PERIOD`."""
+        q, qd = self.arm.reference(self.world.time)
+        finger, _ = self.gripper.reference(self.world.time)
+        self.world.set_reference(q, qd, float(finger[0]))
+        self.world.advance(CONTROL_PERIOD)
+
+    def judge(self, instruction: str) -> None:
+        """Set what the world is judged by; "" for nothing."""
+        self.instruction = instruction
+        self.task = parse(instruction) if instruction else None
+        self._judge = Judge(self.task) if self.task is not None and not self.task.missing(self.scene) else None
+
+    def task_status(self) -> dict[str, Any]:
+        """Truth about the task, for a person and for ./run; call it several times a second."""
+        succeeded = self._judge.update(self.world) if self._judge else False
+        if self._judge:
+            progress = self.task.progress(self.world)
+        elif self.task is not None:
+            progress = f"there is no {self.task.missing(self.scene)} in this scene"
+        else:
+            progress = "no task known for this instruction" if self.instruction else "no instruction"
+        return {
+            "task": None if self.task is None else vars(self.task),
+            "instruction": self.instruction,
+            "success": succeeded,
+            "progress": progress,
+            "time": self.time,
+            "scene_id": self.scene_id,
+        }
+
+    def finite(self) -> bool:
+        """False once the physics has diverged."""
+        return bool(np.isfinite(self.world.qpos()).all())

@@ -1,0 +1,34 @@
+"""From the core's last token to a chunk of actions, and the primitive a person can read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .config import PRIMITIVES, PolicyConfig
+
+
+class ChunkHead(nn.Module):
+    """One pass regresses the whole chunk: a trunk shared by all primitives, and a light part of each.
+
+    The parts are mixed by the predicted primitive probabilities, so a moment between two primitives gets a blend.
+    """
+
+    def __init__(self, config: PolicyConfig, geometry: int, rank: int = 32) -> None:
+        super().__init__()
+        self.horizon, self.action_dim = config.horizon, config.action_dim
+        width, outputs = config.head_width, config.horizon * config.action_dim
+        self.trunk = nn.Sequential(
+            nn.Linear(config.d_model + geometry, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, width), nn.SiLU())  # fmt: skip
+        self.primitive = nn.Linear(width, len(PRIMITIVES))
+        self.shared = nn.Linear(width, outputs)
+        self.narrow = nn.Linear(width, rank)
+        self.parts = nn.Parameter(torch.randn(len(PRIMITIVES), rank, outputs) * 0.02)
+
+    def forward(self, core: Tensor, geometry: Tensor) -> tuple[Tensor, Tensor]:
+        """core (..., D), geometry (..., G) -> normalised actions (..., H, A), primitive logits (..., P)."""
+        hidden = self.trunk(torch.cat([core, geometry], -1))
+        logits = self.primitive(hidden)
+        parts = torch.einsum("...p,...r,pro->...o", logits.softmax(-1), self.narrow(hidden), self.parts)
+        return (self.shared(hidden) + parts).unflatten(-1, (self.horizon, self.action_dim)), logits

@@ -1,0 +1,146 @@
+"""The vision-language-action model: RGB-D, proprioception and an instruction in, one action chunk out, history in a state.
+
+Every control tick becomes a few tokens, in AnoleVLA's order (arXiv 2603.15046): the robot's state, its change, what is at
+the tool, what each role sees, and the instruction last, from whose output the chunk is read. The selective state space
+core carries its state from tick to tick, so a tick costs the same however long the robot has been running.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import PolicyConfig
+from .head import ChunkHead
+from .language import EncodedText, InstructionEncoder
+from .ssm import SequenceCore
+from .vision import TOOL_PROBES, RoleQueries, Scan, Vision
+
+WORKSPACE_CENTRE = (0.48, 0.0, 0.15)  # m in base; positions enter relative to it, in units of WORKSPACE_SIZE
+WORKSPACE_SIZE = 0.25
+NEARBY = 0.10  # m; distances to the roles enter in this unit
+MOVE_SCALE, TURN_SCALE = 0.016, 0.05  # m and rad per row that a normalised action of 1 stands for
+STATE_WIDTH = 17  # tool position 3, rotation 6 (its first two columns), gripper 1, joints 7
+CHANGE_WIDTH = 11  # tool velocity 3, gripper rate 1, joint velocities 7
+
+
+class Prepared(NamedTuple):
+    """An instruction, encoded once and used at every tick."""
+
+    queries: Tensor  # (B, R, C)
+    summary: Tensor  # (B, W)
+
+
+class Proprioception(NamedTuple):
+    """The robot's own state: the raw vectors that tokens are made of."""
+
+    state: Tensor  # (..., STATE_WIDTH)
+    change: Tensor  # (..., CHANGE_WIDTH)
+
+
+def proprioception(ee_pose: Tensor, gripper: Tensor, joints: Tensor, joint_velocities: Tensor, tool_velocity: Tensor,
+                   gripper_rate: Tensor) -> Proprioception:  # fmt: skip
+    """ee_pose (..., 4, 4), gripper (...) 0..1, joints (..., 7) rad, velocities m/s, rad/s, 1/s."""
+    position = (ee_pose[..., :3, 3] - ee_pose.new_tensor(WORKSPACE_CENTRE)) / WORKSPACE_SIZE
+    rotation = ee_pose[..., :3, :2].transpose(-1, -2).flatten(-2)
+    state = torch.cat([position, rotation, 2 * gripper.unsqueeze(-1) - 1, joints / 2], -1)
+    change = torch.cat([tool_velocity / 0.2, gripper_rate.unsqueeze(-1) / 4, joint_velocities], -1)
+    return Proprioception(state, change)
+
+
+class TickOutput(NamedTuple):
+    """What a tick gives: in normalised units inside the model, see `physical`."""
+
+    actions: Tensor  # (..., H, A)
+    primitive: Tensor  # (..., P) logits
+    grounding: Tensor  # (...,) logit that all the instruction names is in view and understood
+    target: Tensor  # (..., 3) where the thing's middle is, m in base
+
+
+class VisualTokens(NamedTuple):
+    """The compressed view of one tick; small enough to cache, so the core can be trained without the images."""
+
+    features: Tensor  # (..., R, C)
+    points: Tensor  # (..., R, 3) m in base, corrected from the visible surface to the middle
+    mass: Tensor  # (..., R)
+    spread: Tensor  # (..., R)
+    tool: Tensor  # (..., T)
+    grounding: Tensor  # (...,) logit
+
+
+class VlaPolicy(nn.Module):
+    def __init__(self, config: PolicyConfig, tokenizer=None) -> None:
+        super().__init__()
+        self.config = config
+        roles, width, d = 2 + config.free_roles, config.feature_width, config.d_model
+        self.language = InstructionEncoder(config.language, tokenizer)
+        self.roles = RoleQueries(config)
+        self.vision = Vision(config)
+        self.middle = nn.Linear(width, 3)  # from a visible surface to the middle of the thing, m
+        nn.init.zeros_(self.middle.weight)
+        self.judge = nn.Sequential(
+            nn.Linear(2 * (3 * width + 1) + config.language.d_model, 128), nn.SiLU(), nn.Linear(128, 64), nn.SiLU(), nn.Linear(64, 1))  # fmt: skip
+        self.embed_state, self.embed_change = nn.Linear(STATE_WIDTH, d), nn.Linear(CHANGE_WIDTH, d)
+        self.embed_tool = nn.Linear(len(TOOL_PROBES) * width, d)
+        self.embed_view = nn.Linear(width + 8, d)
+        self.embed_summary = nn.Linear(config.language.d_model, d)
+        self.kind = nn.Parameter(torch.randn(self.tokens, d) * 0.02)
+        self.core = SequenceCore(d, config.n_layer, config.mixer, config.d_state, config.headdim, config.expand,
+                                 twin_of=config.twin_of)  # fmt: skip
+        self.head = ChunkHead(config, geometry=2 * 4 + 4 + CHANGE_WIDTH)
+        assert roles >= 2
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one tick."""
+        return 4 + 2 + self.config.free_roles
+
+    # -- once per instruction --------------------------------------------------------------------------------------
+    def prepare(self, text: EncodedText) -> Prepared:
+        return Prepared(*self.roles(text))
+
+    # -- once per image ---------------------------------------------------------------------------------------------
+    def look(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
+             prepared: Prepared) -> tuple[VisualTokens, Scan]:  # fmt: skip
+        """One image a row: color (B, 3, S, S) 0..1, depth (B, S, S) m with 0 = invalid, tool (B, 3) m in base."""
+        scan = self.vision(color, depth, intrinsics, camera_pose, tool, prepared.queries)
+        points = scan.points + self.middle(scan.features)
+        match = F.normalize(scan.features, dim=-1) * scan.queries  # does what was found look like what was asked for
+        seen = torch.cat([scan.features, scan.queries, match, scan.mass.unsqueeze(-1)], -1)[:, :2].flatten(1)
+        grounding = self.judge(torch.cat([seen, prepared.summary], -1)).squeeze(-1)
+        return VisualTokens(scan.features, points, scan.mass, scan.spread, scan.tool, grounding), scan
+
+    # -- once per tick, or a whole history at once ----------------------------------------------------------------------
+    def think(self, body: Proprioception, view: VisualTokens, summary: Tensor, state: tuple | None
+              ) -> tuple[TickOutput, tuple]:  # fmt: skip
+        """T ticks of B streams, everything (B, T, ...); summary (B, W). Equal to T calls with T = 1."""
+        batch, ticks = body.state.shape[:2]
+        position = body.state[..., None, :3] * WORKSPACE_SIZE + body.state.new_tensor(WORKSPACE_CENTRE)
+        relative = (view.points - position) / NEARBY
+        place = (view.points - body.state.new_tensor(WORKSPACE_CENTRE)) / WORKSPACE_SIZE
+        found = view.mass.unsqueeze(-1)
+        seen = torch.cat([view.features, relative.clamp(-4, 4) * found, place * found, found,
+                          view.spread.unsqueeze(-1) / NEARBY], -1)  # fmt: skip
+        tokens = torch.cat([
+            self.embed_state(body.state).unsqueeze(2), self.embed_change(body.change).unsqueeze(2),
+            self.embed_tool(view.tool).unsqueeze(2), self.embed_view(seen),
+            self.embed_summary(summary)[:, None, None].expand(-1, ticks, -1, -1)], 2) + self.kind  # fmt: skip
+        out, state = self.core(tokens.flatten(1, 2), state)
+        last = out.unflatten(1, (ticks, self.tokens))[:, :, -1]
+        near = torch.cat([relative[..., :2, :].clamp(-4, 4) * found[..., :2, :], found[..., :2, :]], -1).flatten(2)
+        geometry = torch.cat([near, body.state[..., :3], body.state[..., 9:10], body.change], -1)
+        actions, primitive = self.head(last, geometry)
+        return TickOutput(actions, primitive, view.grounding, view.points[..., 0, :]), state
+
+    def physical(self, actions: Tensor) -> Tensor:
+        """Normalised actions (..., 7) to ee_delta rows: m, rad, gripper opening 0..1."""
+        scale = actions.new_tensor([MOVE_SCALE] * 3 + [TURN_SCALE] * 3)
+        return torch.cat([actions[..., :6] * scale, actions[..., 6:].sigmoid()], -1)
+
+    def normalised(self, actions: Tensor) -> Tensor:
+        """ee_delta rows to what the head regresses; the gripper stays 0..1, a target for its logit."""
+        scale = actions.new_tensor([MOVE_SCALE] * 3 + [TURN_SCALE] * 3)
+        return torch.cat([actions[..., :6] / scale, actions[..., 6:]], -1)

@@ -1,0 +1,199 @@
+"""The policy as a robot uses it: observations in, chunks out, one instruction at a time, history in the carried state.
+
+The ROS-free core of policy_node, and the very same code in evaluation and replay.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from . import checkpoint as checkpoints
+from .config import PRIMITIVES
+from .model import Prepared, VisualTokens, proprioception
+
+CERTAIN = 0.5  # grounding probability above which the robot may start
+LOST = 0.1  # and below which a running task is given up, when it stays there
+DECIDE_TICKS = 3  # observations the first decision is averaged over
+LOST_TICKS = 20
+MAX_GAP = 0.5  # s between observations beyond which the change since the last one means nothing
+
+
+@dataclass
+class Observation:
+    """One instant of the robot; see each field."""
+
+    stamp: float  # s, exposure time of the images
+    color: np.ndarray  # (H, W, 3) uint8 RGB
+    depth: np.ndarray | None  # (H, W) float32 m, 0 or NaN invalid, aligned to colour; None = no depth
+    intrinsics: np.ndarray  # (3, 3) K of the colour image
+    camera_pose: np.ndarray  # (4, 4) colour optical frame in base
+    joint_positions: np.ndarray  # (7,) rad, checkpoint order
+    joint_velocities: np.ndarray  # (7,) rad/s
+    gripper: float  # opening, 0 closed .. 1 open
+    ee_pose: np.ndarray  # (4, 4) tool in base
+
+
+@dataclass
+class PolicyOutput:
+    actions: np.ndarray | None  # (H, 7) in the checkpoint's action space and units; None = hold still
+    hold_reason: str = ""  # "" when there are actions, else one line for the operator
+    grounding: float = 0.0  # 0..1, that all the instruction names is understood and in view
+    primitive: str = "hold"
+    target: np.ndarray = field(default_factory=lambda: np.full(3, np.nan))  # m in base, middle of the thing
+    timings: dict[str, float] = field(default_factory=dict)  # ms by part, and "total"
+
+
+class PolicyRuntime:
+    """Load once, `set_instruction`, then `step` with every new observation."""
+
+    def __init__(self, model, config: checkpoints.CheckpointConfig, device: str = "cpu") -> None:
+        self.model, self.config, self.device = model, config, torch.device(device)
+        self.instruction = ""
+        self._prepared: Prepared | None = None
+        self._language_ms = 0.0
+        self.reset()
+
+    @classmethod
+    def load(cls, checkpoint: Path, device: str = "auto", threads: int = 1) -> PolicyRuntime:
+        """CheckpointError on anything wrong with the folder; ValueError for a device this machine lacks."""
+        if device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device {device!r} is none of auto, cpu, cuda")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is cuda and this machine has none that torch can use; set device to cpu or auto")
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        torch.set_num_threads(max(1, threads))
+        model, config = checkpoints.load(Path(checkpoint), chosen)
+        return cls(model, config, chosen)
+
+    # -- instruction ---------------------------------------------------------------------------------------------------
+    def check_instruction(self, text: str) -> str:
+        """"" or one line saying why this text cannot be an instruction."""
+        return self.model.language.check(text)
+
+    @torch.no_grad()
+    def set_instruction(self, text: str) -> None:
+        """Start on a new instruction with a new history. ValueError when `check_instruction` refuses it."""
+        if reason := self.check_instruction(text):
+            raise ValueError(reason)
+        started = time.perf_counter()
+        self._prepared = self.model.prepare(self.model.language.encode([text]))
+        self._language_ms = 1e3 * (time.perf_counter() - started)
+        self.instruction = text
+        self.reset()
+
+    def clear_instruction(self) -> None:
+        self.instruction, self._prepared = "", None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the history (on activation, a new instruction or a clock jump); the instruction stays."""
+        self._state: tuple | None = None
+        self._previous: Observation | None = None
+        self._decided: bool | None = None
+        self._evidence: list[float] = []
+        self._lost = 0
+
+    @property
+    def engaged(self) -> bool:
+        """Whether the instruction was found doable and is being carried out."""
+        return self._decided is True
+
+    # -- one tick -----------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def step(self, observation: Observation) -> PolicyOutput:
+        """One observation, newer than the last. ValueError names what is wrong with it."""
+        if self._prepared is None:
+            return PolicyOutput(None, "no instruction yet: publish one on the instruction topic")
+        started = time.perf_counter()
+        color, depth, intrinsics = self._images(observation)
+        pose = self._tensor(observation.camera_pose)
+        tool = self._tensor(observation.ee_pose[:3, 3])
+        view, _ = self.model.look(color, depth, intrinsics, pose, tool, self._prepared)
+        looked = time.perf_counter()
+        body = self._body(observation)
+        view = VisualTokens(*(part.unsqueeze(1) for part in view))
+        output, self._state = self.model.think(body, view, self._prepared.summary, self._state)
+        actions = self.model.physical(output.actions)[0, 0].cpu().numpy()
+        self._previous = observation
+        ended = time.perf_counter()
+        grounding = float(output.grounding.sigmoid())
+        timings = {"vision": 1e3 * (looked - started), "core": 1e3 * (ended - looked), "language": self._language_ms,
+                   "total": 1e3 * (ended - started)}  # fmt: skip
+        self._language_ms = 0.0
+        reason = self._judge(grounding)
+        if not reason and not np.isfinite(actions).all():
+            reason = "the policy gave actions that are not numbers"
+        return PolicyOutput(None if reason else actions, reason, grounding, PRIMITIVES[int(output.primitive.argmax())],
+                            output.target[0, 0].cpu().numpy(), timings)  # fmt: skip
+
+    def _judge(self, grounding: float) -> str:
+        """Start only on something seen and understood; give up on something lost. Returns why to hold, or ""."""
+        self._evidence.append(grounding)
+        if self._decided is None:
+            if len(self._evidence) < DECIDE_TICKS:
+                return "looking for what the instruction names"
+            self._decided = float(np.mean(self._evidence[-DECIDE_TICKS:])) >= CERTAIN
+        if not self._decided:
+            recent = float(np.mean(self._evidence[-LOST_TICKS:]))
+            if len(self._evidence) >= LOST_TICKS and recent >= 0.8:  # it came into view later
+                self._decided = True
+                return ""
+            return f'what "{self.instruction}" names is not in view, or it is nothing this policy can do (certainty {recent:.2f})'
+        self._lost = self._lost + 1 if grounding < LOST else 0
+        if self._lost >= LOST_TICKS:
+            self._decided, self._evidence = False, []
+            return f'lost sight of what "{self.instruction}" names'
+        self._evidence.clear()
+        return ""
+
+    # -- inputs -------------------------------------------------------------------------------------------------------
+    def _tensor(self, array) -> torch.Tensor:
+        return torch.as_tensor(np.ascontiguousarray(array, np.float32), device=self.device).unsqueeze(0)
+
+    def _images(self, observation: Observation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Resize to the network's square and bring the intrinsics along. Never upside down, never stretched silently."""
+        color, depth = observation.color, observation.depth
+        size = self.config.image_size
+        if color.ndim != 3 or color.shape[2] != 3 or color.dtype != np.uint8:
+            raise ValueError(f"colour image must be (H, W, 3) uint8, got {color.shape} {color.dtype}")
+        if depth is not None and depth.shape != color.shape[:2]:
+            raise ValueError(f"depth {depth.shape} is not aligned to colour {color.shape[:2]}: use the aligned depth topic")
+        height, width = color.shape[:2]
+        intrinsics = np.array(observation.intrinsics, np.float32)
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        if height != width:  # the middle square of a wide image
+            color = color[top : top + side, left : left + side]
+            depth = None if depth is None else depth[top : top + side, left : left + side]
+            intrinsics[0, 2] -= left
+            intrinsics[1, 2] -= top
+        if side != size:
+            scale = size / side
+            color = cv2.resize(color, (size, size), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+            depth = None if depth is None else cv2.resize(depth, (size, size), interpolation=cv2.INTER_NEAREST)
+            intrinsics[0, 2], intrinsics[1, 2] = ((intrinsics[i, 2] + 0.5) * scale - 0.5 for i in (0, 1))
+            intrinsics[0, 0] *= scale
+            intrinsics[1, 1] *= scale
+        if depth is None:
+            depth = np.zeros((size, size), np.float32)
+        near, far = self.config.depth_range
+        depth = np.where((depth >= near) & (depth <= far), depth, 0.0)
+        pixels = torch.as_tensor(np.ascontiguousarray(color), device=self.device).permute(2, 0, 1).unsqueeze(0)
+        return pixels.float() / 255, self._tensor(depth), self._tensor(intrinsics)
+
+    def _body(self, now: Observation):
+        last = self._previous
+        gap = now.stamp - last.stamp if last is not None else 0.0
+        if last is not None and 1e-3 < gap <= MAX_GAP:
+            velocity = (now.ee_pose[:3, 3] - last.ee_pose[:3, 3]) / gap
+            rate = (now.gripper - last.gripper) / gap
+        else:
+            velocity, rate = np.zeros(3), 0.0
+        parts = (now.ee_pose, now.gripper, now.joint_positions, now.joint_velocities, velocity, rate)
+        return proprioception(*(self._tensor(part).unsqueeze(0) if np.ndim(part) else self._tensor([part]) for part in parts))

@@ -1,0 +1,123 @@
+"""From an RGB-D image and an instruction to a handful of visual tokens that still know where they are.
+
+A small convolutional encoder keeps a feature map of one vector per 4x4 pixels. Roles (the thing acted on, the goal, and a
+few free ones) are queries made from the instruction; each looks over the map, and what it sees becomes one token: the
+features there and the point in space there. A role that finds nothing looks at a sink instead, and says so.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import PolicyConfig
+from .geometry import point_map, project
+from .language import EncodedText
+
+DEPTH_SCALE = 1.0  # m; depth enters as (depth - 1 m) / 1 m, masked where invalid
+TOOL_PROBES = ((0.0, 0.0, 0.0), (0.0, 0.0, -0.05))  # m in base, added to the tool point: where the hand is looked at
+
+
+class Scan(NamedTuple):
+    """What vision hands to the core, and what losses and people look at."""
+
+    features: Tensor  # (B, R, C) what each role sees
+    points: Tensor  # (B, R, 3) where, m in base
+    mass: Tensor  # (B, R) how much of its attention found something, 0..1
+    spread: Tensor  # (B, R) how far apart that is, m
+    tool: Tensor  # (B, len(TOOL_PROBES) * C) the map at the tool
+    log_attention: Tensor  # (B, R, cells*cells + 1), the sink last
+    queries: Tensor  # (B, R, C)
+
+
+def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = convolution(width, width)
+        self.second = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(self.first(x)))
+
+
+class RgbdEncoder(nn.Module):
+    """(B, 5, S, S) colour, depth and validity, with the points of its cells, -> (B, C, S/4, S/4)."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        a, b, c, d = config.vision_widths
+        self.stem = nn.Sequential(convolution(5, a, stride=2), convolution(a, b, stride=2))
+        self.place = nn.Conv2d(4, b, 1)  # points and their validity
+        self.middle = nn.Sequential(convolution(b, c, stride=2), *(Residual(c) for _ in range(config.vision_blocks)))
+        self.deep = nn.Sequential(convolution(c, d, stride=2), *(Residual(d) for _ in range(config.vision_blocks)))
+        width = config.feature_width
+        self.from_stem, self.from_middle, self.from_deep = (nn.Conv2d(n, width, 1) for n in (b, c, d))
+        self.mix = nn.Sequential(
+            nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False), nn.BatchNorm2d(width),
+            convolution(width, width, 1), nn.Conv2d(width, width, 1))  # fmt: skip
+
+    def forward(self, image: Tensor, points: Tensor) -> Tensor:
+        fine = self.stem(image) + self.place(points)
+        middle = self.middle(fine)
+        deep = self.deep(middle)
+        coarse = self.from_middle(middle) + F.interpolate(self.from_deep(deep), scale_factor=2.0, mode="nearest")
+        return self.mix(self.from_stem(fine) + F.interpolate(coarse, scale_factor=2.0, mode="nearest"))
+
+
+class RoleQueries(nn.Module):
+    """From token states to one query per role, and a summary of what is to be done."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        width, self.roles = config.language.d_model, 2 + config.free_roles
+        self.attend = nn.Linear(width, self.roles + 1)
+        self.role = nn.Parameter(torch.randn(self.roles, width) * 0.1)
+        self.query = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.feature_width))
+
+    def forward(self, text: EncodedText) -> tuple[Tensor, Tensor]:
+        """(B, R, C) queries and (B, W) the summary."""
+        weights = self.attend(text.tokens).masked_fill(~text.mask.unsqueeze(-1), float("-inf")).softmax(1)
+        pooled = torch.einsum("btr,btw->brw", weights, text.tokens)
+        return self.query(pooled[:, :-1] + self.role), pooled[:, -1]
+
+
+class Vision(nn.Module):
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = RgbdEncoder(config)
+        self.scale = nn.Parameter(torch.tensor(8.0))
+        self.sink = nn.Linear(config.feature_width, 1)
+
+    def forward(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
+                queries: Tensor) -> Scan:  # fmt: skip
+        """color (B, 3, S, S) 0..1, depth (B, S, S) m with 0 = invalid, tool (B, 3) m in base, queries (B, R, C)."""
+        points, valid = point_map(depth, intrinsics, camera_pose)
+        seen = (depth > 0).to(depth.dtype)
+        channels = torch.stack([(depth - 1.0) * seen / DEPTH_SCALE, seen], 1)
+        features = self.encoder(torch.cat([color - 0.5, channels], 1), torch.cat([points, valid], 1))
+        flat = features.flatten(2)  # (B, C, cells)
+        keys = F.normalize(flat, dim=1)
+        logits = self.scale * torch.einsum("brc,bcn->brn", queries, keys)
+        log_attention = torch.cat([logits, self.sink(queries)], -1).log_softmax(-1)
+        attention = log_attention[..., :-1].exp()
+        mass = attention.sum(-1)
+        share = attention / mass.clamp(min=1e-4).unsqueeze(-1)
+        flat_points = points.flatten(2)
+        centre = torch.einsum("brn,bdn->brd", share, flat_points)
+        square = torch.einsum("brn,bn->br", share, flat_points.square().sum(1))
+        spread = (square - centre.square().sum(-1)).clamp(min=1e-8).sqrt()
+        probes = tool.unsqueeze(1) + tool.new_tensor(TOOL_PROBES)
+        grid = project(probes, intrinsics, camera_pose, self.config.image_size).unsqueeze(1)
+        at_tool = F.grid_sample(features, grid, align_corners=False, padding_mode="border").squeeze(2)  # (B, C, probes)
+        looked = torch.einsum("brn,bcn->brc", attention, flat)
+        return Scan(looked, centre, mass, spread, at_tool.flatten(1), log_attention, queries)

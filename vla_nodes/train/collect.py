@@ -1,0 +1,160 @@
+"""Demonstrations: the scripted expert in random scenes, disturbed on purpose, recorded with what the camera saw.
+
+Every episode is made from its seed alone, so a folder can be filled by several processes, stopped and resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vla_nodes.data.episodes import EpisodeWriter
+from vla_nodes.policy.runtime import PolicyRuntime
+from vla_nodes.sim import language
+from vla_nodes.sim.expert import PRIMITIVES, Expert
+from vla_nodes.sim.render import Camera
+from vla_nodes.sim.scene import Scene
+from vla_nodes.sim.tasks import Judge, Task
+from vla_nodes.sim.world import World
+from vla_nodes.train.rollout import Rollout
+
+HORIZON, PERIOD, TICK = 16, 0.05, 0.10  # rows of a chunk, s between them, s between observations
+IMAGE, CELLS = 224, 56  # camera image and label resolution
+TIME_LIMIT, AFTERWARDS = 20.0, 1.3  # s to succeed, s recorded after success so that rest is learnt too
+FAMILIES = {"pick": 0.34, "place": 0.46, "drawer": 0.20}
+
+
+def random_task(scene: Scene, rng: np.random.Generator, families: dict[str, float] = FAMILIES) -> Task:
+    """A task this scene allows."""
+    things = [t.name for t in scene.things if t.kind in ("block", "can")]
+    goals = [t.name for t in scene.things if t.kind in ("bowl", "tray")]
+    family = rng.choice(list(families), p=np.array(list(families.values())) / sum(families.values()))
+    if family == "drawer":
+        return Task("open" if scene.drawer_opening < 0.05 else "close", "drawer")
+    if family == "place" and goals:
+        return Task("place", str(rng.choice(things)), str(rng.choice(goals)))
+    return Task("pick", str(rng.choice(things)))
+
+
+class Disturbance:
+    """Pushes on what is executed, never on what is recorded as the label: the data then holds mistakes and their mending."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.level = rng.choice([0.0, 0.5, 1.0], p=[0.25, 0.4, 0.35])
+        self._until, self._push = 0.0, np.zeros(3)
+
+    def __call__(self, chunk: np.ndarray, now: float) -> np.ndarray:
+        """chunk (H, 7) as planned at ``now`` s; returns the one to execute."""
+        disturbed = chunk.copy()
+        if now > self._until:
+            self._push = np.zeros(3)
+            if self.rng.random() < 0.07 * self.level:
+                self._until = now + self.rng.uniform(0.2, 0.7)
+                self._push = self.rng.normal(0, 0.10, 3) * [1, 1, 0.7]
+        disturbed[:, :3] += self._push * PERIOD + self.rng.normal(0, 0.012, 3) * PERIOD * self.level
+        if self.rng.random() < 0.004 * self.level:
+            disturbed[:, 6] = 1.0 - disturbed[:, 6]
+        return disturbed
+
+
+def label_table(world: World) -> tuple[list[str], np.ndarray]:
+    """Names of what can be referred to, and for each geom id the index + 1 of the thing it belongs to (0 = none)."""
+    names = [t.name for t in world.scene.things] + ["drawer"]
+    table = np.zeros(world.model.ngeom + 1, np.uint8)  # the last entry answers for id -1
+    for index, name in enumerate(names[:-1]):
+        table[:-1][world.model.geom_bodyid == world.model.body(name).id] = index + 1
+    table[world.model.geom("drawer handle").id] = len(names)
+    return names, table
+
+
+def collect_one(seed: int, path: Path, policy: Path | None = None) -> str:
+    """Make episode ``seed``; returns "" or why it was thrown away.
+
+    With a ``policy`` checkpoint the policy drives for most of the episode while the expert only says what it would do
+    (DAgger, Ross et al., arXiv 1011.0686): the data then holds the states the policy's own mistakes lead to.
+    """
+    rng = np.random.default_rng(seed)
+    scene = Scene.random(seed) if rng.random() < 0.8 else Scene.demo(seed)
+    task = random_task(scene, rng)
+    world = World(scene)
+    rollout = Rollout(world)
+    if rng.random() < 0.45:
+        start = rng.uniform([0.32, -0.22, 0.10], [0.60, 0.25, 0.40])
+        rollout.place(start, opening=float(rng.choice([1.0, rng.random()])))
+    camera = Camera(world, IMAGE, IMAGE)
+    names, table = label_table(world)
+    expert, judge, disturb, writer = Expert(task, scene), Judge(task), Disturbance(rng), EpisodeWriter()
+    text = language.phrase(task, rng)
+    runtime = None
+    if policy is not None:
+        runtime = PolicyRuntime.load(policy, device="cpu")
+        runtime.set_instruction(text)
+    help_after = rng.uniform(4.0, 14.0)  # s; then the expert takes over, so that every episode also shows the way out
+    ended = None
+    try:
+        while world.time < TIME_LIMIT and (ended is None or world.time - ended < AFTERWARDS):
+            actions, primitive = expert.plan(world, rollout.velocity, HORIZON, PERIOD)
+            image = camera.render()
+            q, qd, _ = world.joint_state()
+            things = [world.position(n) for n in names[:-1]] + [world.handle_position()]
+            writer.add(image.color, image.depth, stamp=world.time, joint_positions=q[:7], joint_velocities=qd[:7],
+                       gripper=world.opening(), ee_pose=world.tool_pose(), actions=actions.astype(np.float32),
+                       primitive=PRIMITIVES.index(primitive), segmentation=table[camera.segmentation(CELLS, CELLS)],
+                       thing_positions=np.array(things, np.float32))
+            executed = disturb(actions, world.time) if ended is None else actions
+            if runtime is not None:
+                chosen = runtime.step(rollout.observation(camera, image))
+                if world.time < help_after and chosen.actions is not None:
+                    executed = chosen.actions
+            stamp, latency = world.time, round(rng.uniform(0.02, 0.09), 2)
+            rollout.run(latency)
+            rollout.submit(executed, stamp, PERIOD)
+            rollout.run(TICK - latency)
+            if judge.update(world) and ended is None:
+                ended = world.time
+        if not judge.succeeded:
+            return f"seed {seed}: {task} failed ({task.progress(world)})"
+        writer.write(path, {
+            "instruction": text, "task": asdict(task), "things": names, "primitives": PRIMITIVES,
+            "intrinsics": camera.intrinsics.tolist(), "camera_pose": camera.pose.tolist(), "period": PERIOD, "tick": TICK,
+            "success": True, "seed": seed, "source": "scripted expert in simulation", "scene": scene.to_json()})
+        return ""
+    finally:
+        camera.close()
+
+
+def _job(job: tuple[int, Path, Path | None]) -> str:
+    return collect_one(*job)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_nodes collect", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the episodes; existing ones are kept")
+    parser.add_argument("--episodes", type=int, default=800)
+    parser.add_argument("--seed", type=int, default=100_000, help="seed of the first episode (default %(default)s)")
+    parser.add_argument("--policy", type=Path, help="checkpoint that drives while the expert only labels")
+    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
+    args = parser.parse_args(argv)
+    jobs = [(seed, args.out / f"{seed:07d}.safetensors", args.policy) for seed in range(args.seed, args.seed + args.episodes)]
+    jobs = [job for job in jobs if not job[1].exists()]
+    started, thrown = time.monotonic(), 0
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool, tqdm(total=len(jobs), unit="episode") as bar:
+        for reason in pool.imap_unordered(_job, jobs):
+            bar.update()
+            if reason:
+                thrown += 1
+                tqdm.write(reason)
+    rate = len(jobs) / max(time.monotonic() - started, 1e-9) * 60
+    print(f"{len(jobs) - thrown} episodes written, {thrown} failed and thrown away, {rate:.1f} a minute, in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,49 @@
+"""From training weights to a checkpoint folder a robot can load."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from vla_nodes.policy import checkpoint
+from vla_nodes.policy.config import preset
+from vla_nodes.policy.model import VlaPolicy
+from vla_nodes.share import share_roots
+from vla_nodes.sim import builder
+from vla_nodes.sim.render import MAX_RANGE
+from vla_nodes.train.collect import PERIOD, TICK
+
+
+def commit() -> str:
+    """The commit the code was at, or "unknown" outside a checkout."""
+    run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=share_roots()[0], capture_output=True, text=True, check=False)
+    return run.stdout.strip() or "unknown"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_nodes export", description=__doc__)
+    parser.add_argument("--weights", type=Path, required=True, help="stage 2 weights")
+    parser.add_argument("--language", type=Path, required=True, help="folder with the student's tokenizer.json")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--mixer", choices=("mamba2", "mamba1", "attention"), default=None)
+    parser.add_argument("--provenance", default="{}", help="JSON: commands, data, hours, scores")
+    args = parser.parse_args(argv)
+    policy = preset("nano", args.mixer)
+    model = VlaPolicy(policy)
+    model.load_state_dict(load_file(args.weights))
+    config = checkpoint.CheckpointConfig(
+        policy, builder.ARM_JOINTS, builder.FINGER_JOINTS[0], "ee_delta", PERIOD, TICK, "camera", (0.1, MAX_RANGE),
+        provenance={**json.loads(args.provenance), "commit": commit()})  # fmt: skip
+    checkpoint.save(args.out, model, config, args.language / "tokenizer.json", torch.bfloat16)
+    size = sum(f.stat().st_size for f in args.out.iterdir())
+    print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,114 @@
+"""Stage 1's examples: one recorded frame, any instruction about it, and where the answer is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vla_nodes.data import episodes
+from vla_nodes.sim import language
+from vla_nodes.sim.scene import COLORS
+from vla_nodes.sim.tasks import Task
+
+
+class Frame(NamedTuple):
+    """One example. ``cells`` is uint8: 1 where the thing is, 2 where the goal is."""
+
+    color: np.ndarray  # (S, S, 3) uint8
+    depth: np.ndarray  # (S, S) float32 m
+    intrinsics: np.ndarray  # (3, 3)
+    camera_pose: np.ndarray  # (4, 4)
+    tool: np.ndarray  # (3,)
+    text: str
+    cells: np.ndarray  # (h, w) uint8
+    wanted: np.ndarray  # (2,) bool: the instruction names a thing, a goal
+    present: np.ndarray  # (2,) bool: it is in the scene
+    middle: np.ndarray  # (2, 3) m in base; zero when absent
+    grounded: bool  # understood, and all it names is in the scene
+
+
+def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str, Task | None]:
+    """A sentence about a scene that holds ``things``: mostly doable, sometimes naming what is absent, sometimes noise."""
+    if rng.random() < 0.10:
+        return language.unrelated(rng), None
+    objects = [t for t in things if t.rpartition(" ")[2] in ("block", "can")]
+    goals = [t for t in things if t in ("bowl", "tray")]
+    absent = [f"{c} {k}" for c in COLORS for k in ("block", "block", "can") if f"{c} {k}" not in objects]
+    thing = str(rng.choice(absent if rng.random() < 0.25 else objects))
+    draw = rng.random()
+    if draw < 0.20:
+        task = Task("open" if rng.random() < 0.5 else "close", "drawer")
+    elif draw < 0.55:
+        task = Task("pick", thing)
+    else:
+        missing = [g for g in ("bowl", "tray") if g not in goals]
+        choices = missing if missing and (not goals or rng.random() < 0.15) else goals
+        task = Task("place", thing, str(rng.choice(choices)))
+    return language.phrase(task, rng), task
+
+
+class FrameSampler:
+    """Draws frames from a folder of episodes; ``refresh`` picks up files written since."""
+
+    def __init__(self, folder: Path, held_out: bool = False, every: int = 12) -> None:
+        self.folder, self.held_out, self.every = folder, held_out, every
+        self._cache: dict[Path, episodes.Episode] = {}
+        self.damaged: dict[Path, str] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Every ``every``-th episode, by number, is held out for measuring and never trained on."""
+        self.paths = [p for p in episodes.files(self.folder)
+                      if (int(p.stem) % self.every == 0) == self.held_out and p not in self.damaged]  # fmt: skip
+
+    def draw(self, rng: np.random.Generator) -> Frame:
+        while True:
+            path = self.paths[rng.integers(len(self.paths))]
+            try:
+                episode = self._cache.get(path) or episodes.read(path)
+                self._cache[path] = episode
+                return self._frame(episode, int(rng.integers(len(episode))), rng)
+            except episodes.DataError as error:
+                self.damaged[path] = str(error)
+                self.refresh()
+                if not self.paths:
+                    raise
+
+    def _frame(self, episode: episodes.Episode, tick: int, rng: np.random.Generator) -> Frame:
+        header, things = episode.header, list(episode.header["things"])
+        text, task = random_instruction(things, rng)
+        segmentation = episode.arrays["segmentation"][tick]
+        cells = np.zeros_like(segmentation)
+        wanted, present, middle = np.zeros(2, bool), np.zeros(2, bool), np.zeros((2, 3), np.float32)
+        if task is not None:
+            for role, name in enumerate((task.thing, task.goal)):
+                wanted[role] = bool(name)
+                if name in things:
+                    index = things.index(name)
+                    present[role] = True
+                    middle[role] = episode.arrays["thing_positions"][tick][index]
+                    cells[segmentation == index + 1] = role + 1
+        return Frame(
+            episode.color(tick), episode.depth(tick), np.asarray(header["intrinsics"], np.float32),
+            np.asarray(header["camera_pose"], np.float32), episode.arrays["ee_pose"][tick, :3, 3].astype(np.float32),
+            text, cells, wanted, present, middle, task is not None and bool((present == wanted).all()))  # fmt: skip
+
+
+def augment(color: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Light, colour and sensor noise; depth with holes, sometimes with nothing at all. Returns float32 colour 0..1."""
+    image = color.astype(np.float32) / 255
+    gain = rng.uniform(0.75, 1.25) * rng.uniform(0.93, 1.07, 3)
+    image = (image - 0.5) * rng.uniform(0.85, 1.15) + 0.5
+    image = image * gain.astype(np.float32) + rng.normal(0, rng.uniform(0, 0.025), image.shape).astype(np.float32)
+    if rng.random() < 0.12:
+        return np.clip(image, 0, 1), np.zeros_like(depth)
+    depth = depth + (depth > 0) * rng.normal(0, rng.uniform(0, 0.003), depth.shape).astype(np.float32)
+    size = depth.shape[0]
+    for _ in range(rng.integers(0, 5) if rng.random() < 0.4 else 0):
+        y, x, h, w = rng.integers(0, size, 2).tolist() + rng.integers(2, 30, 2).tolist()
+        depth[y : y + h, x : x + w] = 0
+    if rng.random() < 0.4:
+        depth[rng.random(depth.shape) < rng.uniform(0, 0.1)] = 0
+    return np.clip(image, 0, 1), np.maximum(depth, 0)
