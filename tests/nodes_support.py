@@ -101,7 +101,7 @@ class Graph:
         while not self._stop and self.context.ok():
             self._executor.spin_once(timeout_sec=0.1)
 
-    def start(self, name: str, *parameters: str, autostart: bool = True, clock: bool = True, extra: tuple = ()) -> Process:
+    def start(self, name: str, *parameters: str, autostart: bool = True, clock: bool = True, extra=()) -> Process:
         """Start a node; `parameters` are "name:=value"."""
         given = [*parameters, *(["autostart:=true"] if autostart else []), *(["use_sim_time:=true"] if clock else [])]
         arguments = ["--ros-args", *extra, *(word for p in given for word in ("-p", p))]

@@ -85,6 +85,7 @@ def run_stream(seed, robot, counts):
         strategy=Strategy(rng.choice(["splice", "splice", "splice", "temporal_ensemble", "finish_chunk"])),
         on_instruction_change=OnInstructionChange(rng.choice([x.value for x in OnInstructionChange])),
         at_rest=str(rng.choice(["stamp", "path"])),
+        slowest=float(rng.choice([0.02, 0.1])),
     )
     executor = ChunkExecutor(robot, settings)
     controller = JointTrajectoryController(robot.joint_names)

@@ -22,7 +22,7 @@ from vla_nodes.control.path import ChunkPath, TimeLaw, time_law
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.rows import JointRows, joint_rows
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
-from vla_nodes.control.splice import blend_onto_path, hold, slow_along, with_prefix
+from vla_nodes.control.splice import PER_ROW, blend_onto_path, hold, joined, power_of_two_below, slow_along, with_prefix
 from vla_nodes.control.stop import approach, fastest_stop
 from vla_nodes.control.trajectory import Trajectory, sample
 
@@ -175,7 +175,9 @@ class ChunkExecutor:
         law = self._law(path, rows, start)
         if law.rate < s.slowest:
             return _refuse("too_fast", f"rows too far apart: the limits allow only {law.rate:.1%} of the asked pace")
-        found = self._splice(base, begin, path, law)
+        # Rows closer together than the knots would be undersampled: such a chunk gets finer knots.
+        knot = s.knot / power_of_two_below(2.0 * PER_ROW * s.knot / chunk.period * (1 - 1e-9))
+        found = self._splice(base, begin, path, law, knot)
         if found is None:
             return _refuse("no_splice", "no motion within the limits joins this chunk to the reference in flight")
         after, law, mode, t0 = found
@@ -277,7 +279,7 @@ class ChunkExecutor:
         )
 
     def _splice(
-        self, base: Trajectory, begin: float, path: ChunkPath, law: TimeLaw
+        self, base: Trajectory, begin: float, path: ChunkPath, law: TimeLaw, knot: float
     ) -> tuple[Trajectory, TimeLaw, str, float] | None:
         """The first candidate proven within the limits: its trajectory from begin on, law, mode and blend start."""
         limits, stopping = self.limits, None
@@ -291,7 +293,9 @@ class ChunkExecutor:
                 stopping = onto = stopping or self._stopping(base, begin)
                 t0 = float(stopping.times[-1]) if mode == "rest" else 0.0
             blend = longer * self._overlap(onto, begin + t0, path, tried)
-            after = blend_onto_path(onto, begin, path, tried, t0, blend, self.settings.knot)
+            after = blend_onto_path(onto, begin + t0, path, tried, blend, knot)
+            if t0 > 0.0:
+                after = joined(onto, after)
             if excess(after, limits, self.robot)[0] <= 1.0:
                 return after, tried, mode, t0
         return None
@@ -328,7 +332,7 @@ class ChunkExecutor:
             fast = fastest_stop(base.joint_names, limits, *state, begin, knot)
             if fast is not None and fast.times[-1] < remaining and excess(fast, limits, self.robot)[0] <= 1.0:
                 return fast
-        if remaining <= knot:
+        if remaining <= 1e-9:
             return hold(base.joint_names, base.positions[-1], begin, knot)
         later = base.stamp + base.times > begin + 1e-9
         return Trajectory(

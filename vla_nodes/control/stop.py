@@ -28,7 +28,7 @@ def _limited(names: tuple[str, ...], limits: Limits, q: np.ndarray, qd: np.ndarr
 
 
 def _sampled(names: tuple[str, ...], motion: ruckig.Trajectory, begin: float, knot: float) -> Trajectory:
-    t = knot_grid(knot, min(motion.duration, 64 * knot), 1.0, max(motion.duration, knot))
+    t = knot_grid(knot, [(motion.duration, 1)])
     q, qd, qdd = (np.array(x) for x in zip(*(motion.at_time(min(x, motion.duration)) for x in t), strict=True))
     # Where the last knot lies past the end, rest has been reached: positions stay, derivatives are zero.
     over = t >= motion.duration

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -113,6 +113,8 @@ class ActionNode(BaseNode):
         self.subscribe(ActionChunkMessage, "vla/action_chunk", self._on_chunk, RELIABLE_LATEST)
         self.subscribe(PolicyStatus, "vla/status", self._on_status, RELIABLE_LATEST)
         self.subscribe(JointState, "joint_states", self._on_joints, 10)
+        self._last_instruction_pub = self.publish_on(String, "vla/last_instruction", LATCHED, managed=False)
+        self.subscribe(String, "vla/active_instruction", self._last_instruction_pub.publish, LATCHED)
         self.subscribe(Bool, "estop", self._on_estop, LATCHED)
         self.subscribe(Bool, "vla/deadman", self._on_deadman, RELIABLE_LATEST)
         self.serve(Trigger, "vla/stop", self._on_stop)

@@ -112,6 +112,7 @@ class CameraNode(BaseNode):
         self._rate.tick(now)
         self.inputs.heard(self._source.input_name, now)
         self._last = seconds(stamp)
+        self.keep_time()
         self._cost += 0.1 * (time.perf_counter() - begin - self._cost)
 
     def _on_pose(self, matrix: np.ndarray) -> None:

@@ -65,6 +65,7 @@ class PolicyNode(BaseNode):
         Param("slop", 0.02, "Largest difference of colour and depth stamps [s].", 0.0, 0.5),
         Param("use_depth", True, "Subscribe depth. Off only for a policy that was trained without."),
         Param("instruction", "", "Instruction put in force at activation."),
+        Param("resume_instruction", True, "After a restart go on with the instruction that was in force."),
         Param("camera_pose_source", "topic", "Where the camera's pose in base comes from.", choices=POSE_SOURCES),
         Param("camera_pose", [0.0], "x y z qx qy qz qw of the colour optical frame in base, for source 'parameter'."),
         Param("urdf", "config/panda/panda.urdf", "Robot description: a path, or one below the package's share folder."),
@@ -114,7 +115,8 @@ class PolicyNode(BaseNode):
         self._worker = Worker(self._compute, self._done)
         self._status_at = 0.0
         self.every(0.05, self._watch)
-        self._active_pub.publish(String(data=""))
+        if self.value("resume_instruction"):
+            self.subscribe(String, "vla/last_instruction", self._on_last_instruction, LATCHED)
 
     def activate(self) -> None:
         self._sync.clear()
@@ -175,6 +177,12 @@ class PolicyNode(BaseNode):
     def _on_instruction(self, message: String) -> None:
         self._instruct(message.data)
         self._publish_status()
+
+    def _on_last_instruction(self, message: String) -> None:
+        """What was in force when a policy_node before this one ended, kept by action_node."""
+        if message.data and not self._core.instruction and not self._core.refused:
+            self.get_logger().info("resuming the instruction that was in force")
+            self._instruct(message.data)
 
     def _instruct(self, text: str) -> None:
         with self._lock:

@@ -1,6 +1,6 @@
-"""The transformer twin of the Mamba-2 core: same width, same parameter count, causal attention with a KV cache.
+"""The transformer twin of a Mamba core: same width, same parameter count, causal attention with a KV cache.
 
-For comparison only. Two Mamba-2 layers hold about as many parameters as one attention + MLP layer (Dao & Gu,
+For comparison only. Two Mamba layers hold about as many parameters as one attention + MLP layer (Dao & Gu,
 arXiv 2405.21060, section 9.2), so the twin of an even number of layers has half as many; its MLP width is then solved
 so that the totals agree. Rotary positions (arXiv 2104.09864), SwiGLU (arXiv 2002.05202), names as `mamba_ssm`'s hybrid
 blocks: layers.{i}.mixer.{in_proj,out_proj}, norm2, mlp.{fc1,fc2}.
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ssm import Mamba2, RMSNorm
+from .ssm import Mamba1, Mamba2, RMSNorm
 
 
 @dataclass
@@ -150,11 +150,15 @@ class TransformerBlock(nn.Module):
 
 
 def twin_blocks(
-    d_model: int, n_layer: int, d_state: int, headdim: int, expand: int, d_conv: int, ngroups: int, norm_eps: float
-) -> list[TransformerBlock]:
-    """Blocks that hold as many parameters as n_layer Mamba-2 blocks of these sizes (within 5 %)."""
+    d_model: int, n_layer: int, d_state: int, headdim: int, expand: int, d_conv: int, ngroups: int, norm_eps: float,
+    twin_of: str = "mamba2",
+) -> list[TransformerBlock]:  # fmt: skip
+    """Blocks that hold as many parameters as n_layer blocks of `twin_of` (mamba2 or mamba1) of these sizes, to 5 %."""
     with torch.device("meta"):
-        mixer = Mamba2(d_model, d_state, d_conv, expand, headdim, ngroups)
+        if twin_of == "mamba1":
+            mixer = Mamba1(d_model, d_state, d_conv, expand)
+        else:
+            mixer = Mamba2(d_model, d_state, d_conv, expand, headdim, ngroups)
     target = n_layer * (d_model + sum(p.numel() for p in mixer.parameters()))
     layers = n_layer // 2 if n_layer % 2 == 0 else n_layer
     rest = target / layers - 4 * d_model**2 - 2 * d_model

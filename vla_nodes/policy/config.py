@@ -21,6 +21,7 @@ class PolicyConfig:
     feature_width: int = 64  # channels of the feature map the roles look at
     free_roles: int = 2  # visual tokens beside "thing" and "goal"
     mixer: str = "mamba2"  # mamba2, mamba1, or attention (the twin, for comparison)
+    twin_of: str = "mamba2"  # what an attention core stands in for: it gets as many parameters as that one
     d_model: int = 128
     n_layer: int = 4
     d_state: int = 32
@@ -59,11 +60,33 @@ class PolicyConfig:
         return config
 
 
-PRESETS: dict[str, PolicyConfig] = {"nano": PolicyConfig()}
+_LARGE_LANGUAGE = LanguageConfig(embedding=512, d_model=768, n_layer=6, d_state=64, headdim=64)
+
+PRESETS: dict[str, PolicyConfig] = {
+    # The shipped one: real time on two CPU cores.
+    "nano": PolicyConfig(),
+    # AnoleVLA's scale (arXiv 2603.15046): the Mamba-370M core, a vision tower of about 97 M, chunks of 50 rows.
+    "anole-370m": PolicyConfig(
+        preset="anole-370m", vision_widths=(104, 208, 416, 832), vision_blocks=6, feature_width=256, free_roles=6,
+        mixer="mamba1", d_model=1024, n_layer=48, d_state=16, headdim=64, head_width=1024, horizon=50,
+        language=LanguageConfig(embedding=384, d_model=512, n_layer=4, d_state=64, headdim=64)),
+    # About 2.1 billion parameters in all.
+    "anole-2b": PolicyConfig(
+        preset="anole-2b", vision_widths=(112, 224, 448, 896), vision_blocks=6, feature_width=384, free_roles=6,
+        d_model=2560, n_layer=48, d_state=128, headdim=64, head_width=2048, horizon=50, language=_LARGE_LANGUAGE),
+    # About 3 billion; the core is mamba2-2.7b's, so that backbone's public weights fit (ssm_weights.py).
+    "poke-3b": PolicyConfig(
+        preset="poke-3b", vision_widths=(160, 320, 640, 1280), vision_blocks=8, feature_width=512, free_roles=6,
+        d_model=2560, n_layer=64, d_state=128, headdim=64, head_width=2560, horizon=50,
+        language=LanguageConfig(embedding=768, d_model=1024, n_layer=6, d_state=64, headdim=64)),
+}  # fmt: skip
 
 
 def preset(name: str, mixer: str | None = None) -> PolicyConfig:
     """A preset, with its core's mixer replaced when asked ("attention" gives the transformer twin)."""
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[name] if mixer is None else replace(PRESETS[name], mixer=mixer)
+    chosen = PRESETS[name]
+    if mixer is None or mixer == chosen.mixer:
+        return chosen
+    return replace(chosen, mixer=mixer, twin_of=chosen.mixer if mixer == "attention" else chosen.twin_of)

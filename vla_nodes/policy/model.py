@@ -88,7 +88,8 @@ class VlaPolicy(nn.Module):
         self.embed_view = nn.Linear(width + 8, d)
         self.embed_summary = nn.Linear(config.language.d_model, d)
         self.kind = nn.Parameter(torch.randn(self.tokens, d) * 0.02)
-        self.core = SequenceCore(d, config.n_layer, config.mixer, config.d_state, config.headdim, config.expand)
+        self.core = SequenceCore(d, config.n_layer, config.mixer, config.d_state, config.headdim, config.expand,
+                                 twin_of=config.twin_of)  # fmt: skip
         self.head = ChunkHead(config, geometry=2 * 4 + 4 + CHANGE_WIDTH)
         assert roles >= 2
 

@@ -204,7 +204,7 @@ class Block(nn.Module):
 class SequenceCore(nn.Module):
     """A stack of blocks with a final norm: embeddings in, embeddings out, one carried state per block.
 
-    mixer: "mamba2", "mamba1", or "attention", the transformer twin of the Mamba-2 core of the same arguments (same
+    mixer: "mamba2", "mamba1", or "attention", the transformer twin of the `twin_of` core of the same arguments (same
     width, parameter count within 5 %; see attention.py), for comparison only.
     Names are those of `mamba_ssm`'s backbone: layers.{i}.norm.weight, layers.{i}.mixer.*, norm_f.weight.
     """
@@ -221,8 +221,11 @@ class SequenceCore(nn.Module):
         ngroups: int = 1,
         chunk_size: int | None = None,
         norm_eps: float = 1e-5,
+        twin_of: str = "mamba2",
     ):
         super().__init__()
+        if twin_of not in ("mamba2", "mamba1"):
+            raise ValueError(f"twin_of {twin_of!r} is not one of mamba2, mamba1")
         self.d_model, self.n_layer, self.mixer = d_model, n_layer, mixer
         if mixer == "mamba2":
             blocks = [
@@ -238,7 +241,8 @@ class SequenceCore(nn.Module):
         elif mixer == "attention":
             from .attention import twin_blocks
 
-            blocks = twin_blocks(d_model, n_layer, d_state or 128, headdim, expand, d_conv, ngroups, norm_eps)
+            entries = d_state or (16 if twin_of == "mamba1" else 128)
+            blocks = twin_blocks(d_model, n_layer, entries, headdim, expand, d_conv, ngroups, norm_eps, twin_of)
         else:
             raise ValueError(f"mixer {mixer!r} is not one of mamba2, mamba1, attention")
         self.layers = nn.ModuleList(blocks)
