@@ -104,7 +104,8 @@ def test_versions_agree():
     import vla_nodes
 
     assert MANIFEST.findtext("version") == vla_nodes.__version__
-    result = subprocess.run([sys.executable, "setup.py", "--version"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, "setup.py", "--version"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split()[-1] == vla_nodes.__version__
 
 
