@@ -62,7 +62,8 @@ def test_children_die_with_a_parent_that_is_killed(tmp_path):
 def test_stop_asks_first_and_kills_what_does_not_end(tmp_path):
     processes = Processes(tmp_path, dict(os.environ))
     polite = "import time\nprint('up', flush=True)\ntry:\n time.sleep(60)\nexcept KeyboardInterrupt:\n print('goodbye')"
-    stubborn = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(60)"
+    ignore = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)"
+    stubborn = f"{ignore}\nprint('up', flush=True)\ntime.sleep(60)"
     kind = processes.start("polite", [sys.executable, "-c", polite])
     rude = processes.start("stubborn", [sys.executable, "-c", stubborn])
     deadline = time.monotonic() + 30
