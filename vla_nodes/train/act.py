@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vla_nodes.policy.config import preset
 from vla_nodes.policy.language import InstructionEncoder
-from vla_nodes.policy.model import NEARBY, Proprioception, VisualTokens, VlaPolicy
+from vla_nodes.policy.model import Proprioception, VisualTokens, VlaPolicy
 from vla_nodes.train import cache as caching
 from vla_nodes.train.ground import TRAINED as GROUNDED
 from vla_nodes.train.ground import line, save

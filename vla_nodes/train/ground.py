@@ -51,7 +51,7 @@ def losses(model: VlaPolicy, batch: dict) -> tuple[dict[str, Tensor], dict[str, 
         answer = torch.cat([cells / cells.sum(1, keepdim=True).clamp(min=1), (~present).float().unsqueeze(1)], 1)
         counted = visible | ~present  # present but hidden: nothing to learn from this frame
         log_attention = scan.log_attention[:, role]
-        terms[f"{name} mask"] = -(answer * log_attention).sum(1)[counted].mean()
+        terms[f"{name} mask"] = -(answer * log_attention).sum(1)[counted].sum() / counted.sum().clamp(min=1)
         gap = (view.points[:, role] - batch["middle"][:, role]).norm(dim=1)
         terms[f"{name} point"] = F.smooth_l1_loss(view.points[:, role][visible] / NEARBY, batch["middle"][:, role][visible] / NEARBY,
                                                   beta=0.05) if visible.any() else gap.sum() * 0  # fmt: skip
