@@ -85,7 +85,9 @@ def run(command: list[str], log: str, env: dict[str, str] | None = None, cwd: Pa
     log_file = BUILD / "logs" / f"{log}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("wb") as out:
-        child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, cwd=cwd, stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=env, cwd=cwd, stdin=subprocess.DEVNULL
+        )
         try:
             while True:
                 try:
@@ -99,36 +101,53 @@ def run(command: list[str], log: str, env: dict[str, str] | None = None, cwd: Pa
             raise
     if code:
         tail = log_file.read_text(errors="replace").splitlines()[-25:]
-        raise SetupError(f"{shlex.join(command[:4])} ... failed ({code}); the end of {log_file}:\n  " + "\n  ".join(tail))
+        raise SetupError(
+            f"{shlex.join(command[:4])} ... failed ({code}); the end of {log_file}:\n  " + "\n  ".join(tail)
+        )
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
-    """This environment without what another ROS, venv or Python set, so that the set-up depends on this checkout only."""
-    foreign = ("AMENT_", "COLCON_", "CMAKE_PREFIX_PATH", "ROS_", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV",
-               "_ROS_WHEELS")
+    """This environment without what another ROS, venv or Python set."""
+    foreign = (
+        "AMENT_",
+        "COLCON_",
+        "CMAKE_PREFIX_PATH",
+        "ROS_",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "LD_LIBRARY_PATH",
+        "VIRTUAL_ENV",
+        "_ROS_WHEELS",
+    )
     env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     return env | extra
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------
 
+
 def check_python() -> None:
     """Refuse a Python or a machine that the ROS wheels are not made for."""
     version = sys.version_info[:2]
     if version not in PYTHONS:
         names = ", ".join(f"{a}.{b}" for a, b in PYTHONS)
-        raise SetupError(f"Python {version[0]}.{version[1]} is not supported: the pinned wheels exist for {names}. "
-                         f"Install one of them and run again with PYTHON=python3.12 before the command.")
+        raise SetupError(
+            f"Python {version[0]}.{version[1]} is not supported: the pinned wheels exist for {names}. "
+            f"Install one of them and run again with PYTHON=python3.12 before the command."
+        )
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise SetupError(f"{sys.platform} on {platform.machine()}: PyPI's ROS 2 wheels exist for Linux on x86_64. Install ROS 2 Jazzy "
-                         "and use colcon build and ros2 launch instead (README, 'With ROS 2').")
+        raise SetupError(
+            f"{sys.platform} on {platform.machine()}: PyPI's ROS 2 wheels exist for Linux on x86_64. "
+            "Install ROS 2 Jazzy "
+            "and use colcon build and ros2 launch instead (README, 'With ROS 2')."
+        )
 
 
 def missing_packages() -> list[str]:
     """Debian packages that this machine lacks."""
     missing = [package for command, package in APT_FOR_COMMAND.items() if shutil.which(command) is None]
     missing += [package for library, package in APT_FOR_LIBRARY.items() if ctypes.util.find_library(library) is None]
-    if not any(Path(d).glob("**/swrast_dri.so") for d in ()) and not mesa_software_renderer():
+    if not mesa_software_renderer():
         missing.append("libgl1-mesa-dri")
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     distribution_python = Path(sys.executable).resolve().parent == Path("/usr/bin")
@@ -174,6 +193,7 @@ def install_system_packages() -> None:
 
 # ---- the virtual environment -----------------------------------------------------------------------------------
 
+
 def make_venv() -> None:
     """A fresh .venv of the Python that runs this."""
     if VENV.exists():
@@ -182,9 +202,13 @@ def make_venv() -> None:
 
 
 def pip(log: str, *arguments: str) -> None:
-    """Run the venv's pip."""
-    run([str(VENV / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *arguments], log,
-        clean_environment(_ROS_WHEELS_BOOTSTRAP_COMPLETE="1"))
+    """Run the venv's pip under the constraints."""
+    command = [str(VENV / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    run(
+        [*command, "-c", str(REQUIREMENTS / "constraints.txt"), *arguments],
+        log,
+        clean_environment(_ROS_WHEELS_BOOTSTRAP_COMPLETE="1"),
+    )
 
 
 def requirement_line(name: str) -> str:
@@ -198,7 +222,7 @@ def requirement_line(name: str) -> str:
 def install_wheels() -> None:
     """The pinned wheels: everything but torch."""
     files = [a for name in ("runtime", "dev", "ros") for a in ("-r", str(REQUIREMENTS / f"{name}.txt"))]
-    pip("pip-wheels", "-c", str(REQUIREMENTS / "constraints.txt"), *files)
+    pip("pip-wheels", *files)
 
 
 def patch_cmake_files() -> None:
@@ -209,7 +233,8 @@ def patch_cmake_files() -> None:
     code = "import numpy, sysconfig; print(numpy.get_include()); print(sysconfig.get_paths()['include'])"
     env = clean_environment(_ROS_WHEELS_BOOTSTRAP_COMPLETE="1")
     numpy_include, python_include = subprocess.run(
-        [str(VENV / "bin/python"), "-c", code], check=True, capture_output=True, text=True, env=env).stdout.split("\n")[:2]
+        [str(VENV / "bin/python"), "-c", code], check=True, capture_output=True, text=True, env=env
+    ).stdout.split("\n")[:2]
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     root = f"{WHEEL_PYTHON_ROOT}{tag[2:]}-{tag}"
@@ -224,11 +249,14 @@ def patch_cmake_files() -> None:
         file.write_text(text)
         patched += 1
     if left := [f for f in VENV.glob("share/*/cmake/*.cmake") if WHEEL_PYTHON_ROOT in f.read_text()]:
-        raise SetupError(f"the ROS wheels changed: {left[0]} still names {WHEEL_PYTHON_ROOT}...; remove .venv and try again")
+        raise SetupError(
+            f"the ROS wheels changed: {left[0]} still names {WHEEL_PYTHON_ROOT}...; remove .venv and try again"
+        )
     say(f"  {patched} CMake files of the ROS wheels adapted to this Python")
 
 
 # ---- the package -----------------------------------------------------------------------------------------------
+
 
 def ros_variables() -> dict[str, str]:
     """The variables that make the venv and the built package a ROS 2 environment."""
@@ -241,7 +269,8 @@ def ros_variables() -> dict[str, str]:
         "AMENT_PREFIX_PATH": f"{BUILD / 'install'}:{VENV}",
         "CMAKE_PREFIX_PATH": f"{BUILD / 'install'}:{VENV}",
         "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
-        "PYTHONPATH": str(BUILD / "install" / site),
+        # the checkout first, so that what is edited is what runs; the generated vla_nodes.msg is found in the install
+        "PYTHONPATH": f"{ROOT}:{BUILD / 'install' / site}",
         # the wheels' .pth file would start Python a second time to set LD_LIBRARY_PATH; it is set here
         "_ROS_WHEELS_BOOTSTRAP_COMPLETE": "1",
     }
@@ -269,33 +298,59 @@ def build_package() -> None:
     env["AMENT_PREFIX_PATH"] = env["CMAKE_PREFIX_PATH"] = str(VENV)
     env.pop("PYTHONPATH")
     shutil.rmtree(BUILD / "install", ignore_errors=True)
-    run([str(VENV / "bin/colcon"), "--log-base", str(BUILD / "log"), "build", "--base-paths", str(workspace / "src"),
-         "--build-base", str(BUILD / "build"), "--install-base", str(BUILD / "install"), "--merge-install", "--symlink-install",
-         "--packages-select", "vla_nodes", "--cmake-args", "-DBUILD_TESTING=OFF", "-DCMAKE_BUILD_TYPE=Release",
-         f"-DPython3_EXECUTABLE={VENV / 'bin/python'}", "-DPython3_FIND_VIRTUALENV=ONLY", "--no-warn-unused-cli"],
-        "colcon", env)
+    run(
+        [
+            str(VENV / "bin/colcon"),
+            "--log-base",
+            str(BUILD / "log"),
+            "build",
+            "--base-paths",
+            str(workspace / "src"),
+            "--build-base",
+            str(BUILD / "build"),
+            "--install-base",
+            str(BUILD / "install"),
+            "--merge-install",
+            "--symlink-install",
+            "--packages-select",
+            "vla_nodes",
+            "--cmake-args",
+            "-DBUILD_TESTING=OFF",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DPython3_EXECUTABLE={VENV / 'bin/python'}",
+            "-DPython3_FIND_VIRTUALENV=ONLY",
+            "--no-warn-unused-cli",
+        ],
+        "colcon",
+        env,
+    )
 
 
 def write_env_file() -> None:
     """Write .build/env.sh: `. .build/env.sh` gives a shell this ROS 2 environment."""
-    lines = ["# Written by tools/bootstrap.py: source it for ROS 2 and vla_nodes of this checkout.",
-             "unset AMENT_CURRENT_PREFIX COLCON_PREFIX_PATH PYTHONHOME"]
+    lines = [
+        "# Written by tools/bootstrap.py: source it for ROS 2 and vla_nodes of this checkout.",
+        "unset AMENT_CURRENT_PREFIX COLCON_PREFIX_PATH PYTHONHOME",
+    ]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in ros_variables().items()]
-    lines.append(f'case ":$PATH:" in *:{VENV / "bin"}:*) ;; *) export PATH={shlex.quote(str(VENV / "bin"))}:"$PATH" ;; esac')
+    lines.append(
+        f'case ":$PATH:" in *:{VENV / "bin"}:*) ;; *) export PATH={shlex.quote(str(VENV / "bin"))}:"$PATH" ;; esac'
+    )
     with tempfile.NamedTemporaryFile("w", dir=BUILD, delete=False) as file:
         file.write("\n".join(lines) + "\n")
     os.chmod(file.name, 0o644)
     os.replace(file.name, ENV_FILE)
 
 
-def package_files() -> list[str]:
-    """Names of the files that the build links; a new one needs an install, a changed one does not."""
-    names = []
-    for folder in ("vla_nodes", "launch", "config", "resource"):
-        for base, folders, files in os.walk(ROOT / folder):
-            folders[:] = [f for f in folders if f != "__pycache__"]
-            names += [os.path.relpath(os.path.join(base, f), ROOT) for f in files if not f.endswith(".pyc")]
-    return sorted(names)
+def installed_files() -> list[str]:
+    """Names of the share files and executables, which the build links one by one: a new one needs an install."""
+    folders = ("launch", "config", "resource/executables")
+    return sorted(
+        str(f.relative_to(ROOT))
+        for folder in folders
+        for f in (ROOT / folder).rglob("*")
+        if f.is_file() and f.suffix != ".pyc"
+    )
 
 
 def setup() -> None:
@@ -306,17 +361,31 @@ def setup() -> None:
     pins = [REQUIREMENTS / f"{name}.txt" for name in ("constraints", "dev", "ros", "runtime")]
     venv_key = digest([here])
     torch_key = digest([venv_key, requirement_line("torch")])
-    wheels_key = digest([torch_key, *pins, Path(__file__)])
-    build_key = digest([wheels_key, ROOT / "CMakeLists.txt", ROOT / "package.xml", *sorted(ROOT.glob("msg/*.msg")), *package_files()])
+    wheels_key = digest([torch_key, *pins])
+    build_key = digest(
+        [
+            wheels_key,
+            Path(__file__),
+            ROOT / "CMakeLists.txt",
+            ROOT / "package.xml",
+            *sorted(ROOT.glob("msg/*.msg")),
+            *installed_files(),
+        ]
+    )
 
     if not (VENV / "bin/python").exists():
         shutil.rmtree(STAMPS, ignore_errors=True)
     step("system", digest([here, Path(__file__)]), "looking at the system packages", install_system_packages)
     step("venv", venv_key, f"making .venv with Python {platform.python_version()}", make_venv)
     # torch first and by itself, so that no other requirement decides which build of it is taken
-    step("torch", torch_key, f"installing {requirement_line('torch')} (the largest part)", lambda: pip("pip-torch", requirement_line("torch")))
+    step(
+        "torch",
+        torch_key,
+        f"installing {requirement_line('torch')} (the largest part)",
+        lambda: pip("pip-torch", requirement_line("torch")),
+    )
     step("wheels", wheels_key, "installing the pinned wheels, ROS 2 Jazzy among them", install_wheels)
-    step("cmake", wheels_key, "adapting the ROS wheels to this Python", patch_cmake_files)
+    step("cmake", digest([wheels_key, Path(__file__)]), "adapting the ROS wheels to this Python", patch_cmake_files)
     step("build", build_key, "generating the messages with colcon", build_package)
     step("env", build_key, f"writing {ENV_FILE.relative_to(ROOT)}", write_env_file)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 MAX_ROWS = 512  # bounds on what is taken from outside
 MAX_COLUMNS = 64
+MAX_VALUE = 1e3  # m, rad: far beyond any arm, small enough for the arithmetic
 
 
 class ActionSpace(str, Enum):
@@ -55,4 +56,8 @@ class ActionChunk:
             return f"stamp {self.stamp} or period {self.period} s is not usable (period 0.001 to 2 s)"
         if not np.all(np.isfinite(actions)):
             return f"{np.count_nonzero(~np.isfinite(actions))} of {actions.size} actions are NaN or infinite"
+        if np.abs(actions).max() > MAX_VALUE:
+            return f"an action of {np.abs(actions).max():.3g} is no position, angle or opening"
+        if self.action_space is ActionSpace.EE_POSE and np.linalg.norm(actions[:, 3:7], axis=1).min() < 1e-3:
+            return "quaternion of length zero"
         return None

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vla_nodes.control.trajectory import Trajectory
+from vla_nodes.control.trajectory import Trajectory, sample
 
 if TYPE_CHECKING:
     from vla_nodes.control.robot import RobotModel
+
+
+TOOL_PERIOD = 1.0 / 32.0  # s between the instants at which the tool's speed is evaluated
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,12 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     """How far a quintic trajectory is from its limits: the largest ratio value/limit, and whose it is.
 
     A ratio <= 1 proves that position, velocity, acceleration and jerk limits hold at every instant from knot
-    `start` on. Position counts as ratio inf when outside. The tool's speed is evaluated at the knots where the
-    joint velocities could make it exceed, with 2 % kept for the instants between them.
+    `start` on. Position counts as ratio inf when outside. The tool's speed is evaluated every
+    TOOL_PERIOD where the joint velocities could make it exceed, with 2 % kept for the instants between.
     """
     b = bounds(trajectory, start)
+    if not all(np.isfinite(x).all() for x in (b.low, b.high, b.velocity, b.acceleration, b.jerk)):
+        return np.inf, "non-finite trajectory"  # NaN would compare as within any limit
     outside = (b.low < limits.lower) | (b.high > limits.upper)
     if outside.any():
         return np.inf, f"position of {trajectory.joint_names[int(np.argmax(outside))]}"
@@ -116,9 +121,11 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     reachable = b.velocity_per_segment @ robot.lever
     fast = np.flatnonzero(reachable > limits.tool_speed)
     if fast.size:
-        knots = np.unique(np.concatenate([fast, fast + 1])) + start
-        speed = robot.tool_speed(trajectory.positions[knots], trajectory.velocities[knots])
-        ratio = float(speed.max()) / (0.98 * limits.tool_speed)
+        h = np.diff(trajectory.times)[fast + start]
+        parts = np.ceil(h / TOOL_PERIOD - 1e-9).astype(int)  # instants per segment
+        offset = np.concatenate([np.arange(n) / n for n in parts]) * np.repeat(h, parts)
+        q, qd, _ = sample(trajectory, np.repeat(trajectory.times[fast + start], parts) + offset)
+        ratio = float(robot.tool_speed(q, qd).max()) / (0.98 * limits.tool_speed)
         if ratio > worst:
             worst, whose = ratio, "tool speed"
     return worst, whose

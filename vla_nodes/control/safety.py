@@ -242,8 +242,6 @@ class SafetyGate:
         if measured is None:
             return self._refuse("no_joint_state", "no joint state near the chunk's stamp")
         joints = chunk.action_space in (ActionSpace.JOINT_DELTA, ActionSpace.JOINT_POSITION)
-        if chunk.action_space is ActionSpace.EE_POSE and np.any(np.linalg.norm(values[:, 3:7], axis=1) < 1e-3):
-            return self._refuse("malformed", "quaternion of length zero")
         pose = self.robot.forward(measured)
         if joints:
             rows = values[:, :-1]

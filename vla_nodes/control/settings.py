@@ -58,7 +58,7 @@ class ExecutorSettings:
     max_joint_gap: float = 0.1
     unreachable: float = 0.03
     at_rest: str = "stamp"
-    slowest: float = 0.02
+    slowest: float = 0.1
     stop_time: float = 1.0
     ensemble_decay: float = 0.01
     ensemble_size: int = 8

@@ -17,7 +17,8 @@ import numpy as np
 from vla_nodes.control.path import ChunkPath, TimeLaw
 from vla_nodes.control.trajectory import Trajectory, sample
 
-MAX_KNOTS = 400
+RESOLVE = 32  # knots a long section is resolved with
+PER_ROW = 1.25  # knots a row of the chunk gets at least
 
 
 def power_of_two_below(x: float) -> int:
@@ -25,35 +26,44 @@ def power_of_two_below(x: float) -> int:
     return 1 << max(int(math.floor(math.log2(max(x, 1.0)))), 0)
 
 
-def knot_grid(knot: float, fine: float, coarse: float, duration: float) -> np.ndarray:
-    """Times (N,) from 0 to at least `duration`: fine-spaced up to `fine` seconds, then `coarse` knots apart.
+def knot_grid(knot: float, sections: list[tuple[float, int]]) -> np.ndarray:
+    """Times (N,) from 0, all multiples of `knot`.
 
-    Args: knot: s, grid period; coarse: how much slower than nominal the rest runs (>= 1), where fewer knots do.
+    Args: sections: (end, step) in order: up to `end` seconds a point every `step` knots; the last end is reached or
+    passed by less than a knot.
     """
-    first = power_of_two_below(fine / (32 * knot))
-    step = max(power_of_two_below(coarse), first, power_of_two_below(duration / (MAX_KNOTS * knot) * 4))
-    n = max(math.ceil(fine / (knot * first) - 1e-9), 1) * first
-    n = -(-n // step) * step if step > first else n
-    rest = max(math.ceil((duration - n * knot) / (step * knot) - 1e-9), 0)
-    ticks = np.concatenate([np.arange(0, n + 1, first), n + step * np.arange(1, rest + 1)])
-    return ticks * knot
+    ticks, at = [], 0
+    for end, step in sections:
+        until = max(math.ceil(end / knot - 1e-9), 0)
+        if until > at:
+            ticks.append(np.arange(at, until, step))
+            at = until
+    return np.concatenate([*ticks, [max(at, 1)]]) * knot
 
 
 def blend_onto_path(
-    base: Trajectory, begin: float, path: ChunkPath, law: TimeLaw, blend_start: float, blend: float, knot: float
+    base: Trajectory, begin: float, path: ChunkPath, law: TimeLaw, blend: float, knot: float
 ) -> Trajectory:
-    """Leave `base` from begin + blend_start on and be on the path `blend` seconds later, ending at rest.
+    """Leave `base` from begin on and be on the path `blend` seconds later, ending at rest.
 
-    Args: begin: s, absolute, a multiple of `knot`; blend_start, blend: s, multiples do not matter.
+    Args: begin: s, absolute, a multiple of `knot`; blend: s.
     Returns: a quintic trajectory stamped `begin`, first point the base's own state there.
     """
-    # With a coarse grid in the part where the law is slow the path is still resolved as finely as nominally.
-    t = knot_grid(knot, blend_start + blend, 1.0 / law.rate, max(blend_start + law.duration, blend_start + blend))
+    lasts = max(law.duration, blend)
+    moving = max(min(base.end - begin, blend), 0.0)
+    # Where time is stretched the same path needs no more knots than at the policy's pace.
+    slow = power_of_two_below(path.period / (PER_ROW * law.rate * knot))
+    t = knot_grid(knot, [
+        (moving, power_of_two_below(moving / (2 * RESOLVE * knot))),
+        (blend, min(power_of_two_below(blend / (RESOLVE * knot)), slow)),
+        (lasts - law.tail, slow),
+        (lasts, min(power_of_two_below(law.tail / (RESOLVE * knot)), slow)),
+    ])  # fmt: skip
     b, bd, bdd = sample(base, begin - base.stamp + t)
-    s, ds, dds = law.evaluate(np.maximum(t - blend_start, 0.0))
+    s, ds, dds = law.evaluate(t)
     p, p1, p2 = path.evaluate(s)
     n, nd, ndd = p, p1 * ds[:, None], p2 * (ds * ds)[:, None] + p1 * dds[:, None]
-    u = np.clip((t - blend_start) / blend, 0.0, 1.0)[:, None]
+    u = np.minimum(t / blend, 1.0)[:, None]
     w = u**3 * (10.0 - 15.0 * u + 6.0 * u * u)
     dw = 30.0 * (u * (1.0 - u)) ** 2 / blend
     ddw = 60.0 * u * (1.0 - u) * (1.0 - 2.0 * u) / blend**2
@@ -68,7 +78,7 @@ def slow_along(base: Trajectory, begin: float, duration: float, knot: float) -> 
 
     tau' = 1 - (3u^2 - 2u^3): C2 with the base at begin, and no deviation from the planned path at all.
     """
-    t = knot_grid(knot, duration, 1.0, duration)
+    t = knot_grid(knot, [(duration, power_of_two_below(duration / (RESOLVE * knot)))])
     u = np.clip(t / duration, 0.0, 1.0)
     tau = duration * (u - u**3 + 0.5 * u**4)
     rate = (1.0 - u * u * (3.0 - 2.0 * u))[:, None]
@@ -83,20 +93,33 @@ def with_prefix(base: Trajectory, now: float, after: Trajectory, knot: float, hi
     """`after` preceded by the base's own motion from `history` knots before now.
 
     A receiver that gets the message at any time before after.stamp is then on the reference it is already
-    following, whatever `interpolate_from_desired_state` says and however late the message is.
+    following, whatever `interpolate_from_desired_state` says and however late the message is. The base's own knots
+    are kept (part of a quintic is the same quintic), so nothing between them changes either.
     """
-    first = math.floor(now / knot) - history
-    count = round(after.stamp / knot) - first
-    t = knot * np.arange(count)
-    begin = first * knot
-    q, qd, qdd = sample(base, begin - base.stamp + t)
+    end = after.stamp - base.stamp  # all times below count from the base's start, exact multiples of a knot
+    first = max((math.floor(now / knot) - history) * knot - base.stamp, float(base.times[0]))
+    first = min(first, end - knot)
+    t = np.concatenate([[first], base.times[(base.times > first + 1e-9) & (base.times < end - 1e-9)]])
+    q, qd, qdd = sample(base, t)
     return Trajectory(
         after.joint_names,
-        np.concatenate([t, count * knot + after.times]),
+        np.concatenate([t - first, end - first + after.times]),
         np.concatenate([q, after.positions]),
         np.concatenate([qd, after.velocities]),
         None if after.accelerations is None else np.concatenate([qdd, after.accelerations]),
-        begin,
+        base.stamp + first,
+    )
+
+
+def joined(first: Trajectory, after: Trajectory) -> Trajectory:
+    """`first` up to the stamp of `after`, which must be its end, then `after`."""
+    return Trajectory(
+        first.joint_names,
+        np.concatenate([first.times[:-1], after.stamp - first.stamp + after.times]),
+        np.concatenate([first.positions[:-1], after.positions]),
+        np.concatenate([first.velocities[:-1], after.velocities]),
+        np.concatenate([first.accelerations[:-1], after.accelerations]),
+        first.stamp,
     )
 
 

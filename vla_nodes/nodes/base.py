@@ -2,14 +2,15 @@
 
 A node derives from `BaseNode`, lists its `params`, and fills in `configure`, `activate`, `deactivate` and `cleanup`.
 Whatever is wrong at configure is raised as an exception with one clear line; it is logged and the node stays
-unconfigured. Each node tells the others five times a second that it lives (`vla/heartbeat`), and says once, as a warning
-and in its diagnostics, when one of its inputs or another node of the suite has fallen silent.
+unconfigured. Each node tells the others five times a second that it lives (`vla/heartbeat`), and says once, as a
+warning and in its diagnostics, when one of its inputs or another node of the suite has fallen silent.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -17,13 +18,14 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rcl_interfaces.msg import SetParametersResult
+from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
 from vla_nodes.nodes.parameters import Param, declare, unknown
@@ -77,12 +79,13 @@ class BaseNode(LifecycleNode):
         self._diagnostics_pub = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_subscription(String, "vla/heartbeat", self._on_beat, 10)
         self._ticks = 0
+        self._ticked = 0.0
         self._ready = True
         self.create_timer(CHECK_PERIOD, self._tick, clock=self.steady)
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.05), on_clock_change=False)
         self._jump_handle = self.get_clock().create_jump_callback(threshold, post_callback=self._on_jump)
 
-    # -- for the node to fill in ------------------------------------------------------------------------------------
+    # -- for the node to fill in -------------------------------------------------------------------
     def configure(self) -> None:
         """Create what the parameters ask for; raise with one clear line where that cannot be."""
 
@@ -104,7 +107,7 @@ class BaseNode(LifecycleNode):
         """(level, message, values) for /diagnostics."""
         return OK, "running", {}
 
-    # -- helpers ------------------------------------------------------------------------------------------------------
+    # -- helpers -----------------------------------------------------------------------------------
     def now(self) -> float:
         """s on the ROS clock (simulated where use_sim_time is set)."""
         return self.get_clock().now().nanoseconds * 1e-9
@@ -116,7 +119,9 @@ class BaseNode(LifecycleNode):
         """Subscription that lives from configure to cleanup."""
         return self._keep(self.create_subscription(kind, topic, callback, qos))
 
-    def publish_on(self, kind: type, topic: str, qos: QoSProfile | int = 10, managed: bool = True, **options: Any) -> Any:
+    def publish_on(
+        self, kind: type, topic: str, qos: QoSProfile | int = 10, managed: bool = True, **options: Any
+    ) -> Any:
         """Publisher that lives from configure to cleanup; a managed one is silent while the node is not active."""
         create = self.create_lifecycle_publisher if managed else self.create_publisher
         return self._keep(create(kind, topic, qos, **options))
@@ -128,7 +133,12 @@ class BaseNode(LifecycleNode):
         """Timer on the steady clock: runs on when /clock stands still."""
         return self._keep(self.create_timer(period, callback, clock=self.steady))
 
-    # -- lifecycle ------------------------------------------------------------------------------------------------------
+    def keep_time(self) -> None:
+        """For a node whose own fast timer, when the machine is slow, crowds out the one that beats and watches."""
+        if time.monotonic() - self._ticked > 1.5 * CHECK_PERIOD:
+            self._tick()
+
+    # -- lifecycle ---------------------------------------------------------------------------------
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             if self._problems:
@@ -198,7 +208,7 @@ class BaseNode(LifecycleNode):
             self.get_logger().debug(f"at shutdown: {error}")
         self._drop()
 
-    # -- private ------------------------------------------------------------------------------------------------------
+    # -- private -----------------------------------------------------------------------------------
     def _keep(self, resource: Any) -> Any:
         self._resources.append(resource)
         return resource
@@ -261,13 +271,15 @@ class BaseNode(LifecycleNode):
     def _tick(self) -> None:
         if not self._ready:
             return
-        now = time.monotonic()
+        now = self._ticked = time.monotonic()
         self._ticks += 1
         if self._ticks % round(BEAT_PERIOD / CHECK_PERIOD) == 0:
             self._beat()
         for change in self.peers.check(now):
             if change.lost:
-                self.get_logger().warning(f"{change.name} has fallen silent ({change.silence:.1f} s): is it still running?")
+                self.get_logger().warning(
+                    f"{change.name} has fallen silent ({change.silence:.1f} s): is it still running?"
+                )
             else:
                 self.get_logger().info(f"{change.name} is back after {change.silence:.1f} s")
             self.peer_changed(change)
@@ -296,21 +308,31 @@ class BaseNode(LifecycleNode):
 
 
 def run(make: Callable[[], BaseNode], args: list[str] | None = None) -> int:
-    """Process entry: spin a node in one thread until Ctrl-C or SIGTERM, then end it without a traceback."""
-    # A shell without job control starts background processes with SIGINT ignored; a node must stay stoppable.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Process entry: spin a node in one thread until Ctrl-C or SIGTERM, then end it without a traceback.
+
+    The signals are taken here and not by rclpy, whose handler invalidates the context under the running callback: so
+    the node's last words, a stop for the arm among them, are still published.
+    """
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt  # the second one means it
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    rclpy.init(args=sys.argv if args is None else args, signal_handler_options=SignalHandlerOptions.NO)
     node = None
     try:
-        rclpy.init(args=sys.argv if args is None else args)
         node = make()
         executor = _executor()
         executor.add_node(node)
         if node.value("autostart") and node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             node.trigger_activate()
         # Not spin(): without a timeout the event-driven executor of rclpy 7.1 waits busily and calls nothing.
-        while rclpy.ok():
-            executor.spin_once(timeout_sec=1.0)
+        while not stop.is_set() and rclpy.ok():
+            executor.spin_once(timeout_sec=0.2)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:

@@ -29,7 +29,9 @@ class CameraNode(BaseNode):
         Param("height", 224, "Height of the images [pixels].", 64, 4096),
         Param("rate", 20.0, "Frames per second [Hz].", 0.5, 120.0),
         Param("depth_encoding", "32FC1", "32FC1 (metres) or 16UC1 (millimetres), REP 118.", choices=("32FC1", "16UC1")),
-        Param("optical_frame", "camera_color_optical_frame", "Frame of the images (REP 103: z forward, x right, y down)."),
+        Param(
+            "optical_frame", "camera_color_optical_frame", "Frame of the images (REP 103: z forward, x right, y down)."
+        ),
         Param("base_frame", "panda_link0", "Frame in which the camera's pose is published."),
         Param("publish_tf", True, "Broadcast the camera's pose on /tf_static where tf2_msgs is installed."),
     )
@@ -87,7 +89,7 @@ class CameraNode(BaseNode):
             "rate wanted [Hz]": wanted,
             "frames": self._rate.count,
             "age of the last frame [s]": "none yet" if self._last is None else f"{self.now() - self._last:.3f}",
-            "render and publish [ms]": f"{1e3 * self._cost:.1f}",
+            "time to publish [ms]": f"{1e3 * self._cost:.1f}",
             "source": self.value("source"),
         }
         if problem := self._source.state():
@@ -110,6 +112,7 @@ class CameraNode(BaseNode):
         self._rate.tick(now)
         self.inputs.heard(self._source.input_name, now)
         self._last = seconds(stamp)
+        self.keep_time()
         self._cost += 0.1 * (time.perf_counter() - begin - self._cost)
 
     def _on_pose(self, matrix: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Messages to the cores' types and back. Arrays travel as array.array, which rclpy copies without looking at elements."""
+"""Messages to the cores' types and back. Arrays travel as array.array, which rclpy copies in one go."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def pose(matrix: np.ndarray) -> Pose:
 
 
 def pose_matrix(message: Pose) -> np.ndarray:
-    """Pose to a (4, 4) matrix. ValueError if the quaternion is not of unit length (to 1 %) or anything is not finite."""
+    """Pose to a (4, 4) matrix. ValueError if the quaternion is not of unit length (to 1 %) or something not finite."""
     p, o = message.position, message.orientation
     return matrix_from([p.x, p.y, p.z, o.x, o.y, o.z, o.w])
 

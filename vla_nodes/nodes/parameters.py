@@ -43,7 +43,7 @@ class Param:
 
 
 def declare(node: Node, params: Sequence[Param]) -> dict[str, str]:
-    """Declare all, and return {parameter: what is wrong with the value given}; a wrong one is declared as its default."""
+    """Declare all; returns {parameter: what is wrong with the value given}, such a one is declared as its default."""
     problems = {}
     for param in params:
         default, options = param.default, {"ignore_override": False}
@@ -73,7 +73,7 @@ def unknown(node: Node) -> list[str]:
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
-    """", did you mean 'x'?" for the word that looks most like `word`, or a list to choose from."""
+    """ ", did you mean 'x'?" for the word that looks most like `word`, or a list to choose from."""
     close = difflib.get_close_matches(word, words, 1, 0.5)
     if close:
         return f": did you mean '{close[0]}'?"

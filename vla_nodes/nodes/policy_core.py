@@ -130,7 +130,7 @@ class PolicyCore:
         self.output_stamp: float | None = None
         self._prepared: tuple[int, str] | None = None
 
-    # -- instruction and state ------------------------------------------------------------------------------------------
+    # -- instruction and state ---------------------------------------------------------------------
     def instruct(self, text: str) -> str:
         """Put an instruction in force; returns "" or why it was refused. A refused one withdraws the one before:
         who speaks to the arm and is not understood expects it to hold, not to go on."""
@@ -157,14 +157,18 @@ class PolicyCore:
         if self.instruction:
             self._set(State.WAITING_OBSERVATION, "waiting for an observation")
         else:
-            reason = f"instruction refused: {self.refused}" if self.refused else "no instruction: publish one on 'instruction'"
+            reason = (
+                f"instruction refused: {self.refused}"
+                if self.refused
+                else "no instruction: publish one on 'instruction'"
+            )
             self._set(State.WAITING_INSTRUCTION, reason)
 
     def deactivate(self) -> None:
         self.reset()
         self._set(State.INACTIVE, "policy_node is not active")
 
-    # -- steps --------------------------------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------
     def due(self, stamp: float) -> bool:
         """Whether the observation of `stamp` is the next to compute (half a period early is nearer than half late)."""
         return bool(self.instruction) and stamp >= self._last_stamp + 0.9 * self.period
@@ -183,7 +187,7 @@ class PolicyCore:
         self._last_stamp = ticket.stamp
 
     def prepare(self, ticket: Ticket) -> None:
-        """Worker thread, before a step: give the runtime the ticket's instruction, or reset its state, where either changed."""
+        """Worker thread, before a step: the ticket's instruction to the runtime, or a reset, where either changed."""
         if self._prepared is None or self._prepared[1] != ticket.instruction:
             self.runtime.set_instruction(ticket.instruction)
         elif self._prepared[0] != ticket.epoch:
@@ -216,7 +220,7 @@ class PolicyCore:
         if self.instruction and self._state != State.INACTIVE:
             self._set(State.WAITING_OBSERVATION, why)
 
-    # -- for the operator -----------------------------------------------------------------------------------------------
+    # -- for the operator --------------------------------------------------------------------------
     @property
     def state(self) -> State:
         return self._state

@@ -10,8 +10,8 @@ import numpy as np
 
 from vla_nodes.control.trajectory import Trajectory
 from vla_nodes.sim.joint_trajectory_controller import JointTrajectoryController
-from vla_nodes.sim.scene import Scene
 from vla_nodes.sim.language import parse
+from vla_nodes.sim.scene import Scene
 from vla_nodes.sim.tasks import Judge
 from vla_nodes.sim.world import World
 

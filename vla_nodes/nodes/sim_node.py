@@ -17,15 +17,15 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_nodes.msg import SimState
-from vla_nodes.nodes.base import LATCHED, OK, WARN, BaseNode, ConfigureError, run
+from vla_nodes.nodes.base import LATCHED, OK, WARN, BaseNode, run
 from vla_nodes.nodes.convert import to_time, trajectory_from
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.peers import Rate
 from vla_nodes.nodes.sim_core import CONTROL_PERIOD, SimulatedRobot
 from vla_nodes.sim.scene import Scene
 
-MAX_LAG = 0.1
-"""s of steady time that the simulation catches up with at once; what is beyond it is lost, and simulated time runs slower."""
+MAX_LAG = 0.05
+"""s of steady time that the simulation catches up with at once; beyond it, simulated time runs slower."""
 
 
 class SimNode(BaseNode):
@@ -33,8 +33,20 @@ class SimNode(BaseNode):
 
     params = (
         Param("seed", 0, "Seed of the scene: where the objects stand.", 0, 2**31 - 1, live=True),
-        Param("scene", "demo", "Kind of scene: demo (four blocks, bowl, tray, drawer) or random.", choices=("demo", "random"), live=True),
-        Param("real_time_factor", 1.0, "Simulated seconds per second aimed at; a slow machine simply takes longer.", 0.01, 20.0),
+        Param(
+            "scene",
+            "demo",
+            "Kind of scene: demo (four blocks, bowl, tray, drawer) or random.",
+            choices=("demo", "random"),
+            live=True,
+        ),
+        Param(
+            "real_time_factor",
+            1.0,
+            "Simulated seconds per second aimed at; a slow machine simply takes longer.",
+            0.01,
+            20.0,
+        ),
         Param("joint_state_rate", 100.0, "joint_states and /clock per simulated second [Hz].", 50.0, 250.0),
         Param("state_rate", 50.0, "sim/state per simulated second [Hz], what camera_node renders from.", 5.0, 125.0),
         Param("publish_clock", True, "Publish /clock (every node of a simulated run has use_sim_time set)."),
@@ -116,6 +128,7 @@ class SimNode(BaseNode):
                 self.robot.step()
             self._done += 1
             self._publish()
+        self.keep_time()
 
     def _publish(self) -> None:
         robot, stamp = self.robot, to_time(self.robot.time)
@@ -155,7 +168,9 @@ class SimNode(BaseNode):
         first = cause not in self._refused
         if len(self._refused) < 50 or not first:
             self._refused[cause] = self._refused.get(cause, 0) + 1
-        self.get_logger().error(f"refused a trajectory on {topic}: {reason[:300]}", throttle_duration_sec=0.0 if first else 1.0)
+        self.get_logger().error(
+            f"refused a trajectory on {topic}: {reason[:300]}", throttle_duration_sec=0.0 if first else 1.0
+        )
 
     def _on_instruction(self, message: String) -> None:
         self.robot.judge(message.data[:1000])

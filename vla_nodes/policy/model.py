@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import PolicyConfig
@@ -80,7 +81,8 @@ class VlaPolicy(nn.Module):
         self.vision = Vision(config)
         self.middle = nn.Linear(width, 3)  # from a visible surface to the middle of the thing, m
         nn.init.zeros_(self.middle.weight)
-        self.judge = nn.Sequential(nn.Linear(2 * (2 * width + 1) + config.language.d_model, 128), nn.SiLU(), nn.Linear(128, 1))
+        self.judge = nn.Sequential(
+            nn.Linear(2 * (3 * width + 1) + config.language.d_model, 128), nn.SiLU(), nn.Linear(128, 64), nn.SiLU(), nn.Linear(64, 1))  # fmt: skip
         self.embed_state, self.embed_change = nn.Linear(STATE_WIDTH, d), nn.Linear(CHANGE_WIDTH, d)
         self.embed_tool = nn.Linear(len(TOOL_PROBES) * width, d)
         self.embed_view = nn.Linear(width + 8, d)
@@ -106,7 +108,8 @@ class VlaPolicy(nn.Module):
         """One image a row: color (B, 3, S, S) 0..1, depth (B, S, S) m with 0 = invalid, tool (B, 3) m in base."""
         scan = self.vision(color, depth, intrinsics, camera_pose, tool, prepared.queries)
         points = scan.points + self.middle(scan.features)
-        seen = torch.cat([scan.features, scan.queries, scan.mass.unsqueeze(-1)], -1)[:, :2].flatten(1)
+        match = F.normalize(scan.features, dim=-1) * scan.queries  # does what was found look like what was asked for
+        seen = torch.cat([scan.features, scan.queries, match, scan.mass.unsqueeze(-1)], -1)[:, :2].flatten(1)
         grounding = self.judge(torch.cat([seen, prepared.summary], -1)).squeeze(-1)
         return VisualTokens(scan.features, points, scan.mass, scan.spread, scan.tool, grounding), scan
 

@@ -16,8 +16,8 @@ SYNONYMS = {  # heard for a colour; never written in training sentences, where o
 TRAIN_SYNONYMS = {"crimson", "emerald", "navy", "violet", "turquoise", "golden"}
 KINDS = {"block": ("block", "cube", "brick"), "can": ("can", "cylinder", "tin"), "bowl": ("bowl", "dish"),
          "tray": ("tray", "platter"), "drawer": ("drawer",)}
-HELD_OUT_PHRASES = ("fetch {x}", "could you raise {x} for me", "{x} goes {in} {y}", "I want {x} {in} {y}",
-                    "slide {d} open", "shut {d} please")  # never trained on
+HELD_OUT_PHRASES = ("fetch {x}", "lift {x} off the table", "{x} goes {in} {y}", "I want {x} {in} {y}",
+                    "slide {d} open", "slide {d} shut")  # never trained on
 
 PHRASES = {
     "pick": ("pick up {x}", "pick {x} up", "grab {x}", "lift {x}", "take {x}", "grasp {x}", "get {x}", "lift up {x}",
@@ -80,17 +80,20 @@ _COLOR_OF = {word: color for color in COLORS for word in (color, *SYNONYMS[color
 _KIND_OF = {word: kind for kind, words in KINDS.items() for word in words}
 _MENTION = re.compile(rf"(?:\b({'|'.join(_COLOR_OF)})\s+)?\b({'|'.join(_KIND_OF)})s?\b")
 
+_NO_REQUEST = re.compile(r"^\W*(where|what|who|which|why|when|how)\b|\b(not|never)\b|\b(don|won|can)'t\b")
+
 
 def parse(text: str) -> Task | None:
     """The task a sentence asks for, by its words, or None. Used to judge success in the simulator only."""
     text = text.lower()[:512]
+    if _NO_REQUEST.search(text):
+        return None
     mentions = [(_COLOR_OF.get(color, ""), _KIND_OF[kind]) for color, kind in _MENTION.findall(text)]
     things = [f"{color} {kind}" for color, kind in mentions if kind in ("block", "can") and color]
     goals = [kind for _, kind in mentions if kind in ("bowl", "tray")]
     if any(kind == "drawer" for _, kind in mentions) and not things:
-        if re.search(r"\b(open|pull)\b", text):
-            return Task("open", "drawer")
-        return Task("close", "drawer") if re.search(r"\b(close|shut|push)\b", text) else None
+        said = re.search(r"\b(open|close|shut)\b", text) or re.search(r"\b(pull|push)\b", text)
+        return Task("open" if said[0] in ("open", "pull") else "close", "drawer") if said else None
     if not things:
         return None
     return Task("place", things[0], goals[0]) if goals else Task("pick", things[0])

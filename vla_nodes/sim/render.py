@@ -51,7 +51,6 @@ class Camera:
         self._camera.distance = float(np.linalg.norm(offset))
         self._camera.azimuth = float(np.degrees(np.arctan2(-offset[1], -offset[0])))
         self._camera.elevation = float(-np.degrees(np.arcsin(offset[2] / self._camera.distance)))
-        model.vis.global_.fovy = self.view.fovy
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height  # clearing a larger buffer costs time
         self._options = mujoco.MjvOption()
         self._options.geomgroup[3] = 0  # collision shapes of the robot
@@ -74,6 +73,7 @@ class Camera:
             raise RuntimeError("this camera was closed")
         self._gl.make_current()
         rectangle = mujoco.MjrRect(0, 0, width, height)
+        self.world.model.vis.global_.fovy = self.view.fovy  # the model's, so another camera may have set its own
         mujoco.mjv_updateScene(self.world.model, self.world.data, self._options, None, self._camera,
                                mujoco.mjtCatBit.mjCAT_ALL.value, self._scene)
         mujoco.mjr_render(rectangle, self._scene, self._context)

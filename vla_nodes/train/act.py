@@ -19,8 +19,9 @@ from torch import Tensor
 
 from vla_nodes.policy.config import preset
 from vla_nodes.policy.language import InstructionEncoder
-from vla_nodes.policy.model import NEARBY, Proprioception, VisualTokens, VlaPolicy
+from vla_nodes.policy.model import Proprioception, VisualTokens, VlaPolicy
 from vla_nodes.train import cache as caching
+from vla_nodes.train.ground import TRAINED as GROUNDED
 from vla_nodes.train.ground import line, save
 
 TRAINED = ("embed_state", "embed_change", "embed_tool", "embed_view", "embed_summary", "kind", "core", "head")
@@ -94,8 +95,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of episodes")
     parser.add_argument("--cache", type=Path, required=True, help="folder for visual tokens; remade when the weights change")
     parser.add_argument("--language", type=Path, required=True)
-    parser.add_argument("--grounded", type=Path, required=True, help="stage 1 weights")
-    parser.add_argument("--resume", type=Path, help="stage 2 weights to start from")
+    parser.add_argument("--grounded", type=Path, required=True, help="stage 1 weights, taken for all that stage 1 trains")
+    parser.add_argument("--resume", type=Path, help="stage 2 weights to start from, taken for the rest")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--mixer", choices=("mamba2", "mamba1", "attention"), default=None)
     parser.add_argument("--minutes", type=float, default=25.0)
@@ -108,12 +109,10 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     model = VlaPolicy(preset("nano", args.mixer))
-    weights = load_file(args.grounded)
-    if args.mixer:
-        weights = {k: v for k, v in weights.items() if not k.startswith("core.")}
-    model.load_state_dict(weights, strict=False)
     if args.resume:
-        model.load_state_dict(load_file(args.resume))
+        model.load_state_dict(load_file(args.resume), strict=False)
+    eyes = {k: v for k, v in load_file(args.grounded).items() if k.split(".")[0] in GROUNDED}
+    model.load_state_dict(eyes, strict=False)
     model.language = InstructionEncoder.from_folder(args.language)
     model.eval().requires_grad_(False)
     paths = [p for folder in args.data for p in caching.fill(model, folder, args.cache / folder.name, args.seed)]

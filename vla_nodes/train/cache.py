@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ def differences(values: np.ndarray, stamps: np.ndarray) -> np.ndarray:
 def tokens_of(model: VlaPolicy, episode: episodes.Episode, rng: np.random.Generator, batch: int = 16) -> dict[str, np.ndarray]:
     """Everything the core's training needs of an episode, as arrays over its ticks."""
     header, arrays = episode.header, episode.arrays
+    episode.require("instruction", "intrinsics", "camera_pose", "ee_pose", "gripper", "joint_positions", "joint_velocities",
+                    "actions", "primitive")  # fmt: skip
     texts = [header["instruction"]]
     if "task" in header:
         texts += [language.phrase(Task(**header["task"]), rng) for _ in range(PHRASINGS - 1)]
@@ -74,7 +77,9 @@ def fill(model: VlaPolicy, data: Path, cache: Path, seed: int = 0, report=print)
         if not target.exists():
             try:
                 episode = episodes.read(path)
-                save_file(tokens_of(model, episode, np.random.default_rng([seed, int(path.stem)])), target)
+                partial = target.with_suffix(".partial")  # a kill must not leave half a file that looks done
+                save_file(tokens_of(model, episode, np.random.default_rng([seed, int(path.stem)])), partial)
+                os.replace(partial, target)
             except episodes.DataError as error:
                 report(f"skipped: {error}")
                 continue

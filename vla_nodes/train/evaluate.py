@@ -82,7 +82,8 @@ def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
         return 0.0, 1.0
     p = successes / count
     middle, half = p + z * z / (2 * count), z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return (middle - half) / (1 + z * z / count), (middle + half) / (1 + z * z / count)
+    # Both ends are inside 0..1 but for rounding.
+    return max(0.0, (middle - half) / (1 + z * z / count)), min(1.0, (middle + half) / (1 + z * z / count))
 
 
 def episode_of(suite: str, seed: int, instruction: str | None) -> tuple[Scene, Task, str]:

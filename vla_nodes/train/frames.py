@@ -36,7 +36,7 @@ def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str
     objects = [t for t in things if t.rpartition(" ")[2] in ("block", "can")]
     goals = [t for t in things if t in ("bowl", "tray")]
     absent = [f"{c} {k}" for c in COLORS for k in ("block", "block", "can") if f"{c} {k}" not in objects]
-    thing = str(rng.choice(absent if rng.random() < 0.17 else objects))
+    thing = str(rng.choice(absent if rng.random() < 0.25 or not objects else objects))
     draw = rng.random()
     if draw < 0.20:
         task = Task("open" if rng.random() < 0.5 else "close", "drawer")
@@ -77,6 +77,7 @@ class FrameSampler:
                     raise
 
     def _frame(self, episode: episodes.Episode, tick: int, rng: np.random.Generator) -> Frame:
+        episode.require("things", "segmentation", "thing_positions", "intrinsics", "camera_pose", "ee_pose")
         header, things = episode.header, list(episode.header["things"])
         text, task = random_instruction(things, rng)
         segmentation = episode.arrays["segmentation"][tick]

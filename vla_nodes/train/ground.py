@@ -51,7 +51,7 @@ def losses(model: VlaPolicy, batch: dict) -> tuple[dict[str, Tensor], dict[str, 
         answer = torch.cat([cells / cells.sum(1, keepdim=True).clamp(min=1), (~present).float().unsqueeze(1)], 1)
         counted = visible | ~present  # present but hidden: nothing to learn from this frame
         log_attention = scan.log_attention[:, role]
-        terms[f"{name} mask"] = -(answer * log_attention).sum(1)[counted].mean()
+        terms[f"{name} mask"] = -(answer * log_attention).sum(1)[counted].sum() / counted.sum().clamp(min=1)
         gap = (view.points[:, role] - batch["middle"][:, role]).norm(dim=1)
         terms[f"{name} point"] = F.smooth_l1_loss(view.points[:, role][visible] / NEARBY, batch["middle"][:, role][visible] / NEARBY,
                                                   beta=0.05) if visible.any() else gap.sum() * 0  # fmt: skip
@@ -90,10 +90,11 @@ def feed(sampler: FrameSampler, size: int, seed: int, depth: int = 4) -> Queue:
 @torch.no_grad()
 def measure(model: VlaPolicy, sampler: FrameSampler, batches: int = 8, size: int = 32, seed: int = 7) -> dict[str, float]:
     """Accuracy on held-out episodes, the same frames each time."""
+    training = model.training
     model.eval()
     rng = np.random.default_rng(seed)
     rows = [losses(model, collate([sampler.draw(rng) for _ in range(size)], None))[1] for _ in range(batches)]
-    model.train()
+    model.train(training)
     model.language.eval()
     return {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
 
@@ -113,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--language", type=Path, required=True, help="folder the distilled language student is in")
     parser.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
     parser.add_argument("--resume", type=Path, help="weights to start from")
+    parser.add_argument("--only-judge", action="store_true", help="refine only the answer to: is all of it there?")
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--rate", type=float, default=3e-3)
@@ -123,15 +125,18 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
     model = VlaPolicy(preset("nano"))
     if args.resume:
-        model.load_state_dict(load_file(args.resume), strict=False)
+        kept = {k: v for k, v in load_file(args.resume).items() if not (args.only_judge and k.startswith("judge."))}
+        model.load_state_dict(kept, strict=False)
     model.language = InstructionEncoder.from_folder(args.language).requires_grad_(False)
     model.vision.encoder.to(memory_format=torch.channels_last)
-    parameters = [p for name in TRAINED for p in getattr(model, name).parameters()]
+    trained = ("judge",) if args.only_judge else TRAINED
+    model.requires_grad_(False)
+    parameters = [p.requires_grad_(True) for name in trained for p in getattr(model, name).parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=args.rate, weight_decay=1e-3, betas=(0.9, 0.98))
     training, holdout = FrameSampler(args.data), FrameSampler(args.data, held_out=True)
     ready = feed(training, args.batch, args.seed)
     started, step, shown = time.monotonic(), 0, 0.0
-    model.train()
+    model.train(not args.only_judge)
     model.language.eval()
     while (share := (time.monotonic() - started) / (60 * args.minutes)) < 1.0:
         for group in optimiser.param_groups:

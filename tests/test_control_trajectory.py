@@ -143,7 +143,7 @@ def test_controller_one_point_jumps_as_the_stock_one_does():
     ],
 )
 def test_chunk_problem(space, shape, word):
-    reason = ActionChunk(1.0, "x", 0.1, ActionSpace(space), np.zeros(shape)).problem(7)
+    reason = ActionChunk(1.0, "x", 0.1, ActionSpace(space), np.full(shape, 0.5)).problem(7)
     assert reason is None if word is None else word in reason
 
 

@@ -1,6 +1,6 @@
 """Random and adversarial chunk streams: no published trajectory may break a limit, a seam or the controller's rules.
 
-A few hundred streams by default; `pytest -m slow test/test_control_property.py` runs 10,000.
+A few hundred streams by default; `pytest -m slow tests/test_control_property.py` runs 10,000.
 """
 
 from collections import Counter
@@ -85,6 +85,7 @@ def run_stream(seed, robot, counts):
         strategy=Strategy(rng.choice(["splice", "splice", "splice", "temporal_ensemble", "finish_chunk"])),
         on_instruction_change=OnInstructionChange(rng.choice([x.value for x in OnInstructionChange])),
         at_rest=str(rng.choice(["stamp", "path"])),
+        slowest=float(rng.choice([0.02, 0.1])),
     )
     executor = ChunkExecutor(robot, settings)
     controller = JointTrajectoryController(robot.joint_names)

@@ -1,0 +1,165 @@
+"""action_node without ROS: the safety gate before the executor, and one smooth stop for every reason to stop."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_nodes.control.chunk import ActionChunk
+from vla_nodes.control.executor import ChunkExecutor, ExecutorOutput
+from vla_nodes.control.robot import RobotModel
+from vla_nodes.control.safety import Action, SafetyGate, SafetySettings
+from vla_nodes.control.settings import ExecutorSettings
+from vla_nodes.control.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What to publish, and what to tell the operator. `new`: the cause was not there before, so log it once."""
+
+    arm: Trajectory | None = None
+    gripper: Trajectory | None = None
+    cause: str = ""
+    reason: str = ""
+    new: bool = False
+
+
+class ActionCore:
+    """One arm. Not thread-safe. `now` is the ROS clock, `steady` a clock that never jumps, both in s."""
+
+    def __init__(
+        self, robot: RobotModel, executor: ExecutorSettings, safety: SafetySettings, window: int = 500
+    ) -> None:
+        self.robot = robot
+        self.executor = ChunkExecutor(robot, executor)
+        self.gate = SafetyGate(robot, safety)
+        self.used = 0
+        self.clipped = 0
+        self.stretched = 0.0
+        self.starved = 0.0
+        self._latency: deque[float] = deque(maxlen=window)
+        self._gap: deque[float] = deque(maxlen=window)
+        self._seam: deque[float] = deque(maxlen=window)
+        self.stops: Counter[str] = Counter()
+        self._stopped_for = ""
+        self._fresh: tuple[float, np.ndarray, np.ndarray, float | None] | None = None
+
+    @property
+    def holding(self) -> str:
+        """Cause for which the arm is held at present, or ""."""
+        return self._stopped_for
+
+    def moving(self, now: float) -> bool:
+        plan = self.executor.plan
+        return plan is not None and plan.end > now
+
+    def reset(self) -> None:
+        """Activation or a clock set back: no motion in flight, the next chunk starts from the measured pose."""
+        self.executor.reset()
+        self.gate.reset()
+        self._stopped_for = ""
+        self._fresh = None
+
+    def joints(self, stamp: float, q: np.ndarray, qd: np.ndarray, finger: float | None, steady: float) -> Answer:
+        verdict = self.gate.observe(q, steady)
+        if verdict.action is not Action.GO:
+            return Answer(cause=verdict.cause, reason=verdict.reason, new=verdict.new)
+        self.executor.observe(stamp, q, qd, finger)
+        self._fresh = (stamp, q, qd, finger)
+        return Answer()
+
+    def chunk(self, chunk: ActionChunk, now: float) -> Answer:
+        """A chunk has come: the trajectories to publish, or why it was refused."""
+        if self._stopped_for and self._stopped_for not in ("policy", "silent_policy"):
+            new = self.gate.refused(f"held: {self._stopped_for}")
+            return Answer(
+                cause=self._stopped_for, reason=f"chunk not carried out while held ({self._stopped_for})", new=new
+            )
+        verdict = self.gate.check(chunk, now, self.executor.measured(chunk.stamp))
+        if verdict.chunk is None:
+            return Answer(cause=verdict.cause, reason=verdict.reason, new=verdict.new)
+        output = self.executor.submit(verdict.chunk, now)
+        if output.refused is not None:
+            new = self.gate.refused(output.cause)
+            return Answer(output.arm, output.gripper, output.cause, output.refused, new)
+        self.gate.used(now)
+        self._stopped_for = ""
+        self._count(output)
+        return Answer(output.arm, output.gripper, verdict.cause, verdict.reason, verdict.new)
+
+    def tick(self, now: float, steady: float, idle: str = "") -> Answer:
+        """Fixed rate, 20 Hz or more: a stop to publish where one is called for.
+
+        Args: idle: why no chunk is to be expected (the policy holds or is silent), or "".
+        """
+        reference = self.executor.reference(now)
+        verdict = self.gate.tick(now, steady, None if reference is None else reference[0], self.moving(now))
+        if verdict.action is Action.REBASE:
+            return Answer(self._rebase(now, verdict.cause), None, verdict.cause, verdict.reason, verdict.new)
+        if verdict.action is Action.HOLD:
+            return self._hold(now, verdict.cause, verdict.reason, verdict.new)
+        if idle and self.moving(now):
+            return self._hold(now, "policy", idle, self._stopped_for != "policy")
+        if self._stopped_for not in ("", "policy", "silent_policy") or not idle:
+            self._stopped_for = ""
+        return Answer()
+
+    def stop(self, now: float) -> Trajectory | None:
+        """A decelerating stop at once, whatever is in flight (deactivation)."""
+        return self.executor.stop(now) if self.moving(now) else None
+
+    def numbers(self) -> dict[str, str]:
+        """The seam report, for diagnostics."""
+
+        def percentiles(values: deque[float], scale: float) -> str:
+            if not values:
+                return "none yet"
+            p50, p99 = np.percentile(values, [50, 99])
+            return f"{p50 * scale:.4g}, {p99 * scale:.4g}"
+
+        return {
+            "chunks carried out": str(self.used),
+            "latency exposure to splice p50, p99 [ms]": percentiles(self._latency, 1e3),
+            "gap bridged at the seam p50, p99 [rad]": percentiles(self._gap, 1.0),
+            "seam left in the trajectory p50, p99 [rad]": percentiles(self._seam, 1.0),
+            "rows clipped at joint limits": str(self.clipped),
+            "time stretched [s]": f"{self.stretched:.2f}",
+            "time starved [s]": f"{self.starved:.2f}",
+            **{f"count of {cause}": str(count) for cause, count in sorted(self.gate.counts.items())},
+        }
+
+    def _hold(self, now: float, cause: str, reason: str, new: bool) -> Answer:
+        """Stop once per cause; a hold that goes on needs nothing more, its trajectory ends at rest."""
+        begun = cause == self._stopped_for
+        self._stopped_for = cause
+        if begun or not self.moving(now):
+            return Answer(cause=cause, reason=reason, new=new)
+        self.stops[cause] += 1
+        return Answer(self.executor.stop(now), None, cause, reason, new)
+
+    def _rebase(self, now: float, cause: str) -> Trajectory | None:
+        """The reference is not where the arm is. After a clock jump it means nothing and is forgotten; a blocked arm is
+        let go by moving the reference smoothly to where it is."""
+        if cause == self._stopped_for and self.moving(now):
+            return None
+        self.stops[cause] += 1
+        self._stopped_for = cause
+        if cause == "clock_jump":
+            self.executor.reset()
+            self._fresh = None
+            return None  # the controller holds; the first joint state of the new time is yet to come
+        if self._fresh is None:
+            return None
+        stopped = self.executor.approach(self._fresh[1], now)
+        return stopped if stopped is not None else self.executor.stop(now)
+
+    def _count(self, output: ExecutorOutput) -> None:
+        self.used += 1
+        self.clipped += output.clipped
+        self.stretched += output.stretched
+        self.starved += output.starved
+        self._latency.append(output.latency)
+        self._gap.append(output.gap)
+        self._seam.append(output.seam_position)

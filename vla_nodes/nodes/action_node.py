@@ -1,0 +1,277 @@
+"""action_node: ActionChunk to the JointTrajectory a stock controller accepts, behind the safety gate.
+
+Silence of the policy, of the camera (seen as the policy's own hold) or of joint_states means one decelerating stop,
+said once. vla/stop and vla/resume are services, estop a latched Bool, dry_run publishes to vla/preview/... only.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, String
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_nodes.control.chunk import MAX_COLUMNS, MAX_ROWS, ActionChunk, ActionSpace
+from vla_nodes.control.robot import RobotModel
+from vla_nodes.control.safety import SafetySettings
+from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
+from vla_nodes.data.joints import JointReader, JointStatesError, parse_joint_map
+from vla_nodes.msg import ActionChunk as ActionChunkMessage
+from vla_nodes.msg import PolicyStatus
+from vla_nodes.nodes.action_core import ActionCore, Answer
+from vla_nodes.nodes.base import ERROR, LATCHED, OK, RELIABLE_LATEST, WARN, BaseNode, run
+from vla_nodes.nodes.convert import seconds, trajectory_message
+from vla_nodes.nodes.parameters import Param
+from vla_nodes.nodes.peers import Change
+from vla_nodes.share import share_path
+
+E, S = ExecutorSettings(), SafetySettings()
+TICK = 0.02
+"""s between two looks of the safety gate (50 Hz, steady clock)."""
+
+
+class ActionNode(BaseNode):
+    """Carries out chunks; see the module's docstring."""
+
+    params = (
+        Param("urdf", "config/panda/panda.urdf", "Robot description: a path, or one below the package's share folder."),
+        Param("tool_frame", "panda_hand_tcp", "Frame that end-effector chunks move."),
+        Param(
+            "joint_map", [""], "Pairs 'our_joint:robot_joint' where joint_states and the controllers use other names."
+        ),
+        Param("dry_run", False, "Publish to vla/preview/... only; the arm does not move."),
+        Param(
+            "strategy",
+            E.strategy.value,
+            "What a new chunk does to the motion in flight.",
+            choices=tuple(s.value for s in Strategy),
+        ),
+        Param(
+            "on_instruction_change",
+            E.on_instruction_change.value,
+            "What the first chunk of a new instruction does to the motion in flight.",
+            choices=tuple(s.value for s in OnInstructionChange),
+        ),
+        Param("velocity_scale", E.velocity_scale, "Share of the robot's joint velocity limits used.", 0.01, 1.0),
+        Param("acceleration_scale", E.acceleration_scale, "Share of its acceleration limits used.", 0.01, 1.0),
+        Param("jerk_scale", E.jerk_scale, "Share of its jerk limits used.", 0.01, 1.0),
+        Param("tool_speed", E.tool_speed, "Largest speed of the tool [m/s].", 0.01, 5.0),
+        Param("lead", E.lead, "How far ahead of now a splice begins [s].", 0.0, 0.5),
+        Param("blend", E.blend, "Shortest blend onto a new chunk [s].", 0.05, 2.0),
+        Param("workspace_low", list(S.workspace_low), "Low corner x y z of the box the tool stays in [m], base frame."),
+        Param("workspace_high", list(S.workspace_high), "High corner of that box [m]."),
+        Param("table", S.table, "Height below which the tool does not go [m].", -5.0, 5.0),
+        Param(
+            "outside",
+            S.outside,
+            "Rows outside the box: keep those before, or refuse the chunk.",
+            choices=("truncate", "refuse"),
+        ),
+        Param("max_age", S.max_age, "Oldest observation a chunk may serve [s].", 0.05, 10.0),
+        Param("step_factor", S.step_factor, "Share of top speed above which a row is impossible.", 0.1, 10.0),
+        Param("tracking_tolerance", S.tracking_tolerance, "Error of a joint that counts as blocked [rad].", 0.005, 3.0),
+        Param("tracking_time", S.tracking_time, "How long that error must last [s].", 0.0, 5.0),
+        Param("joint_timeout", 0.5, "Silence of joint_states that stops the arm [s]; 0: never.", 0.0, 5.0),
+        Param(
+            "chunk_timeout",
+            S.chunk_timeout,
+            "Time without a usable chunk that stops a moving arm [s]; 0: never.",
+            0.0,
+            10.0,
+        ),
+        Param("policy_timeout", 0.7, "Silence of vla/status that counts as a dead policy [s].", 0.3, 10.0),
+        Param(
+            "deadman_timeout",
+            S.deadman_timeout,
+            "Silence of vla/deadman that stops the arm [s]; 0: not used.",
+            0.0,
+            5.0,
+        ),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("action_node")
+
+    # -- lifecycle ---------------------------------------------------------------------------------
+    def configure(self) -> None:
+        urdf = Path(self.value("urdf"))
+        robot = RobotModel(urdf if urdf.is_absolute() else share_path(str(urdf)), self.value("tool_frame"))
+        self._core = ActionCore(robot, self._executor_settings(), self._safety_settings())
+        joints = (*robot.joint_names, *((robot.gripper.joint,) if robot.gripper else ()))
+        mapping = parse_joint_map(self.value("joint_map"), joints)
+        self._arm_names = [mapping[name] for name in robot.joint_names]
+        self._gripper_names = [mapping[robot.gripper.joint]] if robot.gripper else []
+        self._reader = JointReader(joints, mapping)
+        self._joint_problem = ""
+        prefix = "vla/preview/" if self.value("dry_run") else ""
+        self._arm_pub = self.publish_on(JointTrajectory, f"{prefix}arm_controller/joint_trajectory")
+        self._gripper_pub = self.publish_on(JointTrajectory, f"{prefix}gripper_controller/joint_trajectory")
+        self.subscribe(ActionChunkMessage, "vla/action_chunk", self._on_chunk, RELIABLE_LATEST)
+        self.subscribe(PolicyStatus, "vla/status", self._on_status, RELIABLE_LATEST)
+        self.subscribe(JointState, "joint_states", self._on_joints, 10)
+        self._last_instruction_pub = self.publish_on(String, "vla/last_instruction", LATCHED, managed=False)
+        self.subscribe(String, "vla/active_instruction", self._last_instruction_pub.publish, LATCHED)
+        self.subscribe(Bool, "estop", self._on_estop, LATCHED)
+        self.subscribe(Bool, "vla/deadman", self._on_deadman, RELIABLE_LATEST)
+        self.serve(Trigger, "vla/stop", self._on_stop)
+        self.serve(Trigger, "vla/resume", self._on_resume)
+        self.inputs.expect("vla/status", self.value("policy_timeout"))
+        self.inputs.expect("joint_states")
+        self._idle = "no vla/status received yet: is policy_node active?"
+        self._last = Answer()
+        self.every(TICK, self._tick_gate)
+
+    def activate(self) -> None:
+        self._core.reset()
+        if self.value("dry_run"):
+            self.get_logger().warning("dry_run is set: trajectories go to vla/preview/... and the arm does not move")
+
+    def deactivate(self) -> None:
+        self._publish(Answer(arm=self._core.stop(self.now())))
+
+    def clock_jumped(self) -> None:
+        self._core.reset()
+
+    def _executor_settings(self) -> ExecutorSettings:
+        names = ("velocity_scale", "acceleration_scale", "jerk_scale", "tool_speed", "lead", "blend")
+        return ExecutorSettings(
+            strategy=Strategy(self.value("strategy")),
+            on_instruction_change=OnInstructionChange(self.value("on_instruction_change")),
+            **{name: self.value(name) for name in names},
+        )
+
+    def _safety_settings(self) -> SafetySettings:
+        names = ("table", "outside", "max_age", "step_factor", "tracking_tolerance", "tracking_time")
+        names += ("joint_timeout", "chunk_timeout", "deadman_timeout")
+        corners = {name: tuple(self.value(name)) for name in ("workspace_low", "workspace_high")}
+        return SafetySettings(**corners, **{name: self.value(name) for name in names})
+
+    # -- inputs ------------------------------------------------------------------------------------
+    def _on_joints(self, message: JointState) -> None:
+        try:
+            position, velocity = self._reader.read(message.name, message.position, message.velocity)
+        except JointStatesError as error:
+            if str(error) != self._joint_problem:
+                self._joint_problem = str(error)
+                self.get_logger().error(self._joint_problem)
+            return
+        steady = time.monotonic()
+        self._joint_problem = ""
+        self.inputs.heard("joint_states", steady)
+        if not self.active:
+            return
+        dof = self._core.robot.dof
+        finger = float(position[dof]) if self._gripper_names else None
+        velocity = np.zeros(dof) if velocity is None else velocity[:dof]
+        answer = self._core.joints(seconds(message.header.stamp), position[:dof], velocity, finger, steady)
+        if answer.new:
+            self._say(answer)
+
+    def _on_chunk(self, message: ActionChunkMessage) -> None:
+        if not self.active:
+            return
+        try:
+            chunk = _chunk_from(message)
+        except ValueError as error:
+            new = self._core.gate.refused("malformed")
+            self._say(Answer(cause="malformed", reason=str(error), new=new))
+            return
+        self._idle = ""  # a policy that sends chunks runs; its status is on the way
+        self._publish(self._core.chunk(chunk, self.now()))
+
+    def _on_status(self, message: PolicyStatus) -> None:
+        self.inputs.heard("vla/status", time.monotonic())
+        running = message.state == PolicyStatus.RUNNING
+        self._idle = "" if running else f"the policy holds: {message.reason or 'no reason given'}"
+
+    def _on_estop(self, message: Bool) -> None:
+        self._core.gate.estop(message.data)
+        self.get_logger().warning("emergency stop" if message.data else "emergency stop released; vla/resume to go on")
+
+    def _on_deadman(self, message: Bool) -> None:
+        if message.data:
+            self._core.gate.deadman(time.monotonic())
+
+    def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._core.gate.stop()
+        self._tick_gate()
+        response.success, response.message = True, "stopping; vla/resume to go on"
+        return response
+
+    def _on_resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        why = self._core.gate.resume()
+        response.success, response.message = why is None, why or "going on with the next chunk"
+        self.get_logger().info(f"resume: {response.message}")
+        return response
+
+    # -- outputs -----------------------------------------------------------------------------------
+    def _tick_gate(self) -> None:
+        if self.active:
+            self._publish(self._core.tick(self.now(), time.monotonic(), self._idle))
+
+    def _publish(self, answer: Answer) -> None:
+        if answer.arm is not None:
+            message = trajectory_message(answer.arm)
+            message.joint_names = self._arm_names
+            self._arm_pub.publish(message)
+        if answer.gripper is not None:
+            message = trajectory_message(answer.gripper)
+            message.joint_names = self._gripper_names
+            self._gripper_pub.publish(message)
+        if answer.new:
+            self._say(answer)
+        self._last = answer if answer.reason else self._last
+
+    def _say(self, answer: Answer) -> None:
+        self.get_logger().warning(f"{answer.cause}: {answer.reason[:300]}")
+
+    def input_changed(self, change: Change) -> None:
+        if change.name == "vla/status" and change.lost:
+            self._idle = f"the policy is silent: no vla/status for {change.silence:.1f} s"
+            if self.active:
+                self._tick_gate()
+
+    def diagnostics(self) -> tuple[bytes, str, dict[str, object]]:
+        core, now = self._core, self.now()
+        values = {
+            "moving": core.moving(now),
+            "held for": core.holding or "nothing",
+            "last refusal": self._last.reason or "none",
+            "dry run": self.value("dry_run"),
+            **core.numbers(),
+        }
+        if self._joint_problem:
+            return ERROR, self._joint_problem, values
+        if core.holding in ("estop", "stop"):
+            return WARN, f"held: {core.holding}", values
+        if core.holding and core.holding != "policy":
+            return ERROR, f"held: {core.holding} ({self._last.reason})", values
+        return OK, "carrying out chunks" if core.moving(now) else (self._idle or "at rest"), values
+
+
+def _chunk_from(message: ActionChunkMessage) -> ActionChunk:
+    """Message to chunk. ValueError where it contradicts itself or names an action space that does not exist."""
+    rows, columns = message.horizon, message.dim
+    if not (1 <= rows <= MAX_ROWS and 1 <= columns <= MAX_COLUMNS):
+        raise ValueError(f"chunk of {rows} x {columns} actions: 1 x 1 to {MAX_ROWS} x {MAX_COLUMNS} are accepted")
+    if len(message.actions) != rows * columns:
+        raise ValueError(f"chunk says {rows} x {columns} but carries {len(message.actions)} actions")
+    try:
+        space = ActionSpace(message.action_space)
+    except ValueError:
+        known = ", ".join(s.value for s in ActionSpace)
+        raise ValueError(f"action_space '{message.action_space[:40]}' is none of {known}") from None
+    actions = np.frombuffer(message.actions, dtype=np.float32).astype(float).reshape(rows, columns)
+    return ActionChunk(seconds(message.header.stamp), message.instruction, message.period, space, actions)
+
+
+def main(args: list[str] | None = None) -> int:
+    return run(ActionNode, args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
