@@ -4,6 +4,8 @@
 colcon (package.xml, CMakeLists.txt), or use ./run, which does.
 """
 
+import re
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -19,8 +21,6 @@ def requirements(name: str) -> list[str]:
 
 def version() -> str:
     """The version in package.xml, the one place where it is written for both builds."""
-    import xml.etree.ElementTree as ElementTree
-
     return ElementTree.parse(ROOT / "package.xml").getroot().findtext("version")
 
 
@@ -35,13 +35,11 @@ def share_files() -> list[tuple[str, list[str]]]:
     return sorted(folders.items())
 
 
-runtime = requirements("runtime")
-optional = ("imageio", "imageio-ffmpeg", "matplotlib", "tqdm", "mujoco", "opencv-python-headless")
+EXTRAS = {"sim": ("mujoco", "pillow"), "train": ("mujoco", "tqdm")}
+"""Requirements that only these rooms need: pip install 'vla_nodes[sim]'."""
 
-
-def is_optional(line: str) -> bool:
-    return line.split("=")[0].split("<")[0].split(">")[0].strip() in optional
-
+runtime = {re.split("[<>=!]", line)[0]: line for line in requirements("runtime")}
+optional = {name for names in EXTRAS.values() for name in names}
 
 setup(
     name="vla_nodes",
@@ -51,11 +49,9 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["vla_nodes", "vla_nodes.*"]),
     data_files=share_files(),
-    install_requires=[line for line in runtime if not is_optional(line)],
+    install_requires=[line for name, line in runtime.items() if name not in optional],
     extras_require={
-        "sim": [line for line in runtime if line.startswith("mujoco")],
-        "train": [line for line in runtime if line.startswith(("tqdm", "matplotlib", "mujoco", "imageio"))],
-        "camera": [line for line in runtime if line.startswith("opencv")],
+        **{extra: [runtime[name] for name in names] for extra, names in EXTRAS.items()},
         "dev": requirements("dev"),
     },
 )

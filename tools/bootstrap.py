@@ -202,9 +202,10 @@ def make_venv() -> None:
 
 
 def pip(log: str, *arguments: str) -> None:
-    """Run the venv's pip."""
+    """Run the venv's pip under the constraints."""
+    command = [str(VENV / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     run(
-        [str(VENV / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *arguments],
+        [*command, "-c", str(REQUIREMENTS / "constraints.txt"), *arguments],
         log,
         clean_environment(_ROS_WHEELS_BOOTSTRAP_COMPLETE="1"),
     )
@@ -221,7 +222,7 @@ def requirement_line(name: str) -> str:
 def install_wheels() -> None:
     """The pinned wheels: everything but torch."""
     files = [a for name in ("runtime", "dev", "ros") for a in ("-r", str(REQUIREMENTS / f"{name}.txt"))]
-    pip("pip-wheels", "-c", str(REQUIREMENTS / "constraints.txt"), *files)
+    pip("pip-wheels", *files)
 
 
 def patch_cmake_files() -> None:

@@ -27,16 +27,8 @@ from vla_nodes.control.stop import approach, fastest_stop
 from vla_nodes.control.trajectory import Trajectory, sample
 
 PLANNED = 0.9  # share of the limits the time law uses; the rest is for the blend
-# mode, how much slower than the time law, how much longer than the shortest blend
-CANDIDATES = (
-    ("moving", 1.0, 1.0),
-    ("moving", 1.15, 1.5),
-    ("stopping", 1.0, 1.0),
-    ("stopping", 1.5, 2.0),
-    ("rest", 1.0, 1.0),
-    ("rest", 1.5, 1.5),
-    ("rest", 4.0, 3.0),
-)
+# How a chunk may join the motion in flight, smoothest first, and how often each is tried slower and longer.
+MODES = (("moving", 4), ("stopping", 3), ("rest", 6))
 
 
 @dataclass(frozen=True)
@@ -202,7 +194,7 @@ class ChunkExecutor:
             return None
         begin = self._begin(now)
         state = sample(base, begin - base.stamp)
-        for slower in (1.0, 2.0, 4.0):
+        for slower in (1.0, 1.3, 1.8, 3.0, 5.0):
             after = approach(self.robot.joint_names, self.limits, *state, target, begin, self.settings.knot, slower)
             if after is not None and excess(after, self.limits, self.robot)[0] <= 1.0:
                 self._plan = with_prefix(base, now, after, self.settings.knot)
@@ -273,7 +265,7 @@ class ChunkExecutor:
         limits = self.limits
         tool = np.concatenate([self.robot.forward(path.points[0])[None, :3, 3], rows.tool[: rows.reachable]])
         step = float(np.linalg.norm(np.diff(tool, axis=0), axis=1).max())
-        fastest = min(1.0, 0.95 * limits.tool_speed * path.period / max(step, 1e-9))
+        fastest = min(1.0, PLANNED * limits.tool_speed * path.period / max(step, 1e-9))
         return time_law(
             path, start, PLANNED * limits.velocity, PLANNED * limits.acceleration, PLANNED * limits.jerk, fastest
         )
@@ -283,21 +275,27 @@ class ChunkExecutor:
     ) -> tuple[Trajectory, TimeLaw, str, float] | None:
         """The first candidate proven within the limits: its trajectory from begin on, law, mode and blend start."""
         limits, stopping = self.limits, None
-        for mode, slower, longer in CANDIDATES:
-            tried = law
-            if slower != 1.0:
-                share = (PLANNED * x for x in (limits.velocity, limits.acceleration, limits.jerk))
-                tried = time_law(path, law.start, *share, law.rate / slower)
-            onto, t0 = base, 0.0
+        share = tuple(PLANNED * x for x in (limits.velocity, limits.acceleration, limits.jerk))
+        for mode, attempts in MODES:
+            onto, t0, slower, longer = base, 0.0, 1.0, 1.0
             if mode != "moving":
                 stopping = onto = stopping or self._stopping(base, begin)
                 t0 = float(stopping.times[-1]) if mode == "rest" else 0.0
-            blend = longer * self._overlap(onto, begin + t0, path, tried)
-            after = blend_onto_path(onto, begin + t0, path, tried, blend, knot)
-            if t0 > 0.0:
-                after = joined(onto, after)
-            if excess(after, limits, self.robot)[0] <= 1.0:
-                return after, tried, mode, t0
+            for _ in range(attempts):
+                tried = law if slower == 1.0 else time_law(path, law.start, *share, law.rate / slower)
+                blend = longer * self._overlap(onto, begin + t0, path, tried)
+                after = blend_onto_path(onto, begin + t0, path, tried, blend, knot)
+                if t0 > 0.0:
+                    after = joined(onto, after)
+                ratio, whose = excess(after, limits, self.robot)
+                if ratio <= 1.0:
+                    return after, tried, mode, t0
+                if not math.isfinite(ratio):
+                    break
+                # Speed is cured by a slower pace; acceleration and jerk first by a longer blend.
+                if whose.startswith(("velocity", "tool")) or longer > 1.8:
+                    slower *= 1.03 * ratio
+                longer *= min(1.2 * ratio, 2.0)
         return None
 
     def _overlap(self, base: Trajectory, at: float, path: ChunkPath, law: TimeLaw) -> float:

@@ -10,11 +10,16 @@ from vla_nodes.control.splice import knot_grid
 from vla_nodes.control.trajectory import Trajectory
 
 # ruckig's jerk is piecewise constant and switches between our knots. The quintic through the knots has as its jerk
-# the least-squares quadratic of that step function, which overshoots a single step by half; so ruckig gets less.
+# the least-squares quadratic of that step function, which overshoots a single step by half; so ruckig gets less, and
+# never so much that it ramps its acceleration up within fewer than RAMP knots, which a quintic would overshoot.
 JERK_SHARE = 0.45
+ACCELERATION_SHARE = 0.85
+RAMP = 1.5
 
 
-def _limited(names: tuple[str, ...], limits: Limits, q: np.ndarray, qd: np.ndarray, qdd: np.ndarray):
+def _limited(
+    names: tuple[str, ...], limits: Limits, q: np.ndarray, qd: np.ndarray, qdd: np.ndarray, knot: float
+) -> ruckig.InputParameter:
     request = ruckig.InputParameter(len(names))
     request.current_position = q.tolist()
     request.current_velocity = qd.tolist()
@@ -22,8 +27,9 @@ def _limited(names: tuple[str, ...], limits: Limits, q: np.ndarray, qd: np.ndarr
     request.target_velocity = [0.0] * len(names)
     request.target_acceleration = [0.0] * len(names)
     request.max_velocity = (0.97 * limits.velocity).tolist()
-    request.max_acceleration = (0.97 * limits.acceleration).tolist()
-    request.max_jerk = (JERK_SHARE * limits.jerk).tolist()
+    acceleration = ACCELERATION_SHARE * limits.acceleration
+    request.max_acceleration = acceleration.tolist()
+    request.max_jerk = np.minimum(JERK_SHARE * limits.jerk, acceleration / (RAMP * knot)).tolist()
     return request
 
 
@@ -43,7 +49,7 @@ def fastest_stop(
 
     Returns None if ruckig finds no solution.
     """
-    request = _limited(names, limits, q, qd, qdd)
+    request = _limited(names, limits, q, qd, qdd, knot)
     request.control_interface = ruckig.ControlInterface.Velocity
     request.synchronization = ruckig.Synchronization.No
     motion = ruckig.Trajectory(len(names))
@@ -64,9 +70,10 @@ def approach(
     slower: float = 1.0,
 ) -> Trajectory | None:
     """To rest at `target` (J,), all joints arriving together. `slower` >= 1 stretches a motion from rest."""
-    request = _limited(names, limits, q, qd, qdd)
+    request = _limited(names, limits, q, qd, qdd, knot)
     request.target_position = np.clip(target, limits.lower, limits.upper).tolist()
-    request.max_velocity = (0.97 * limits.velocity / slower).tolist()
+    request.max_velocity = [x / slower for x in request.max_velocity]
+    request.max_acceleration = [x / slower for x in request.max_acceleration]
     request.synchronization = ruckig.Synchronization.Time
     motion = ruckig.Trajectory(len(names))
     if ruckig.Ruckig(len(names)).calculate(request, motion) < 0:

@@ -63,7 +63,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--episodes {options.episodes}: must be 1 .. 1000")
     if options.time_limit is None:
         options.time_limit = 25.0 if options.short else 40.0
-    if not 1.0 <= options.time_limit <= 3600.0:
+    if not 1.0 <= options.time_limit <= 3600.0:  # NaN too
         parser.error(f"--time-limit {options.time_limit:g}: must be 1 .. 3600 simulated seconds")
     if options.checkpoint is not None and not options.checkpoint.is_dir():
         parser.error(f"--checkpoint {options.checkpoint}: no such folder")
@@ -91,7 +91,7 @@ def shown(text: str, limit: int = 80) -> str:
 
 def run(options: argparse.Namespace, say: Any) -> int:
     """Start the graph, run the episodes, stop the graph; the exit status."""
-    from vla_nodes.nodes.demo_processes import Processes, ros_environment
+    from vla_nodes.nodes.demo_processes import Processes, node_command, ros_environment
 
     folder = options.out or Path("out") / datetime.now().strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace, say: Any) -> int:
     try:
         say(f"starting {', '.join(NODES)} (ROS_DOMAIN_ID={environment['ROS_DOMAIN_ID']}, logs in {folder}/)")
         for name in NODES:  # before rclpy starts threads here, which a fork would not carry over
-            processes.start(name, [*common, *own.get(name, [])])
+            processes.start(name, node_command(name, [*common, *own.get(name, [])]))
         return conduct(options, processes, folder, say)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -15,15 +15,16 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 DOMAINS = range(1, 102)
 """Domain ids whose ports lie below Linux's ephemeral range (docs.ros.org, The ROS_DOMAIN_ID)."""
 NOTABLE = re.compile(r"\[(WARN|ERROR|FATAL)\] \[[\d.]+\] \[[^\]]*\]: (.*)")
-MAX_NOTES = 40
-"""Lines of warnings shown per node; all of them are in its log."""
+REPEATS = 2
+"""Times that a warning of a node is shown, whatever numbers stand in it; all of them are in its log."""
 
 
 def free_domain() -> int:
@@ -56,6 +57,11 @@ def ros_environment() -> dict[str, str]:
     return environment
 
 
+def node_command(name: str, arguments: list[str]) -> list[str]:
+    """The command of a node of this package, with ROS arguments."""
+    return [sys.executable, "-m", f"vla_nodes.nodes.{name}", "--ros-args", *arguments]
+
+
 def die_with_parent(parent: int) -> None:
     """Run in the child before exec: SIGKILL when the parent's thread ends."""
     if sys.platform == "linux":
@@ -72,18 +78,21 @@ class Child:
     process: subprocess.Popen
     log: Path
     read: int = 0
-    notes: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
 
     def new_notes(self) -> list[str]:
-        """Warnings and errors written since the last call, as 'LEVEL text'; at most MAX_NOTES in all."""
+        """Warnings and errors written since the last call, as 'LEVEL text'; each at most REPEATS times in all."""
         with self.log.open("rb") as file:
             file.seek(self.read)
             data = file.read(1 << 20)
         complete = data[: data.rfind(b"\n") + 1]
         self.read += len(complete)
-        found = [f"{m[1]} {m[2]}" for m in map(NOTABLE.search, complete.decode(errors="replace").splitlines()) if m]
-        shown = found[: max(0, MAX_NOTES - self.notes)]
-        self.notes += len(found)
+        shown = []
+        for match in filter(None, map(NOTABLE.search, complete.decode(errors="replace").splitlines())):
+            kind = re.sub(r"[\d.]+", "#", match[2])[:200]
+            self.notes[kind] += 1
+            if self.notes[kind] <= REPEATS:
+                shown.append(f"{match[1]} {match[2]}")
         return shown
 
     def tail(self, lines: int = 15) -> str:
@@ -99,13 +108,13 @@ class Processes:
         self.environment = environment
         self.children: dict[str, Child] = {}
 
-    def start(self, name: str, arguments: list[str]) -> Child:
-        """Start `python -m vla_nodes.nodes.<name>` with ROS arguments; its output goes to <folder>/<name>.log."""
+    def start(self, name: str, command: list[str]) -> Child:
+        """Start a command; its output goes to <folder>/<name>.log."""
         log = self.folder / f"{name}.log"
         parent = os.getpid()
         with log.open("ab") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", f"vla_nodes.nodes.{name}", "--ros-args", *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
