@@ -59,7 +59,9 @@ def test_follows_a_block_that_is_moved_away_mid_reach():
         if not moved and world.time > 0.8:
             assert primitive == "reach"
             joint = world.model.joint("blue block")
-            world.data.qpos[joint.qposadr[0] : joint.qposadr[0] + 2] = [0.36, 0.02] if world.position("blue block")[0] > 0.46 else [0.56, 0.02]
+            world.data.qpos[joint.qposadr[0] : joint.qposadr[0] + 2] = (
+                [0.36, 0.02] if world.position("blue block")[0] > 0.46 else [0.56, 0.02]
+            )
             mujoco.mj_forward(world.model, world.data)
             moved.append(world.position("blue block"))
 

@@ -24,9 +24,9 @@ def tiny(path, ticks=4, **header):
     for t in range(ticks):
         segmentation = np.zeros((CELLS, CELLS), np.uint8)
         segmentation[1, 1:3], segmentation[4, 4] = 1, 2
-        writer.add(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), rng.uniform(0.5, 1, (SIZE, SIZE)), stamp=0.1 * t,
-                   joint_positions=np.zeros(7), joint_velocities=np.zeros(7), gripper=1.0, ee_pose=np.eye(4),
-                   actions=np.zeros((16, 7), np.float32), primitive=0, segmentation=segmentation,
+        color, depth = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), rng.uniform(0.5, 1, (SIZE, SIZE))
+        writer.add(color, depth, stamp=0.1 * t, joint_positions=np.zeros(7), joint_velocities=np.zeros(7), gripper=1.0,
+                   ee_pose=np.eye(4), actions=np.zeros((16, 7), np.float32), primitive=0, segmentation=segmentation,
                    thing_positions=np.arange(9, dtype=np.float32).reshape(3, 3))  # fmt: skip
     writer.write(path, {"instruction": "grab the red block", "things": THINGS, "intrinsics": np.eye(3).tolist(),
                         "camera_pose": np.eye(4).tolist(), **header})  # fmt: skip
@@ -123,7 +123,9 @@ def test_sampler_drops_damaged_and_unlabelled_episodes(tmp_path):
     rng = np.random.default_rng(0)
     for _ in range(30):
         sampler.draw(rng)
-    assert {p.stem for p in sampler.damaged} == {"0000002", "0000003"} and [p.stem for p in sampler.paths] == ["0000001"]
+    assert {p.stem for p in sampler.damaged} == {"0000002", "0000003"} and [p.stem for p in sampler.paths] == [
+        "0000001"
+    ]
     (tmp_path / "0000001.safetensors").unlink()
     with pytest.raises(DataError):
         frames.FrameSampler(tmp_path).draw(rng)
@@ -136,14 +138,18 @@ class Eyes:
         self.language = self
 
     def encode(self, texts):
-        return EncodedText(torch.zeros(len(texts), 3, 4), torch.ones(len(texts), 3, dtype=torch.bool), torch.zeros(len(texts), 2))
+        return EncodedText(
+            torch.zeros(len(texts), 3, 4), torch.ones(len(texts), 3, dtype=torch.bool), torch.zeros(len(texts), 2)
+        )
 
     def prepare(self, text):
         return Prepared(torch.zeros(len(text.mask), 4, 8), torch.zeros(len(text.mask), 5))
 
     def look(self, color, depth, intrinsics, camera_pose, tool, prepared):
         rows = len(color)
-        assert color.shape == (rows, 3, SIZE, SIZE) and depth.shape == (rows, SIZE, SIZE) and len(prepared.queries) == rows
+        assert (
+            color.shape == (rows, 3, SIZE, SIZE) and depth.shape == (rows, SIZE, SIZE) and len(prepared.queries) == rows
+        )
         return VisualTokens(*(torch.full((rows, 4), float(i)) for i in range(len(VisualTokens._fields)))), None
 
     def normalised(self, actions):

@@ -32,7 +32,9 @@ def test_grid_sample_at_a_projected_point_reads_that_pixel():
     points, _ = point_map(depth, K, POSE)
     grid = project(points.flatten(2).transpose(1, 2), K, POSE, SIZE)[:, None]
     read = torch.nn.functional.grid_sample(depth[:, None], grid, align_corners=False)[0, 0, 0]
-    np.testing.assert_allclose(read.numpy(), depth[0, CELL // 2 :: CELL, CELL // 2 :: CELL].flatten().numpy(), atol=2e-3)
+    np.testing.assert_allclose(
+        read.numpy(), depth[0, CELL // 2 :: CELL, CELL // 2 :: CELL].flatten().numpy(), atol=2e-3
+    )
 
 
 def test_point_map_equals_the_pinhole_by_hand():

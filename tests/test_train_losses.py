@@ -1,4 +1,4 @@
-"""Both training stages learn: on a batch small enough to know by heart the loss falls, and what it falls for comes true."""
+"""Both training stages learn: on a batch small enough to know by heart the loss falls, and its answers come true."""
 
 import numpy as np
 import pytest
@@ -43,8 +43,9 @@ def frame(text: str, thing: int | None, goal: int | None, wanted: tuple, present
             middle[role] = [0.5, 0.02 * (column - 8), 0.02]
     pose = optical_pose(View()).astype(np.float32)
     k = np.array([[70, 0, 31.5], [0, 70, 31.5], [0, 0, 1]], np.float32)
-    return Frame(color, np.full((SIZE, SIZE), 0.95, np.float32), k, pose, np.array([0.45, 0, 0.3], np.float32), text, cells,
-                 np.array(wanted), np.array(present), middle, bool(np.array_equal(wanted, present) and any(wanted)))  # fmt: skip
+    depth, tool = np.full((SIZE, SIZE), 0.95, np.float32), np.array([0.45, 0, 0.3], np.float32)
+    grounded = any(wanted) and wanted == present
+    return Frame(color, depth, k, pose, tool, text, cells, np.array(wanted), np.array(present), middle, grounded)
 
 
 FRAMES = [
