@@ -21,7 +21,9 @@ from vla_nodes.train.collect import PERIOD, TICK
 
 def commit() -> str:
     """The commit the code was at, or "unknown" outside a checkout."""
-    run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=share_roots()[0], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=share_roots()[0], capture_output=True, text=True, check=False
+    )
     return run.stdout.strip() or "unknown"
 
 

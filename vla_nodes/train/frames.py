@@ -30,7 +30,7 @@ class Frame(NamedTuple):
 
 
 def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str, Task | None]:
-    """A sentence about a scene that holds ``things``: mostly doable, sometimes naming what is absent, sometimes noise."""
+    """A sentence about a scene of ``things``: mostly doable, sometimes naming what is absent, sometimes noise."""
     if rng.random() < 0.10:
         return language.unrelated(rng), None
     objects = [t for t in things if t.rpartition(" ")[2] in ("block", "can")]
