@@ -105,7 +105,7 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     TOOL_PERIOD where the joint velocities could make it exceed, with 2 % kept for the instants between.
     """
     b = bounds(trajectory, start)
-    if not all(np.isfinite(x).all() for x in (b.low, b.high, b.velocity, b.acceleration, b.jerk)):
+    if not np.isfinite(np.concatenate([b.low, b.high, b.velocity, b.acceleration, b.jerk])).all():
         return np.inf, "non-finite trajectory"  # NaN would compare as within any limit
     outside = (b.low < limits.lower) | (b.high > limits.upper)
     if outside.any():

@@ -1,0 +1,145 @@
+"""Exported graphs on disk: where they are kept, how they are written, and how each library opens and calls them.
+
+A folder per checkpoint content and library version: `<checkpoint>/engines/<library>-<digest>/`, or below
+$XDG_CACHE_HOME/vla_nodes where that is read-only. It appears complete or not at all, and old ones are removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+SUFFIX = {"openvino": ".xml", "onnxruntime": ".onnx"}
+PARTS = ("look", "think")
+KEPT = 4  # folders of one library in one place
+MAX_ONNX_BYTES = (2 << 30) - (64 << 20)  # one protobuf file holds no more
+Graph = Callable[[tuple], list[Tensor]]  # inputs in the order of export -> outputs in the order of export
+
+
+def digest(name: str, model: nn.Module) -> str:
+    """Changes with a weight, a size, this package's source or the library: then the graph is another."""
+    total = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        total.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()))
+    total.update(repr(model.config).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        total.update(source.read_bytes())
+    total.update(f"{name} {importlib.metadata.version(name)} torch {torch.__version__}".encode())
+    return total.hexdigest()[:24]
+
+
+def folder_for(name: str, model: nn.Module, checkpoint: Path | None) -> Path:
+    """Where the graphs are, or will be; an existing folder is preferred wherever it is."""
+    leaf = f"{name}-{digest(name, model)}"
+    places = [Path(checkpoint) / "engines"] if checkpoint is not None else []
+    places.append(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vla_nodes" / "engines")
+    for place in places:
+        if complete(name, place / leaf):
+            return place / leaf
+    for place in places:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place):
+                return place / leaf
+        except OSError as error:
+            log.info("exported graphs cannot be kept in %s (%s)", place, error.strerror)
+    log.warning("exported graphs can be kept nowhere (%s): every start exports anew", ", ".join(map(str, places)))
+    return Path(tempfile.mkdtemp(prefix="vla_nodes_engine_")) / leaf
+
+
+def complete(name: str, folder: Path) -> bool:
+    return all((folder / part).with_suffix(SUFFIX[name]).is_file() for part in PARTS)
+
+
+def write(name: str, folder: Path, parts: dict[str, tuple[nn.Module, tuple]]) -> Path:
+    """Exports all parts into a new folder and moves it into place."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        for part, (module, inputs) in parts.items():
+            EXPORTERS[name](module, inputs, fresh / part)
+        fresh.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    same = sorted(folder.parent.glob(f"{name}-*"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for old in same[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def open_graph(name: str, path: Path, threads: int, precision: str) -> Graph:
+    return OPENERS[name](path.with_suffix(SUFFIX[name]), max(1, threads), precision)
+
+
+# -- OpenVINO ----------------------------------------------------------------------------------------------------------
+def export_openvino(module: nn.Module, inputs: tuple, path: Path) -> None:
+    import openvino
+
+    with torch.no_grad():
+        graph = openvino.convert_model(module, example_input=inputs, input=[tuple(t.shape) for t in inputs])
+    openvino.save_model(graph, path.with_suffix(".xml"), compress_to_fp16=False)
+
+
+def open_openvino(path: Path, threads: int, precision: str) -> Graph:
+    """The CPU plug-in takes bf16 by itself where the processor has it, so the precision is always said."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(str(path), "CPU", {
+        "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False})  # fmt: skip
+    request = compiled.create_infer_request()
+    outputs = range(len(compiled.outputs))
+
+    def call(inputs: tuple) -> list[Tensor]:
+        arrays = {i: t.numpy() for i, t in enumerate(inputs)}
+        request.infer(arrays, share_inputs=True)
+        # copies: the request writes its next results into the same buffers, and a state is a value
+        return [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in outputs]
+
+    return call
+
+
+# -- onnxruntime -------------------------------------------------------------------------------------------------------
+def export_onnxruntime(module: nn.Module, inputs: tuple, path: Path) -> None:
+    if sum(p.numel() for p in module.parameters()) * 4 > MAX_ONNX_BYTES:
+        raise ValueError("the policy is larger than one ONNX file may be")
+    names = [f"in{i}" for i in range(len(inputs))]
+    with torch.no_grad():
+        program = torch.onnx.export(module, inputs, dynamo=True, opset_version=20, input_names=names, verbose=False)
+    program.save(path.with_suffix(".onnx"), external_data=False)
+
+
+def open_onnxruntime(path: Path, threads: int, precision: str) -> Graph:
+    import onnxruntime
+
+    if precision != "f32":
+        raise ValueError(f"onnxruntime gains nothing from {precision} on a CPU; use f32")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the rest of the robot needs its cores
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    taken = {entry.name for entry in session.get_inputs()}  # an input nothing depends on is dropped by the exporter
+
+    def call(inputs: tuple) -> list[Tensor]:
+        arrays = {f"in{i}": t.numpy() for i, t in enumerate(inputs) if f"in{i}" in taken}
+        return [torch.from_numpy(array) for array in session.run(None, arrays)]
+
+    return call
+
+
+EXPORTERS = {"openvino": export_openvino, "onnxruntime": export_onnxruntime}
+OPENERS = {"openvino": open_openvino, "onnxruntime": open_onnxruntime}
