@@ -58,14 +58,14 @@ def write_checkpoint(folder, config=CONFIG, seed=0):
     return folder
 
 
-def observation(tick: int, depth=True, size=64, seed=0) -> Observation:
+def observation(tick: int, size=64, seed=0) -> Observation:
     g = np.random.default_rng([seed, tick])
     pose = np.eye(4)
     pose[:3, 3] = 0.45, 0.01 * tick, 0.2
     camera = np.array([[0, -0.6, 0.8, -0.1], [-1, 0, 0, 0.02], [0, -0.8, -0.6, 0.7], [0, 0, 0, 1]], np.float64)
     return Observation(
         0.1 * tick, g.integers(0, 256, (size, size, 3), dtype=np.uint8),
-        g.uniform(0.3, 2.0, (size, size)).astype(np.float32) if depth else None,
+        g.uniform(0.3, 2.0, (size, size)).astype(np.float32),
         np.array([[58.0, 0, size / 2], [0, 58.0, size / 2], [0, 0, 1]]), camera,
         g.normal(0, 0.5, 7), g.normal(0, 0.5, 7), float(g.uniform()), pose)  # fmt: skip
 

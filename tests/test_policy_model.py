@@ -191,12 +191,12 @@ def test_reset_and_a_new_instruction_forget_the_history(words):
 def test_no_depth_runs_and_differs(runtime):
     runtime.engine = Certain(runtime.engine, [0.9])
     runtime.set_instruction("pick up the cube")
-    without = [runtime.step(observation(i, depth=False)).actions for i in range(4)][-1]
-    runtime.reset()
-    with_depth = [runtime.step(observation(i)).actions for i in range(4)][-1]
-    runtime.reset()
-    empty = [runtime.step(dataclasses.replace(observation(i), depth=np.full((64, 64), np.nan, np.float32))).actions
-             for i in range(4)][-1]  # fmt: skip
+
+    def last(**changes):
+        runtime.reset()
+        return [runtime.step(dataclasses.replace(observation(i), **changes)).actions for i in range(4)][-1]
+
+    with_depth, without, empty = last(), last(depth=None), last(depth=np.full((64, 64), np.nan, np.float32))
     assert np.isfinite(without).all() and not np.allclose(without, with_depth)
     assert np.array_equal(without, empty)
 

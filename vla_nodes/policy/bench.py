@@ -253,11 +253,13 @@ def table(report: dict) -> str:
             continue
         lines.append(
             f"{name:26} {sizes[name] / 1e6:7.1f}M {row['history']:8} {row['tick']['p50']:9.2f} "
-            f"{row['tick']['p99']:7.2f} {row['vision']['p50']:7.2f} {core['p50']:7.2f} {row['head']['p50']:6.2f} {core['p99']:8.2f} "
-            f"{row['state_mb']:9.2f} {100 * row['bandwidth_share']:7.0f}% {100 * row['peak_share']:7.0f}% "
-            f"{row['error_to_torch']:8.0e}")  # fmt: skip
-    lines += [f"head = all of a tick's tokens and state to chunk that is not the core; ms throughout; "
-              f"histories {', '.join(sorted({r['filled'] for r in report['results'] if 'filled' in r}))}"]  # fmt: skip
+            f"{row['tick']['p99']:7.2f} {row['vision']['p50']:7.2f} {core['p50']:7.2f} {row['head']['p50']:6.2f} "
+            f"{core['p99']:8.2f} {row['state_mb']:9.2f} {100 * row['bandwidth_share']:7.0f}% "
+            f"{100 * row['peak_share']:7.0f}% {row['error_to_torch']:8.0e}")  # fmt: skip
+    rows = [row for row in report["results"] if "filled" in row]
+    filled = dict.fromkeys(f"{row['name']} {row['history']}: {row['filled']}" for row in rows)
+    lines += ["ms throughout; head = token embedding and action head; error = largest to torch, of the largest value",
+              "history at the start of a row, run through the core or made up at that length: " + ", ".join(filled)]
     return "\n".join(lines + [f"left out: {note}" for note in report["notes"]])
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 SUFFIX = {"openvino": ".xml", "onnxruntime": ".onnx"}
 PARTS = ("look", "think")
+SOURCES = ("config", "geometry", "vision", "ssm_scan", "ssm", "head", "model", "engine", "engine_files")  # shape a graph
 KEPT = 4  # folders of one library in one place
 MAX_ONNX_BYTES = (2 << 30) - (64 << 20)  # one protobuf file holds no more
 Graph = Callable[[tuple], list[Tensor]]  # inputs in the order of export -> outputs in the order of export
@@ -39,14 +40,14 @@ def version(name: str) -> str:
 
 
 def digest(name: str, model: nn.Module) -> str:
-    """Changes with a weight, a size, this package's source or the library: then the graph is another."""
+    """Changes with a weight, a size, the model's source or the library: then the graph is another."""
     total = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         total.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()))
     total.update(repr(model.config).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        total.update(source.read_bytes())
+    for source in SOURCES:
+        total.update((Path(__file__).parent / f"{source}.py").read_bytes())
     total.update(f"{name} {version(name)} torch {torch.__version__}".encode())
     return total.hexdigest()[:24]
 
