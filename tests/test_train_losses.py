@@ -67,7 +67,7 @@ def descend(model, step, parameters, count, rate):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         assert torch.isfinite(total)
-        history.append({k: float(v) for k, v in terms.items()})
+        history.append({k: float(v.detach()) for k, v in terms.items()})
     return history, report
 
 
@@ -77,7 +77,7 @@ def test_grounding_learns_a_batch_by_heart(model):
     batch["cells"][0][batch["cells"][0] == 2] = 0
     parameters = [p for name in ground.TRAINED for p in getattr(model, name).parameters()]
     frozen = {k: v.clone() for k, v in model.language.state_dict().items()}
-    history, report = descend(model, lambda: ground.losses(model.train(), batch), parameters, 60, 5e-3)
+    history, report = descend(model, lambda: ground.losses(model.train(), batch), parameters, 150, 5e-3)
     first, last = history[0], history[-1]
     assert set(last) == set(ground.WEIGHTS)
     assert sum(last.values()) < 0.4 * sum(first.values())
@@ -133,7 +133,7 @@ def test_acting_learns_a_batch_by_heart(model):
     rows = [{**t, "summary": t["summary"][:1]} for t in (episode(model, 6, 0), episode(model, 3, 1))]
     rng = np.random.default_rng(0)
     batch = act.stack([{**act.window(t, 6, rng)} for t in rows])
-    history, report = descend(model, lambda: act.losses(model.train(), batch), trained(model), 60, 5e-3)
+    history, report = descend(model, lambda: act.losses(model.train(), batch), trained(model), 120, 1e-2)
     first, last = history[0], history[-1]
     assert sum(last.values()) < 0.6 * sum(first.values())
     assert all(last[k] < first[k] for k in ("velocity", "gripper", "primitive", "lead"))

@@ -136,7 +136,7 @@ def read(path: Path) -> Episode:
         with safe_open(path, framework="numpy") as file:
             header = _header(file)
             arrays = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:  # last two: bfloat16
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:  # two: bfloat16
         raise DataError(f"{path}: not a readable episode ({error})") from None
     ticks = {key: value.shape[:1] for key, value in arrays.items() if not key.endswith(("_png", "_offsets"))}
     if "stamp" not in ticks or len(set(ticks.values())) != 1 or ticks["stamp"] in ((), (0,)):

@@ -76,7 +76,7 @@ def phrase(task: Task, rng: np.random.Generator, held_out: bool = False) -> str:
         words = KINDS[kind]
         noun = words[0] if rng.random() < 0.6 else str(rng.choice(words))
         heard = [s for s in SYNONYMS.get(color, ()) if (s in TRAIN_SYNONYMS) != held_out]
-        if heard and rng.random() < (0.5 if held_out else 0.12):
+        if heard and rng.random() < (0.5 if held_out else 0.25):
             color = str(rng.choice(heard))
         article = "the " if rng.random() < 0.95 else ""
         return f"{article}{color} {noun}".replace("  ", " ") if color else f"{article}{noun}"

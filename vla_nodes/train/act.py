@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vla_nodes act", description=__doc__)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of episodes")
     parser.add_argument(
-        "--cache", type=Path, required=True, help="folder for visual tokens; remade when the weights change"
+        "--cache", type=Path, required=True, help="folder for visual tokens; empty it when the stage 1 weights change"
     )
     parser.add_argument("--language", type=Path, required=True)
     parser.add_argument(
