@@ -1,8 +1,9 @@
 """Random and adversarial chunk streams: no published trajectory may break a limit, a seam or the controller's rules.
 
-A few hundred streams by default; `pytest -m slow tests/test_control_property.py` runs 10,000.
+60 streams by default; VLA_STREAMS=10000 pytest tests/test_control_property.py runs ten thousand.
 """
 
+import os
 from collections import Counter
 
 import numpy as np
@@ -150,20 +151,14 @@ def run_stream(seed, robot, counts):
 
 
 def test_streams(robot):
+    streams = int(os.environ.get("VLA_STREAMS", "60"))
     counts = Counter()
-    for seed in range(150):
-        run_stream(seed, robot, counts)
-    # The streams must really reach what they are meant to test.
-    assert counts["moving"] > 150 and counts["stopping"] + counts["rest"] > 10
-    assert {"malformed", "unreachable", "finishing"} <= set(counts)
-
-
-@pytest.mark.slow
-def test_ten_thousand_streams(robot):
-    counts = Counter()
-    for seed in range(1000, 11_000):
+    for seed in range(streams):
         try:
             run_stream(seed, robot, counts)
         except AssertionError as error:
             raise AssertionError(f"stream with seed {seed}: {error}") from error
-    print(dict(counts))
+    print(f"{streams} streams:", dict(counts))
+    # The streams must really reach what they are meant to test.
+    assert counts["moving"] > 60 and counts["stopping"] + counts["rest"] > 5
+    assert {"malformed", "unreachable", "finishing"} <= set(counts)

@@ -119,7 +119,7 @@ def test_blocked_arm(robot, gate):
             assert (verdict.action is Action.REBASE) == (k > 16), k  # 0.3 s of error, not one sample
     assert verdict.cause == "tracking" and "panda_joint1" in verdict.reason
     assert gate.tick(NOW + 2.0, 3.0, robot.rest + 0.2, True).action is Action.REBASE  # hysteresis
-    assert gate.tick(NOW + 2.1, 3.05, robot.rest + 0.1, True).action is Action.GO
+    assert gate.tick(NOW + 2.1, 3.05, robot.rest + 0.05, True).action is Action.GO
 
 
 @pytest.mark.parametrize(("jump", "steady", "caught"), [(-0.5, 0.05, True), (5.0, 0.05, True), (5.0, 5.0, False)])

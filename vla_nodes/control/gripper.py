@@ -27,7 +27,9 @@ def follow(
     """
     p, v, _ = (float(x[0]) for x in sample(base, begin - base.stamp))
     step = gripper.speed * knot / 1.5  # a monotone cubic's speed peaks at 1.5 times its secant's
-    wanted = np.interp(knot * np.arange(1, math.ceil(times[-1] / knot) + 2), times, targets).tolist()
+    wanted = np.interp(knot * np.arange(1, math.ceil(times[-1] / knot) + 2), times, targets)
+    moving = np.flatnonzero(np.abs(wanted - wanted[-1]) > SETTLED)
+    wanted = wanted[: moving[-1] + 2 if moving.size else 1].tolist()  # what stays constant needs no points
 
     def secant(k: int, position: float) -> float:
         d = min(max(wanted[min(k, len(wanted) - 1)] - position, -step), step)

@@ -66,7 +66,7 @@ class SafetySettings:
     min_rows: int = 2
     max_age: float = 1.0
     step_factor: float = 1.2
-    tracking_tolerance: float = 0.25
+    tracking_tolerance: float = 0.15
     tracking_time: float = 0.3
     joint_timeout: float = 0.25
     chunk_timeout: float = 1.0

@@ -12,7 +12,7 @@ Arrays (T ticks):
     primitive              (T,) index into the header's ``primitives``
     labels (simulation only, never an input): segmentation (T, h, w) uint8 index into the header's ``things`` + 1,
     thing_positions (T, n, 3) m in base
-Header (JSON under "episode"): instruction, intrinsics, camera_pose, period, tick, things, primitives, success, source, ...
+Header (JSON under "episode"): instruction, intrinsics, camera_pose, period, tick, things, primitives, success, ...
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Episode:
 
 
 class EpisodeWriter:
-    """Collects ticks and writes the file at once, under a temporary name first, so that a kill never leaves half a file."""
+    """Collects ticks and writes the file at once, under a temporary name first: a kill never leaves half a file."""
 
     def __init__(self) -> None:
         self._rows: dict[str, list[np.ndarray]] = {}
@@ -83,7 +83,7 @@ class EpisodeWriter:
         return len(self._streams["color"])
 
     def add(self, color: np.ndarray, depth: np.ndarray, **row: Any) -> None:
-        """One tick: colour (H, W, 3) uint8 RGB, depth (H, W) float32 m, and any further arrays, the same keys each time."""
+        """One tick: colour (H, W, 3) uint8 RGB, depth (H, W) float32 m, and further arrays, the same keys each time."""
         millimetres = np.nan_to_num(depth, posinf=0.0, neginf=0.0) * 1000 + 0.5
         millimetres = np.where(millimetres < 65536, np.maximum(millimetres, 0), 0).astype(np.uint16)
         for name, image in (("color", cv2.cvtColor(color, cv2.COLOR_RGB2BGR)), ("depth", millimetres)):
@@ -136,14 +136,20 @@ def read(path: Path) -> Episode:
         with safe_open(path, framework="numpy") as file:
             header = _header(file)
             arrays = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:  # the last two: bfloat16
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:  # two: bfloat16
         raise DataError(f"{path}: not a readable episode ({error})") from None
     ticks = {key: value.shape[:1] for key, value in arrays.items() if not key.endswith(("_png", "_offsets"))}
     if "stamp" not in ticks or len(set(ticks.values())) != 1 or ticks["stamp"] in ((), (0,)):
         raise DataError(f"{path}: arrays of different lengths, or empty: {ticks}")
     for name in ("color", "depth"):
         stream, offsets = arrays.get(f"{name}_png"), arrays.get(f"{name}_offsets")
-        if stream is None or offsets is None or stream.dtype != np.uint8 or stream.ndim != 1 or offsets.dtype.kind != "i":
+        if (
+            stream is None
+            or offsets is None
+            or stream.dtype != np.uint8
+            or stream.ndim != 1
+            or offsets.dtype.kind != "i"
+        ):
             raise DataError(f"{path}: no {name} images")
         if offsets.shape != (ticks["stamp"][0] + 1,) or offsets[0] != 0 or offsets[-1] != len(stream):
             raise DataError(f"{path}: {name} images do not match the {ticks['stamp'][0]} ticks")

@@ -121,6 +121,7 @@ def conduct(options: argparse.Namespace, processes: Any, folder: Path, say: Any)
     from rclpy.signals import SignalHandlerOptions
 
     from vla_nodes.nodes.demo_client import Client, DemoError
+    from vla_nodes.nodes.demo_record import plain
 
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     client = Client()
@@ -154,9 +155,12 @@ def conduct(options: argparse.Namespace, processes: Any, folder: Path, say: Any)
         for child in processes.children.values():
             for note in child.new_notes():
                 say(f"{child.name}: {note}")
-        (folder / "summary.json").write_text(
-            json.dumps({"instruction": options.instruction, "episodes": results}, indent=1)
-        )
+        summary = {
+            "instruction": options.instruction,
+            "checkpoint": client.status.checkpoint if client.status else None,
+            "episodes": results,
+        }
+        (folder / "summary.json").write_text(json.dumps(plain(summary), indent=1))
         client.destroy_node()
         rclpy.try_shutdown()
     succeeded = sum(r["success"] for r in results)

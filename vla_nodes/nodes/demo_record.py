@@ -49,9 +49,10 @@ class Film:
 
         if not self.frames:
             return False
-        # one palette for all frames, from a few spread over the film: no flicker, and a smaller file
+        # one palette for all frames, from a few spread over the film: no flicker, and a smaller file; one that covers
+        # rare colours too, since what the arm is after is small
         sample = np.concatenate(self.frames[:: max(1, len(self.frames) // 4)][:4])
-        palette = Image.fromarray(sample).quantize(255, method=Image.Quantize.MEDIANCUT)
+        palette = Image.fromarray(sample).quantize(255, method=Image.Quantize.MAXCOVERAGE)
         images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
         milliseconds = round(1000 * FRAME_PERIOD)
         images[0].save(path, save_all=True, append_images=images[1:], duration=milliseconds, loop=0, optimize=False)

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PATIENCE = 3.0
+"""Usual intervals of a slow source that may pass before it counts as lost."""
+MOST = 5.0
+"""Most that this lengthens a timeout by, as a factor."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -25,11 +30,19 @@ class _Source:
     heard: float | None = None
     lost: bool = False
     away: float = 0.0
+    interval: float = 0.0
     returned: bool = False
+
+    @property
+    def patience(self) -> float:
+        return max(self.timeout, min(PATIENCE * self.interval, MOST * self.timeout))
 
 
 class Watch:
-    """Keeps the time each source was last heard. A source never heard is awaited, not lost."""
+    """Keeps the time each source was last heard. A source never heard is awaited, not lost.
+
+    A source that normally comes at long intervals, on a machine too slow for it, is given `PATIENCE` of them.
+    """
 
     def __init__(self, timeout: float = 0.7, late: float = 0.35) -> None:
         """timeout: s of silence that count as lost; late: s between two checks beyond which this process itself was
@@ -50,6 +63,8 @@ class Watch:
         source = self._sources.get(name)
         if source is None:
             source = self._sources[name] = _Source(self.timeout)
+        if source.heard is not None and not source.lost:
+            source.interval += 0.2 * (now - source.heard - source.interval)
         if source.lost:
             source.lost, source.returned, source.away = False, True, now - (source.heard or now)
         source.heard = now
@@ -63,7 +78,7 @@ class Watch:
             if source.returned:
                 source.returned = False
                 changes.append(Change(name, False, source.away))
-            elif not held_up and not source.lost and source.heard is not None and now - source.heard > source.timeout:
+            elif not held_up and not source.lost and source.heard is not None and now - source.heard > source.patience:
                 source.lost = True
                 changes.append(Change(name, True, now - source.heard))
         return changes

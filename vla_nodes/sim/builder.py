@@ -16,7 +16,10 @@ FINGER_JOINTS = ("panda_finger_joint1", "panda_finger_joint2")
 READY = (0.0, -0.40, 0.0, -2.30, 0.0, 1.90, 0.7853981633974483)  # tool about 0.4 m ahead, pointing down
 FINGER_OPEN = 0.04  # m, travel of one finger
 # Joint servo, as stiff as the real arm's position interface feels from outside.
-ARM_KP, ARM_KV = (4500.0, 4500.0, 3500.0, 3500.0, 2000.0, 2000.0, 2000.0), (450.0, 450.0, 350.0, 350.0, 200.0, 200.0, 200.0)
+ARM_KP, ARM_KV = (
+    (4500.0, 4500.0, 3500.0, 3500.0, 2000.0, 2000.0, 2000.0),
+    (450.0, 450.0, 350.0, 350.0, 200.0, 200.0, 200.0),
+)
 ARM_FORCE = (87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0)  # N m, the published efforts
 FINGER_KP, FINGER_KV, FINGER_FORCE = 600.0, 30.0, 25.0  # N/m, N s/m, N a finger
 
@@ -143,7 +146,11 @@ def _bowl(body, thing, sides: int = 14):
         quat = np.zeros(4)
         mujoco.mju_mulQuat(quat, spin, tilt)
         radius = sc.BOWL_RADIUS - 0.006
-        position = (radius * np.cos(angle), radius * np.sin(angle), sc.BOWL_HEIGHT / 2 + 0.006)  # only the floor touches
+        position = (
+            radius * np.cos(angle),
+            radius * np.sin(angle),
+            sc.BOWL_HEIGHT / 2 + 0.006,
+        )  # only the floor touches
         _box(body, None, position, (0.003, half_width, sc.BOWL_HEIGHT / 2), thing.rgb, mass=0.015, quat=quat)
 
 
@@ -178,7 +185,14 @@ def _cabinet(world):
     inner_x, inner_y, height = size_x - 2 * WALL - 0.004, size_y - 2 * WALL - 0.006, size_z - WALL - 0.012
     shift = -0.004
     _box(drawer, None, (shift, 0, 0.008), (inner_x / 2, inner_y / 2, 0.004), front, mass=0.2)
-    _box(drawer, "drawer front", (-size_x / 2 - WALL / 2, 0, height / 2 + 0.005), (WALL / 2, size_y / 2 - 0.002, height / 2), front, mass=0.1)
+    _box(
+        drawer,
+        "drawer front",
+        (-size_x / 2 - WALL / 2, 0, height / 2 + 0.005),
+        (WALL / 2, size_y / 2 - 0.002, height / 2),
+        front,
+        mass=0.1,
+    )
     _box(drawer, None, (inner_x / 2 + shift - 0.003, 0, 0.03), (0.003, inner_y / 2, 0.022), front, mass=0.05)
     for sign in (-1, 1):
         _box(drawer, None, (shift, sign * (inner_y / 2 - 0.003), 0.03), (inner_x / 2, 0.003, 0.022), front, mass=0.05)

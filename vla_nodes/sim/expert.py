@@ -1,7 +1,7 @@
 """The scripted expert: privileged state in, the same action chunk out that the policy learns to give.
 
-It is reactive: every call looks at the world as it is and rolls its own decisions forward over one chunk, so a disturbed
-arm, a missed grasp or a moved object gets the label that mends it. Frames: base; units: m, s.
+It is reactive: every call looks at the world as it is and rolls its own decisions forward over one chunk, so a
+disturbed arm, a missed grasp or a moved object gets the label that mends it. Frames: base; units: m, s.
 """
 
 from __future__ import annotations
@@ -166,7 +166,12 @@ class Expert:
             return "reach", np.array([thing[0], thing[1], z]), 1.0, SPEED
         if s.p[2] > height + NEAR:
             down = s.p[2] - height
-            return ("grasp" if down < 0.05 else "reach"), np.array([thing[0], thing[1], height]), 1.0, SLOW + 0.08 * (down > 0.05)
+            return (
+                ("grasp" if down < 0.05 else "reach"),
+                np.array([thing[0], thing[1], height]),
+                1.0,
+                SLOW + 0.08 * (down > 0.05),
+            )
         return "grasp", np.array([thing[0], thing[1], height]), 0.0, SLOW
 
     def _retreat(self, s: _State) -> tuple[str, np.ndarray, float, float]:
@@ -194,7 +199,10 @@ class Expert:
 
 def _rotation_vector(rotation: np.ndarray) -> np.ndarray:
     """Axis times angle of a small rotation matrix, rad."""
-    skew = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]) / 2
+    skew = (
+        np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
+        / 2
+    )
     sine = float(np.linalg.norm(skew))
     angle = float(np.arctan2(sine, (np.trace(rotation) - 1) / 2))
     return skew / max(sine, 1e-9) * angle

@@ -1,4 +1,4 @@
-"""How people say a task, and what a sentence asks for. The grammar trains the policy; the parser serves the judge alone."""
+"""How people say a task, and what a sentence asks for. The grammar trains the policy; the parser serves the judge."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from vla_nodes.sim.scene import COLORS
 from vla_nodes.sim.tasks import Task
 
 SYNONYMS = {  # heard for a colour; never written in training sentences, where only `TRAIN_SYNONYMS` are
-    "red": ("crimson", "scarlet"), "green": ("emerald",), "blue": ("navy", "azure"), "yellow": ("golden",),
-    "orange": ("tangerine",), "purple": ("violet",), "pink": ("rose",), "cyan": ("turquoise",), "white": (), "black": (),
+    "red": ("crimson", "scarlet"),
+    "green": ("emerald",),
+    "blue": ("navy", "azure"),
+    "yellow": ("golden",),
+    "orange": ("tangerine",),
+    "purple": ("violet",),
+    "pink": ("rose",),
+    "cyan": ("turquoise",),
+    "white": (),
+    "black": (),
 }
 TRAIN_SYNONYMS = {"crimson", "emerald", "navy", "violet", "turquoise", "golden"}
 KINDS = {"block": ("block", "cube", "brick"), "can": ("can", "cylinder", "tin"), "bowl": ("bowl", "dish"),
@@ -31,11 +39,32 @@ PHRASES = {
 PREFIXES = ("", "", "", "", "", "please ", "can you ", "could you ", "robot, ", "now ", "go and ")
 SUFFIXES = ("", "", "", "", "", " please", " now", ".", " for me")
 UNRELATED = (
-    "what time is it", "hello robot", "how are you today", "sing a song", "the weather is nice", "tell me a joke",
-    "stop", "where is the red block", "who won the game last night", "make me a coffee", "turn on the lights",
-    "drive to the station", "write an email to my boss", "do nothing", "wait", "call my mother", "what is this",
-    "thank you very much", "the quick brown fox jumps over the lazy dog", "play some music", "open the window",
-    "close the door", "water the plants", "pick up the phone", "put the car in the garage", "lorem ipsum dolor sit amet",
+    "what time is it",
+    "hello robot",
+    "how are you today",
+    "sing a song",
+    "the weather is nice",
+    "tell me a joke",
+    "stop",
+    "where is the red block",
+    "who won the game last night",
+    "make me a coffee",
+    "turn on the lights",
+    "drive to the station",
+    "write an email to my boss",
+    "do nothing",
+    "wait",
+    "call my mother",
+    "what is this",
+    "thank you very much",
+    "the quick brown fox jumps over the lazy dog",
+    "play some music",
+    "open the window",
+    "close the door",
+    "water the plants",
+    "pick up the phone",
+    "put the car in the garage",
+    "lorem ipsum dolor sit amet",
 )
 
 
@@ -47,7 +76,7 @@ def phrase(task: Task, rng: np.random.Generator, held_out: bool = False) -> str:
         words = KINDS[kind]
         noun = words[0] if rng.random() < 0.6 else str(rng.choice(words))
         heard = [s for s in SYNONYMS.get(color, ()) if (s in TRAIN_SYNONYMS) != held_out]
-        if heard and rng.random() < (0.5 if held_out else 0.12):
+        if heard and rng.random() < (0.5 if held_out else 0.25):
             color = str(rng.choice(heard))
         article = "the " if rng.random() < 0.95 else ""
         return f"{article}{color} {noun}".replace("  ", " ") if color else f"{article}{noun}"

@@ -89,7 +89,7 @@ class Scene:
 
     @classmethod
     def demo(cls, seed: int) -> Scene:
-        """The scene ``./run`` and the launch file start with: four blocks, a bowl, a tray and the drawer, placed by seed."""
+        """What ``./run`` and the launch file start with: four blocks, a bowl, a tray and the drawer, placed by seed."""
         rng = np.random.default_rng(seed)
         blocks = [("block", color) for color in ("red", "green", "blue", "yellow")]
         return cls(seed, _place([("bowl", "grey"), ("tray", "brown"), *blocks], rng))

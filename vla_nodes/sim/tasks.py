@@ -62,7 +62,9 @@ def contains(world: World, container: str, thing: str) -> bool:
     if container == "bowl":
         inside = np.hypot(*offset[:2]) < sc.BOWL_RADIUS - 0.012 and 0.0 < offset[2] < sc.BOWL_HEIGHT + 0.015
     else:
-        inside = abs(offset[0]) < sc.TRAY_SIZE[0] / 2 and abs(offset[1]) < sc.TRAY_SIZE[1] / 2 and 0.0 < offset[2] < 0.06
+        inside = (
+            abs(offset[0]) < sc.TRAY_SIZE[0] / 2 and abs(offset[1]) < sc.TRAY_SIZE[1] / 2 and 0.0 < offset[2] < 0.06
+        )
     return bool(upright and inside)
 
 

@@ -53,7 +53,7 @@ class World:
         return self.data.qpos[self._qpos].copy(), self.data.qvel[self._dof].copy(), effort.copy()
 
     def set_reference(self, q_arm: np.ndarray, qd_arm: np.ndarray, finger: float) -> None:
-        """Servo reference: arm (7,) rad and rad/s (fed forward, so that a moving arm does not lag), finger travel in m."""
+        """Servo reference: arm (7,) rad and rad/s (fed forward, so that it does not lag), finger travel in m."""
         self.data.ctrl[self._actuator[:7]] = np.asarray(q_arm) + self._lag * np.asarray(qd_arm)
         self.data.ctrl[self._actuator[7:]] = finger
 
@@ -73,7 +73,7 @@ class World:
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
 
-    # -- truth, for the judge and the expert; never for the policy ------------------------------------------------------
+    # -- truth, for the judge and the expert; never for the policy -----------------------------------------------------
     def tool_pose(self) -> np.ndarray:
         """(4, 4) of panda_hand_tcp in base."""
         pose = np.eye(4)

@@ -1,8 +1,8 @@
 """Stage 2: learning to act. The core and the head learn action chunks from cached visual tokens.
 
 Losses: L1 on the rows (velocity), LAMBDA_ACC times L1 on their differences (acceleration; AnoleVLA, arXiv 2603.15046),
-L1 on where the rows lead, the gripper and the primitive. The history starts at a random tick with an empty state, so the
-policy cannot lean on a past it may not have.
+L1 on where the rows lead, the gripper and the primitive. The history starts at a random tick with an empty state, so
+the policy cannot lean on a past it may not have.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def noisy(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Ten
     def jitter(value: Tensor, size: float) -> Tensor:
         return value + size * torch.randn(value.shape, generator=generator)
 
-    return {**batch, "view_points": jitter(batch["view_points"], 0.002), "view_features": jitter(batch["view_features"], 0.02),
-            "view_tool": jitter(batch["view_tool"], 0.02), "state": jitter(batch["state"], 0.003),
+    return {**batch, "view_points": jitter(batch["view_points"], 0.002),
+            "view_features": jitter(batch["view_features"], 0.02), "view_tool": jitter(batch["view_tool"], 0.02),
+            "state": jitter(batch["state"], 0.003),
             "change": jitter(batch["change"], 0.02)}  # fmt: skip
 
 
@@ -70,9 +71,10 @@ def losses(model: VlaPolicy, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor
     }
     with torch.no_grad():
         right = (out.primitive.argmax(-1) == batch["primitive"]).float()
+        agree = ((out.actions[..., 6] > 0) == (wanted[..., 6] > 0.5)).float().mean(-1)
         end = 16.0 * (moves[..., :3].sum(-2) - wanted[..., :3].sum(-2)).norm(dim=-1)
         report = {"end mm": float((end * weight).sum()), "primitive right": float((right * weight).sum()),
-                  "gripper right": float((((out.actions[..., 6] > 0) == (wanted[..., 6] > 0.5)).float().mean(-1) * weight).sum())}  # fmt: skip
+                  "gripper right": float((agree * weight).sum())}  # fmt: skip
     return terms, report
 
 
@@ -93,9 +95,13 @@ def measure(model: VlaPolicy, held: list[dict[str, Tensor]], length: int) -> dic
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vla_nodes act", description=__doc__)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of episodes")
-    parser.add_argument("--cache", type=Path, required=True, help="folder for visual tokens; remade when the weights change")
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="folder for visual tokens; empty it when the stage 1 weights change"
+    )
     parser.add_argument("--language", type=Path, required=True)
-    parser.add_argument("--grounded", type=Path, required=True, help="stage 1 weights, taken for all that stage 1 trains")
+    parser.add_argument(
+        "--grounded", type=Path, required=True, help="stage 1 weights, taken for all that stage 1 trains"
+    )
     parser.add_argument("--resume", type=Path, help="stage 2 weights to start from, taken for the rest")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--mixer", choices=("mamba2", "mamba1", "attention"), default=None)
@@ -118,7 +124,10 @@ def main(argv: list[str] | None = None) -> int:
     paths = [p for folder in args.data for p in caching.fill(model, folder, args.cache / folder.name, args.seed)]
     held = [caching.load(p) for p in paths if int(p.stem) % 12 == 0]
     training = [caching.load(p) for p in paths if int(p.stem) % 12]
-    print(f"{len(training)} episodes to learn from, {len(held)} held out, {sum(len(t['state']) for t in training)} ticks", flush=True)
+    print(
+        f"{len(training)} episodes to learn from, {len(held)} held out, {sum(len(t['state']) for t in training)} ticks",
+        flush=True,
+    )
     parameters = []
     for name in TRAINED:
         part = getattr(model, name)
@@ -145,7 +154,10 @@ def main(argv: list[str] | None = None) -> int:
                 mean.lerp_(parameter, 1 - keep)
         if time.monotonic() - started - shown > 60:
             shown = time.monotonic() - started
-            print(f"{shown / 60:5.1f} min, step {step}: {line({k: v.item() for k, v in terms.items()})}, {line(report)}", flush=True)
+            print(
+                f"{shown / 60:5.1f} min, step {step}: {line({k: v.item() for k, v in terms.items()})}, {line(report)}",
+                flush=True,
+            )
             if step and int(shown / 60) % 3 == 0 and held:
                 with averaged(parameters, average):
                     print(f"          {line(measure(model, held, args.length))}", flush=True)

@@ -1,4 +1,4 @@
-"""Stage 2's examples: episodes seen once through the frozen eyes of stage 1, so that the core trains on tokens, not images."""
+"""Stage 2's examples: episodes seen once through the frozen eyes of stage 1: the core trains on tokens, not images."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ def differences(values: np.ndarray, stamps: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def tokens_of(model: VlaPolicy, episode: episodes.Episode, rng: np.random.Generator, batch: int = 16) -> dict[str, np.ndarray]:
+def tokens_of(
+    model: VlaPolicy, episode: episodes.Episode, rng: np.random.Generator, batch: int = 16
+) -> dict[str, np.ndarray]:
     """Everything the core's training needs of an episode, as arrays over its ticks."""
     header, arrays = episode.header, episode.arrays
-    episode.require("instruction", "intrinsics", "camera_pose", "ee_pose", "gripper", "joint_positions", "joint_velocities",
-                    "actions", "primitive")  # fmt: skip
+    episode.require("instruction", "intrinsics", "camera_pose")
+    episode.require("ee_pose", "gripper", "joint_positions", "joint_velocities", "actions", "primitive")
     texts = [header["instruction"]]
     if "task" in header:
         texts += [language.phrase(Task(**header["task"]), rng) for _ in range(PHRASINGS - 1)]
@@ -58,7 +60,8 @@ def tokens_of(model: VlaPolicy, episode: episodes.Episode, rng: np.random.Genera
         parts.append(view)
     pose = torch.as_tensor(arrays["ee_pose"], dtype=torch.float32)
     body = proprioception(
-        pose, torch.as_tensor(arrays["gripper"], dtype=torch.float32), torch.as_tensor(arrays["joint_positions"], dtype=torch.float32),
+        pose, torch.as_tensor(arrays["gripper"], dtype=torch.float32),
+        torch.as_tensor(arrays["joint_positions"], dtype=torch.float32),
         torch.as_tensor(arrays["joint_velocities"], dtype=torch.float32),
         torch.as_tensor(differences(arrays["ee_pose"][:, :3, 3], arrays["stamp"])),
         torch.as_tensor(differences(arrays["gripper"], arrays["stamp"])))  # fmt: skip

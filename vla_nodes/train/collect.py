@@ -43,7 +43,7 @@ def random_task(scene: Scene, rng: np.random.Generator, families: dict[str, floa
 
 
 class Disturbance:
-    """Pushes on what is executed, never on what is recorded as the label: the data then holds mistakes and their mending."""
+    """Pushes on what is executed, never on the recorded label: the data then holds mistakes and their mending."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -121,10 +121,23 @@ def collect_one(seed: int, path: Path, policy: Path | None = None) -> str:
                 ended = world.time
         if not judge.succeeded:
             return f"seed {seed}: {task} failed ({task.progress(world)})"
-        writer.write(path, {
-            "instruction": text, "task": asdict(task), "things": names, "primitives": PRIMITIVES,
-            "intrinsics": camera.intrinsics.tolist(), "camera_pose": camera.pose.tolist(), "period": PERIOD, "tick": TICK,
-            "success": True, "seed": seed, "source": "scripted expert in simulation", "scene": scene.to_json()})
+        writer.write(
+            path,
+            {
+                "instruction": text,
+                "task": asdict(task),
+                "things": names,
+                "primitives": PRIMITIVES,
+                "intrinsics": camera.intrinsics.tolist(),
+                "camera_pose": camera.pose.tolist(),
+                "period": PERIOD,
+                "tick": TICK,
+                "success": True,
+                "seed": seed,
+                "source": "scripted expert in simulation",
+                "scene": scene.to_json(),
+            },
+        )
         return ""
     finally:
         camera.close()
@@ -142,7 +155,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--policy", type=Path, help="checkpoint that drives while the expert only labels")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     args = parser.parse_args(argv)
-    jobs = [(seed, args.out / f"{seed:07d}.safetensors", args.policy) for seed in range(args.seed, args.seed + args.episodes)]
+    jobs = [
+        (seed, args.out / f"{seed:07d}.safetensors", args.policy)
+        for seed in range(args.seed, args.seed + args.episodes)
+    ]
     jobs = [job for job in jobs if not job[1].exists()]
     started, thrown = time.monotonic(), 0
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool, tqdm(total=len(jobs), unit="episode") as bar:

@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: the policy against the simulator's own judge, through the executor and controller the nodes use."""
+"""Closed-loop evaluation: the policy against the simulator's judge, through the nodes' own executor and controller."""
 
 from __future__ import annotations
 
@@ -71,9 +71,22 @@ def run_episode(runtime: PolicyRuntime, scene: Scene, task: Task, text: str, tim
             judge.update(world)
     finally:
         camera.close()
-    reason = "" if judge.succeeded else hold or ("dropped or misplaced" if lifted else "missed grasp" if touched else "never reached it")
+    reason = (
+        ""
+        if judge.succeeded
+        else hold or ("dropped or misplaced" if lifted else "missed grasp" if touched else "never reached it")
+    )
     jerk = np.linalg.norm(np.diff(np.array(tool), 3, axis=0), axis=1) / STEP**3
-    return Result(scene.seed, task.family, text, judge.succeeded, world.time, reason, float(jerk.mean()), float(np.quantile(jerk, 0.99)))
+    return Result(
+        scene.seed,
+        task.family,
+        text,
+        judge.succeeded,
+        world.time,
+        reason,
+        float(jerk.mean()),
+        float(np.quantile(jerk, 0.99)),
+    )
 
 
 def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -117,8 +130,10 @@ def report(results: list[Result]) -> str:
         won = sum(r.success for r in part)
         low, high = wilson(won, len(part))
         seconds = np.mean([r.seconds for r in part if r.success]) if won else float("nan")
-        rows.append(f"{family:16}  {won:3}/{len(part):<3} = {won / len(part):6.1%}   {low:6.1%} to {high:6.1%}   {seconds:6.1f} s   "
-                    f"{np.mean([r.mean_jerk for r in part]):6.1f} / {np.mean([r.peak_jerk for r in part]):6.1f}")  # fmt: skip
+        rows.append(f"{family:16}  {won:3}/{len(part):<3} = {won / len(part):6.1%}   {low:6.1%} to {high:6.1%}   "
+                    f"{seconds:6.1f} s   "
+                    f"{np.mean([r.mean_jerk for r in part]):6.1f} / "
+                    f"{np.mean([r.peak_jerk for r in part]):6.1f}")  # fmt: skip
     for r in results:
         if not r.success:
             rows.append(f'  failed: seed {r.seed}, "{r.instruction}": {r.reason}')

@@ -30,13 +30,15 @@ class Frame(NamedTuple):
 
 
 def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str, Task | None]:
-    """A sentence about a scene that holds ``things``: mostly doable, sometimes naming what is absent, sometimes noise."""
+    """A sentence about a scene of ``things``: mostly doable, sometimes naming what is absent, sometimes noise."""
     if rng.random() < 0.10:
         return language.unrelated(rng), None
     objects = [t for t in things if t.rpartition(" ")[2] in ("block", "can")]
     goals = [t for t in things if t in ("bowl", "tray")]
     absent = [f"{c} {k}" for c in COLORS for k in ("block", "block", "can") if f"{c} {k}" not in objects]
-    thing = str(rng.choice(absent if rng.random() < 0.25 or not objects else objects))
+    alike = [t for t in absent if any(t.split()[0] == o.split()[0] for o in objects)]  # the colour is there, on another kind
+    draw = rng.random()
+    thing = str(rng.choice(alike if alike and draw < 0.12 else absent if draw < 0.25 or not objects else objects))
     draw = rng.random()
     if draw < 0.20:
         task = Task("open" if rng.random() < 0.5 else "close", "drawer")

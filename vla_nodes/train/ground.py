@@ -1,7 +1,7 @@
 """Stage 1: language meets vision. Where is the thing the sentence names, where is the goal, and is it all there?
 
-Vision and role queries learn on single frames (PokeVLA's first stage, arXiv 2604.20834: vision-language grounding before
-action). The masks and positions are training-only: goal-aware segmentation and geometry losses.
+Vision and role queries learn on single frames (PokeVLA's first stage, arXiv 2604.20834: vision-language grounding
+before action). The masks and positions are training-only: goal-aware segmentation and geometry losses.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def losses(model: VlaPolicy, batch: dict) -> tuple[dict[str, Tensor], dict[str, 
     """Loss terms and what a person wants to know about the batch."""
     texts = [t if not model.language.check(t) else "?" for t in batch["text"]]
     prepared = model.prepare(model.language.encode(texts))
-    view, scan = model.look(batch["color"], batch["depth"], batch["intrinsics"], batch["camera_pose"], batch["tool"], prepared)
+    view, scan = model.look(
+        batch["color"], batch["depth"], batch["intrinsics"], batch["camera_pose"], batch["tool"], prepared
+    )
     terms, report = {}, {}
     for role, name in enumerate(("thing", "goal")):
         cells = (batch["cells"] == role + 1).flatten(1).float()
@@ -53,7 +55,8 @@ def losses(model: VlaPolicy, batch: dict) -> tuple[dict[str, Tensor], dict[str, 
         log_attention = scan.log_attention[:, role]
         terms[f"{name} mask"] = -(answer * log_attention).sum(1)[counted].sum() / counted.sum().clamp(min=1)
         gap = (view.points[:, role] - batch["middle"][:, role]).norm(dim=1)
-        terms[f"{name} point"] = F.smooth_l1_loss(view.points[:, role][visible] / NEARBY, batch["middle"][:, role][visible] / NEARBY,
+        middle = batch["middle"][:, role]
+        terms[f"{name} point"] = F.smooth_l1_loss(view.points[:, role][visible] / NEARBY, middle[visible] / NEARBY,
                                                   beta=0.05) if visible.any() else gap.sum() * 0  # fmt: skip
         best = log_attention.argmax(1)
         right = torch.where(present, torch.cat([cells, cells[:, :1] * 0], 1).gather(1, best[:, None])[:, 0] > 0,
@@ -63,7 +66,9 @@ def losses(model: VlaPolicy, batch: dict) -> tuple[dict[str, Tensor], dict[str, 
     terms["grounding"] = F.binary_cross_entropy_with_logits(view.grounding, batch["grounded"])
     said = view.grounding > 0
     for name, rows in (("yes", batch["grounded"] > 0), ("no", batch["grounded"] == 0)):
-        report[f"grounded {name}"] = float((said == (batch["grounded"] > 0))[rows].float().mean()) if rows.any() else 1.0
+        report[f"grounded {name}"] = (
+            float((said == (batch["grounded"] > 0))[rows].float().mean()) if rows.any() else 1.0
+        )
     return terms, report
 
 
@@ -88,7 +93,9 @@ def feed(sampler: FrameSampler, size: int, seed: int, depth: int = 4) -> Queue:
 
 
 @torch.no_grad()
-def measure(model: VlaPolicy, sampler: FrameSampler, batches: int = 8, size: int = 32, seed: int = 7) -> dict[str, float]:
+def measure(
+    model: VlaPolicy, sampler: FrameSampler, batches: int = 8, size: int = 32, seed: int = 7
+) -> dict[str, float]:
     """Accuracy on held-out episodes, the same frames each time."""
     training = model.training
     model.eval()
@@ -150,8 +157,15 @@ def main(argv: list[str] | None = None) -> int:
         step += 1
         if time.monotonic() - started - shown > 60:
             shown = time.monotonic() - started
-            print(f"{shown / 60:5.1f} min, step {step}, loss {total.item():.3f} ({line({k: v.item() for k, v in terms.items()})})")
-            print(f"          held out ({len(holdout.paths)} of {len(training.paths)} episodes): {line(measure(model, holdout, 4))}", flush=True)
+            print(
+                f"{shown / 60:5.1f} min, step {step}, loss {total.item():.3f} "
+                f"({line({k: v.item() for k, v in terms.items()})})"
+            )
+            print(
+                f"          held out ({len(holdout.paths)} of {len(training.paths)} episodes): "
+                f"{line(measure(model, holdout, 4))}",
+                flush=True,
+            )
             save(model, args.out)
     print(f"held out: {line(measure(model, holdout, 16))}")
     save(model, args.out)

@@ -48,7 +48,9 @@ class Rollout:
         pose[:3, :3], pose[:3, 3] = np.diag([1.0, -1.0, -1.0]), tool
         q, robot = np.asarray(builder.READY), panda()
         for _ in range(100):
-            error = np.concatenate([pose[:3, 3] - (now := robot.forward(q))[:3, 3], _turn(pose[:3, :3] @ now[:3, :3].T)])
+            error = np.concatenate(
+                [pose[:3, 3] - (now := robot.forward(q))[:3, 3], _turn(pose[:3, :3] @ now[:3, :3].T)]
+            )
             jacobian = robot.jacobian(q)
             q = q + jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 1e-4 * np.eye(6), error)
         self.world.place_robot(np.clip(q, robot.lower, robot.upper), opening * builder.FINGER_OPEN)
@@ -72,7 +74,10 @@ class Rollout:
         chunk = ActionChunk(stamp, instruction, period, ActionSpace.EE_DELTA, np.asarray(actions, float))
         output = self.executor.submit(chunk, now)
         q, qd, _ = self.world.joint_state()
-        for controller, trajectory, joints in ((self._arm, output.arm, slice(0, 7)), (self._finger, output.gripper, slice(7, 8))):
+        for controller, trajectory, joints in (
+            (self._arm, output.arm, slice(0, 7)),
+            (self._finger, output.gripper, slice(7, 8)),
+        ):
             if trajectory is not None and (reason := controller.accept(trajectory, now, q[joints], qd[joints])):
                 raise RuntimeError(f"the controller refused our own trajectory: {reason}")
         return output
@@ -91,4 +96,7 @@ class Rollout:
 
 def _turn(rotation: np.ndarray) -> np.ndarray:
     """Small rotation matrix to rotation vector."""
-    return np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]) / 2
+    return (
+        np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
+        / 2
+    )

@@ -1,0 +1,221 @@
+"""What training reads: demonstrations made from a seed, frames drawn from them, and their cache."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from vla_nodes.data import episodes
+from vla_nodes.data.episodes import DataError, EpisodeWriter
+from vla_nodes.policy.language import EncodedText
+from vla_nodes.policy.model import Prepared, VisualTokens
+from vla_nodes.sim.language import parse
+from vla_nodes.sim.scene import Scene
+from vla_nodes.sim.tasks import Task
+from vla_nodes.train import cache, collect, evaluate, frames
+
+SIZE, CELLS, THINGS = 24, 6, ["red block", "bowl", "drawer"]
+
+
+def tiny(path, ticks=4, **header):
+    rng = np.random.default_rng(0)
+    writer = EpisodeWriter()
+    for t in range(ticks):
+        segmentation = np.zeros((CELLS, CELLS), np.uint8)
+        segmentation[1, 1:3], segmentation[4, 4] = 1, 2
+        color, depth = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), rng.uniform(0.5, 1, (SIZE, SIZE))
+        writer.add(color, depth, stamp=0.1 * t, joint_positions=np.zeros(7), joint_velocities=np.zeros(7), gripper=1.0,
+                   ee_pose=np.eye(4), actions=np.zeros((16, 7), np.float32), primitive=0, segmentation=segmentation,
+                   thing_positions=np.arange(9, dtype=np.float32).reshape(3, 3))  # fmt: skip
+    writer.write(path, {"instruction": "grab the red block", "things": THINGS, "intrinsics": np.eye(3).tolist(),
+                        "camera_pose": np.eye(4).tolist(), **header})  # fmt: skip
+    return path
+
+
+def test_a_seed_makes_the_same_episode_twice(tmp_path, monkeypatch):
+    """Small pictures and a drawer already in reach keep this quick; nothing else differs from a real collection."""
+    monkeypatch.setattr(collect, "IMAGE", 32)
+    monkeypatch.setattr(collect, "CELLS", 8)
+    monkeypatch.setattr(collect, "AFTERWARDS", 0.1)
+    for name in ("a", "b"):
+        assert collect.collect_one(3, tmp_path / f"{name}.safetensors") == ""
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    episode = episodes.read(tmp_path / "a.safetensors")
+    header = episode.header
+    assert parse(header["instruction"]) == Task(**header["task"]) and Scene.from_json(header["scene"]).seed == 3
+    assert episode.color(0).shape == (32, 32, 3) and episode.arrays["actions"].shape[1:] == (16, 7)
+    np.testing.assert_allclose(np.diff(episode.arrays["stamp"]), collect.TICK, atol=1e-6)
+    assert header["things"][-1] == "drawer" and episode.arrays["segmentation"].max() <= len(header["things"])
+
+
+def test_random_tasks_are_possible_in_their_scene():
+    rng = np.random.default_rng(0)
+    for seed in range(15):
+        scene = Scene.random(seed)
+        for _ in range(10):
+            assert collect.random_task(scene, rng).missing(scene) == ""
+
+
+def test_disturbance_leaves_the_label_alone_and_stays_small():
+    chunk = np.full((16, 7), 0.5)
+    for seed in range(20):
+        disturb = collect.Disturbance(np.random.default_rng(seed))
+        for tick in range(50):
+            moved = disturb(chunk, 0.1 * tick)
+            assert (chunk == 0.5).all() and np.abs(moved[:, :3] - 0.5).max() < 0.05
+            assert np.isin(moved[:, 6], (0.5,)).all() and (moved[:, 3:6] == 0.5).all()
+            if disturb.level == 0.0:
+                np.testing.assert_array_equal(moved, chunk)
+
+
+def test_augment_keeps_bounds_and_its_input():
+    rng = np.random.default_rng(0)
+    color = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    depth = rng.uniform(0.5, 1.5, (SIZE, SIZE)).astype(np.float32)
+    depth[:4] = 0
+    kept, blind = depth.copy(), 0
+    for _ in range(200):
+        image, noisy = frames.augment(color, depth, rng)
+        assert image.dtype == noisy.dtype == np.float32 and image.shape == color.shape and noisy.shape == depth.shape
+        assert image.min() >= 0 and image.max() <= 1 and noisy.min() >= 0 and noisy.max() < 1.6
+        assert (noisy[:4] == 0).all()  # a hole stays a hole
+        blind += not noisy.any()
+    np.testing.assert_array_equal(depth, kept)
+    assert 5 < blind < 60  # about one in eight comes without depth, never all
+
+
+def test_frame_says_where_the_named_thing_is(tmp_path):
+    sampler = frames.FrameSampler(tiny(tmp_path / "0000001.safetensors").parent)
+    rng, kinds = np.random.default_rng(1), set()
+    for _ in range(150):
+        frame = sampler.draw(rng)
+        task = parse(frame.text)
+        kinds.add((bool(task), frame.grounded))
+        if task is None:
+            assert not frame.wanted.any() and not frame.grounded and not frame.cells.any()
+            continue
+        names = [task.thing, task.goal]
+        assert frame.wanted.tolist() == [bool(n) for n in names]
+        assert frame.present.tolist() == [n in THINGS for n in names]
+        assert frame.grounded == all(n in THINGS for n in names if n)
+        for role, name in enumerate(names):
+            assert ((frame.cells == role + 1).sum() > 0) == (name in ("red block", "bowl"))  # the drawer is out of view
+            if name in THINGS:
+                np.testing.assert_allclose(frame.middle[role], 3 * THINGS.index(name) + np.arange(3))
+    assert kinds == {(True, True), (True, False), (False, False)}
+
+
+def test_a_scene_without_graspables_still_gives_sentences():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        text, _ = frames.random_instruction(["tray", "drawer"], rng)
+        assert text
+
+
+def test_sampler_drops_damaged_and_unlabelled_episodes(tmp_path):
+    tiny(tmp_path / "0000001.safetensors")
+    (tmp_path / "0000002.safetensors").write_bytes(b"rubbish")
+    writer = EpisodeWriter()
+    writer.add(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8)), stamp=0.0)
+    writer.write(tmp_path / "0000003.safetensors", {"instruction": "from a real robot"})
+    sampler = frames.FrameSampler(tmp_path)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        sampler.draw(rng)
+    assert {p.stem for p in sampler.damaged} == {"0000002", "0000003"} and [p.stem for p in sampler.paths] == [
+        "0000001"
+    ]
+    (tmp_path / "0000001.safetensors").unlink()
+    with pytest.raises(DataError):
+        frames.FrameSampler(tmp_path).draw(rng)
+
+
+class Eyes:
+    """Stands in for the model: caching only asks it to look."""
+
+    def __init__(self):
+        self.language = self
+
+    def encode(self, texts):
+        return EncodedText(
+            torch.zeros(len(texts), 3, 4), torch.ones(len(texts), 3, dtype=torch.bool), torch.zeros(len(texts), 2)
+        )
+
+    def prepare(self, text):
+        return Prepared(torch.zeros(len(text.mask), 4, 8), torch.zeros(len(text.mask), 5))
+
+    def look(self, color, depth, intrinsics, camera_pose, tool, prepared):
+        rows = len(color)
+        assert (
+            color.shape == (rows, 3, SIZE, SIZE) and depth.shape == (rows, SIZE, SIZE) and len(prepared.queries) == rows
+        )
+        return VisualTokens(*(torch.full((rows, 4), float(i)) for i in range(len(VisualTokens._fields)))), None
+
+    def normalised(self, actions):
+        return actions
+
+
+def test_cache_skips_what_is_damaged_and_says_so(tmp_path):
+    data, store, said = tmp_path / "data", tmp_path / "cache", []
+    data.mkdir()
+    tiny(data / "0000001.safetensors", ticks=5, task={"verb": "pick", "thing": "red block", "goal": ""})
+    (data / "0000002.safetensors").write_bytes((data / "0000001.safetensors").read_bytes()[:300])
+    raw = tiny(data / "0000003.safetensors").read_bytes()
+    (data / "0000003.safetensors").write_bytes(raw.replace(b"IHDR", b"IHDX"))
+    done = cache.fill(Eyes(), data, store, report=said.append)
+    assert [p.name for p in done] == ["0000001.safetensors"]
+    assert len(said) == 2 and "0000002" in said[0] and "0000003" in said[1]
+    tokens = cache.load(done[0])
+    assert tokens["state"].shape == (5, 17) and tokens["summary"].shape == (cache.PHRASINGS, 5)
+    assert [p.name for p in store.iterdir()] == ["0000001.safetensors"]
+    stamp = done[0].stat().st_mtime_ns
+    assert cache.fill(Eyes(), data, store, report=said.append) == done and done[0].stat().st_mtime_ns == stamp
+
+
+def test_a_killed_cache_run_leaves_nothing_that_looks_done(tmp_path, monkeypatch):
+    tiny(tmp_path / "0000001.safetensors")
+
+    def killed(arrays, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache, "save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cache.fill(Eyes(), tmp_path, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_differences_are_rates():
+    stamps = np.array([0.0, 0.1, 0.3])
+    rates = cache.differences(np.array([[0.0, 1.0], [0.1, 1.0], [0.5, 0.0]]), stamps)
+    np.testing.assert_allclose(rates, [[0, 0], [1, 0], [2, -5]], atol=1e-6)
+
+
+@pytest.mark.parametrize(("won", "count", "low", "high"), [
+    (8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (45, 50, 0.7864, 0.9565), (0, 0, 0.0, 1.0),
+])  # fmt: skip
+def test_wilson_against_known_values(won, count, low, high):
+    """Newcombe 1998 and R's binom::binom.wilson."""
+    assert evaluate.wilson(won, count) == pytest.approx((low, high), abs=5e-4)
+    assert 0 <= evaluate.wilson(won, count)[0] <= evaluate.wilson(won, count)[1] <= 1
+
+
+def test_evaluation_episodes_follow_from_the_seed_and_can_be_done():
+    for suite in ("demo", "random", "held-out phrases"):
+        for seed in range(6):
+            scene, task, text = evaluate.episode_of(suite, seed, None)
+            assert (scene, task, text) == evaluate.episode_of(suite, seed, None)
+            assert task.missing(scene) == "" and parse(text) == task
+    with pytest.raises(ValueError, match="demo scene"):
+        evaluate.episode_of("demo", 0, "pick up the pink block")
+    with pytest.raises(ValueError, match="demo scene"):
+        evaluate.episode_of("demo", 0, "sing a song")
+
+
+def test_report_counts_what_happened():
+    row = evaluate.Result(3, "drawer", "open the drawer", True, 6.0, "", 1.0, 2.0)
+    lost = evaluate.Result(4, "pick-and-place", "grab it", False, 25.0, "missed grasp", 1.0, 2.0)
+    text = evaluate.report([row, lost])
+    assert "1/1   = 100.0%" in text and "1/2   =  50.0%" in text and 'seed 4, "grab it": missed grasp' in text
+    assert json.dumps(evaluate.asdict(row))

@@ -1,0 +1,186 @@
+"""Both training stages learn: on a batch small enough to know by heart the loss falls, and its answers come true."""
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from vla_nodes.policy.config import PolicyConfig
+from vla_nodes.policy.language import LanguageConfig
+from vla_nodes.policy.model import CHANGE_WIDTH, STATE_WIDTH, VisualTokens, VlaPolicy
+from vla_nodes.policy.vision import TOOL_PROBES
+from vla_nodes.sim.render import optical_pose
+from vla_nodes.sim.scene import View
+from vla_nodes.train import act, ground
+from vla_nodes.train.frames import Frame
+
+torch.set_num_threads(1)
+SIZE, CELLS = 64, 16
+WORDS = "[PAD] [UNK] ? grab put the red blue block in bowl sing".split()
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    language = LanguageConfig(vocabulary=16, embedding=8, d_model=16, n_layer=1, d_state=8, headdim=8, sentence=12)
+    config = PolicyConfig(image_size=SIZE, vision_widths=(8, 8, 16, 16), feature_width=16, d_model=32, n_layer=1,
+                          d_state=8, headdim=16, head_width=32, language=language)  # fmt: skip
+    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return VlaPolicy(config, tokenizer)
+
+
+def frame(text: str, thing: int | None, goal: int | None, wanted: tuple, present: tuple) -> Frame:
+    """A grey table with a bright patch at columns ``thing`` and ``goal`` of the cells."""
+    rng = np.random.default_rng(3)
+    color = np.full((SIZE, SIZE, 3), 90, np.uint8) + rng.integers(0, 20, (SIZE, SIZE, 3), dtype=np.uint8)
+    cells, middle = np.zeros((CELLS, CELLS), np.uint8), np.zeros((2, 3), np.float32)
+    for role, (column, rgb) in enumerate(((thing, (220, 30, 30)), (goal, (30, 30, 220)))):
+        if column is not None:
+            cells[6:8, column : column + 2] = role + 1
+            color[24:32, 4 * column : 4 * column + 8] = rgb
+            middle[role] = [0.5, 0.02 * (column - 8), 0.02]
+    pose = optical_pose(View()).astype(np.float32)
+    k = np.array([[70, 0, 31.5], [0, 70, 31.5], [0, 0, 1]], np.float32)
+    depth, tool = np.full((SIZE, SIZE), 0.95, np.float32), np.array([0.45, 0, 0.3], np.float32)
+    grounded = any(wanted) and wanted == present
+    return Frame(color, depth, k, pose, tool, text, cells, np.array(wanted), np.array(present), middle, grounded)
+
+
+FRAMES = [
+    frame("grab the red block", 3, 12, (True, False), (True, False)),
+    frame("put the red block in the bowl", 11, 4, (True, True), (True, True)),
+    frame("grab the blue block", None, None, (True, False), (False, False)),
+    frame("sing", None, None, (False, False), (False, False)),
+]
+
+
+def descend(model, step, parameters, count, rate):
+    optimiser = torch.optim.AdamW(parameters, lr=rate)
+    history = []
+    for _ in range(count):
+        terms, report = step()
+        total = sum(terms.values())
+        optimiser.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        assert torch.isfinite(total)
+        history.append({k: float(v.detach()) for k, v in terms.items()})
+    return history, report
+
+
+def test_grounding_learns_a_batch_by_heart(model):
+    # FRAMES[0] shows a blue patch that its sentence does not name: attending to any patch is not enough.
+    batch = ground.collate(FRAMES, None)
+    batch["cells"][0][batch["cells"][0] == 2] = 0
+    parameters = [p for name in ground.TRAINED for p in getattr(model, name).parameters()]
+    frozen = {k: v.clone() for k, v in model.language.state_dict().items()}
+    history, report = descend(model, lambda: ground.losses(model.train(), batch), parameters, 150, 5e-3)
+    first, last = history[0], history[-1]
+    assert set(last) == set(ground.WEIGHTS)
+    assert sum(last.values()) < 0.4 * sum(first.values())
+    for name in ("thing mask", "goal mask", "grounding"):
+        assert last[name] < 0.7 * first[name], name
+    assert report["thing found"] == 1.0 and report["grounded yes"] == 1.0 and report["grounded no"] == 1.0
+    assert all(torch.equal(v, frozen[k]) for k, v in model.language.state_dict().items())
+
+
+def test_grounding_loss_is_finite_when_everything_named_is_hidden(model):
+    hidden = [frame("grab the red block", None, None, (True, False), (True, False))] * 2
+    terms, _ = ground.losses(model, ground.collate(hidden, None))
+    assert all(torch.isfinite(t) for t in terms.values())
+    sum(terms.values()).backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_grounding_counts_a_sentence_nobody_can_read_as_ungrounded(model):
+    terms, _ = ground.losses(model, ground.collate([FRAMES[3]._replace(text="x" * 300), FRAMES[1]], None))
+    assert all(torch.isfinite(t) for t in terms.values())
+
+
+def test_collate_augments_only_when_asked():
+    plain = ground.collate(FRAMES, None)
+    assert plain["color"].shape == (4, 3, SIZE, SIZE) and plain["grounded"].tolist() == [1, 1, 0, 0]
+    np.testing.assert_allclose(plain["color"][0].permute(1, 2, 0).numpy(), FRAMES[0].color / 255, atol=1e-6)
+    noisy = ground.collate(FRAMES, np.random.default_rng(0))
+    assert not torch.equal(noisy["color"], plain["color"]) and torch.equal(noisy["cells"], plain["cells"])
+
+
+def episode(model, ticks: int, seed: int) -> dict[str, torch.Tensor]:
+    """Random cached tokens; the primitive and the actions follow from nothing, so they can only be learnt by heart."""
+    g = torch.Generator().manual_seed(seed)
+    config = model.config
+    roles, width = 2 + config.free_roles, config.feature_width
+    shapes = {"features": (roles, width), "points": (roles, 3), "mass": (roles,), "spread": (roles,),
+              "tool": (len(TOOL_PROBES) * width,), "grounding": ()}  # fmt: skip
+    tokens = {f"view_{name}": torch.rand(ticks, *shapes[name], generator=g) for name in VisualTokens._fields}
+    actions = 0.3 * torch.randn(ticks, 1, 7, generator=g).expand(ticks, config.horizon, 7).clone()
+    actions[..., 6] = (actions[..., 6] > 0).float()
+    return {**tokens, "state": 0.3 * torch.randn(ticks, STATE_WIDTH, generator=g),
+            "change": 0.3 * torch.randn(ticks, CHANGE_WIDTH, generator=g), "actions": actions,
+            "summary": torch.randn(3, config.language.d_model, generator=g),
+            "primitive": torch.randint(0, 8, (ticks,), generator=g)}  # fmt: skip
+
+
+def trained(model):
+    parts = [getattr(model, name) for name in act.TRAINED]
+    return [p for part in parts for p in ([part] if isinstance(part, torch.nn.Parameter) else part.parameters())]
+
+
+def test_acting_learns_a_batch_by_heart(model):
+    rows = [{**t, "summary": t["summary"][:1]} for t in (episode(model, 6, 0), episode(model, 3, 1))]
+    rng = np.random.default_rng(0)
+    batch = act.stack([{**act.window(t, 6, rng)} for t in rows])
+    history, report = descend(model, lambda: act.losses(model.train(), batch), trained(model), 120, 1e-2)
+    first, last = history[0], history[-1]
+    assert sum(last.values()) < 0.6 * sum(first.values())
+    assert all(last[k] < first[k] for k in ("velocity", "gripper", "primitive", "lead"))
+    assert report["primitive right"] > 0.8 and report["gripper right"] > 0.8
+
+
+def test_padding_of_a_window_changes_nothing(model):
+    tokens, rng = episode(model, 5, 0), np.random.default_rng(0)
+    tokens["summary"] = tokens["summary"][:1]
+    cuts = [act.window(tokens, length, _Start()) for length in (5, 9)]
+    assert cuts[1]["weight"].tolist() == [1.0] * 5 + [0.0] * 4
+    model.eval()
+    with torch.no_grad():
+        short, padded = (act.losses(model, act.stack([c]))[0] for c in cuts)
+    for name in short:
+        assert float(short[name]) == pytest.approx(float(padded[name]), rel=1e-4, abs=1e-5), name
+    cut = act.window(episode(model, 40, 1), 12, rng)
+    assert cut["weight"].sum() == 12 and cut["state"].shape == (12, STATE_WIDTH)
+
+
+class _Start:
+    """A generator that always starts a window at tick 0."""
+
+    def random(self) -> float:
+        return 0.9
+
+    def integers(self, *_: int) -> int:
+        return 0
+
+
+def test_noise_touches_inputs_only(model):
+    batch = act.stack([act.window(episode(model, 6, 0), 6, np.random.default_rng(0))])
+    other = act.noisy(batch, torch.Generator().manual_seed(0))
+    changed = {k for k in batch if not torch.equal(batch[k], other[k])}
+    assert changed == {"view_points", "view_features", "view_tool", "state", "change"}
+    assert (other["view_points"] - batch["view_points"]).abs().max() < 0.012  # m
+
+
+def test_averaged_parameters_come_back():
+    parameter, mean = torch.nn.Parameter(torch.tensor([1.0])), torch.tensor([5.0])
+    with act.averaged([parameter], [mean]):
+        assert parameter.item() == 5.0
+    assert parameter.item() == 1.0 and mean.item() == 5.0
+
+
+def test_normalised_actions_are_the_inverse_of_physical(model):
+    rows = torch.rand(4, 16, 7) * 0.01
+    logits = model.normalised(rows)
+    logits[..., 6] = torch.logit(rows[..., 6].clamp(1e-4, 1))
+    torch.testing.assert_close(model.physical(logits), rows, atol=1e-4, rtol=0)
