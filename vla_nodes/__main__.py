@@ -8,6 +8,8 @@ import sys
 COMMANDS = {  # name: (module with main(argv) -> int, what it does)
     "eval": ("vla_nodes.train.evaluate", "closed-loop success of a checkpoint in the simulator"),
     "bench": ("vla_nodes.policy.bench", "ms per tick and memory, SSM against its transformer twin"),
+    "control-bench": ("vla_nodes.train.control_bench", "what the chunk executor costs, and how it moves next to peers"),
+    "seams": ("vla_nodes.control.report", "how a recorded run joined its chunks, in numbers and as a PNG"),
     "collect": ("vla_nodes.train.collect", "demonstrations by the scripted expert"),
     "distill": ("vla_nodes.train.distill", "the instruction encoder, from a sentence model"),
     "ground": ("vla_nodes.train.ground", "training stage 1: language meets vision"),
@@ -19,7 +21,7 @@ COMMANDS = {  # name: (module with main(argv) -> int, what it does)
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"{__doc__}\n\ncommands:\n" + "\n".join(f"  {name:9} {text}" for name, (_, text) in COMMANDS.items()))
+        print(f"{__doc__}\n\ncommands:\n" + "\n".join(f"  {name:13} {text}" for name, (_, text) in COMMANDS.items()))
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
         print(f"vla_nodes: no command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)

@@ -27,6 +27,8 @@ from vla_nodes.control.stop import approach, fastest_stop
 from vla_nodes.control.trajectory import Trajectory, sample
 
 PLANNED = 0.9  # share of the limits the time law uses; the rest is for the blend
+# Blends longer than half of the limits would ask for seldom need a second candidate, which costs as much as the first.
+AMPLE = 1.25
 # How a chunk may join the motion in flight, smoothest first, and how often each is tried slower and longer.
 MODES = (("moving", 4), ("stopping", 3), ("rest", 6))
 
@@ -277,13 +279,15 @@ class ChunkExecutor:
         limits, stopping = self.limits, None
         share = tuple(PLANNED * x for x in (limits.velocity, limits.acceleration, limits.jerk))
         for mode, attempts in MODES:
-            onto, t0, slower, longer = base, 0.0, 1.0, 1.0
+            onto, t0, slower, longer, tried, overlap = base, 0.0, 1.0, 1.0, None, 0.0
             if mode != "moving":
                 stopping = onto = stopping or self._stopping(base, begin)
                 t0 = float(stopping.times[-1]) if mode == "rest" else 0.0
             for _ in range(attempts):
-                tried = law if slower == 1.0 else time_law(path, law.start, *share, law.rate / slower)
-                blend = longer * self._overlap(onto, begin + t0, path, tried)
+                if tried is None or slower != 1.0:
+                    tried = law if slower == 1.0 else time_law(path, law.start, *share, law.rate / slower)
+                    overlap = self._overlap(onto, begin + t0, path, tried)
+                blend = longer * overlap
                 after = blend_onto_path(onto, begin + t0, path, tried, blend, knot)
                 if t0 > 0.0:
                     after = joined(onto, after)
@@ -299,19 +303,14 @@ class ChunkExecutor:
         return None
 
     def _overlap(self, base: Trajectory, at: float, path: ChunkPath, law: TimeLaw) -> float:
-        """Shortest blend (s) that itself stays within half of the limits (peaks of w' to w''')."""
+        """Blend (s) that itself stays well within half of the limits (peaks of w' to w''')."""
         q, qd, _ = sample(base, at - base.stamp)
         p, p1, _ = path.evaluate(np.array([law.start]))
         d, dd = np.abs(p[0] - q), np.abs(p1[0] * law.rate - qd)
-        a, j = 0.5 * self.limits.acceleration, 0.5 * self.limits.jerk
-        return max(
-            self.settings.blend,
-            float((1.875 * d / (0.3 * self.limits.velocity)).max()),
-            math.sqrt(float((5.78 * d / a).max())),
-            float(np.cbrt((60.0 * d / j).max())),
-            float((3.75 * dd / a).max()),
-            math.sqrt(float((17.4 * dd / j).max())),
-        )
+        v, a, j = 0.3 * self.limits.velocity, 0.5 * self.limits.acceleration, 0.5 * self.limits.jerk
+        peaks = np.array([1.875 * d / v, 5.78 * d / a, 60.0 * d / j, 3.75 * dd / a, 17.4 * dd / j]).max(axis=1)
+        dv, da, dj, dda, ddj = peaks.tolist()
+        return max(self.settings.blend, AMPLE * max(dv, math.sqrt(da), dj ** (1.0 / 3.0), dda, math.sqrt(ddj)))
 
     def _stopping(self, base: Trajectory, begin: float) -> Trajectory:
         """To rest from the base's state at begin, within limits: along its path, else off it, else as planned."""

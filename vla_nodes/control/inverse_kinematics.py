@@ -64,7 +64,7 @@ def solve(
     share = settings.posture * (np.arange(1, rows + 1) / rows)[:, None]
     posture = seed + share * (robot.rest - seed)
     same = guess is None  # all rows start at the seed: one evaluation serves them all
-    q = np.clip(np.repeat(seed[None], rows, axis=0) if same else guess, low, high)
+    q = np.minimum(np.maximum(np.repeat(seed[None], rows, axis=0) if same else guess, low), high)
     eye = np.eye(6)
     for iteration in range(settings.iterations + 1):
         p, r, jacobian = _repeat(robot.kinematics(q[:1]), rows) if same and not iteration else robot.kinematics(q)
@@ -73,15 +73,19 @@ def solve(
             break
         wanted = posture - q
         # A large error is approached in steps: a full Newton step from far away leaves the linear range.
-        scale = np.minimum(1.0, 0.6 / np.maximum(np.linalg.norm(error, axis=1, keepdims=True), 1e-9))
-        dq = _step(jacobian, error * scale, wanted, settings, eye)
+        length = np.sqrt((error * error).sum(axis=1, keepdims=True))
+        if length.max() > 0.6:
+            error *= 0.6 / np.maximum(length, 0.6)
+        dq = _step(jacobian, error, wanted, settings, eye)
         blocked = ((q <= low) & (dq < 0)) | ((q >= high) & (dq > 0))
         if blocked.any():
             free = ~blocked
-            dq = _step(jacobian * free[:, None, :], error * scale, wanted * free, settings, eye) * free
+            dq = _step(jacobian * free[:, None, :], error, wanted * free, settings, eye) * free
         largest = np.abs(dq).max(axis=1, keepdims=True)
-        q = np.clip(q + dq * np.minimum(1.0, settings.step / np.maximum(largest, 1e-9)), low, high)
-    return IkResult(q, np.linalg.norm(error[:, :3], axis=1), np.linalg.norm(error[:, 3:], axis=1))
+        q = q + dq * np.minimum(1.0, settings.step / np.maximum(largest, 1e-9))
+        q = np.minimum(np.maximum(q, low), high)
+    squares = error * error
+    return IkResult(q, np.sqrt(squares[:, :3].sum(axis=1)), np.sqrt(squares[:, 3:].sum(axis=1)))
 
 
 def _step(
@@ -102,9 +106,10 @@ def _repeat(arrays: tuple[np.ndarray, ...], rows: int) -> tuple[np.ndarray, ...]
 def rotation_vector(rotations: np.ndarray) -> np.ndarray:
     """Rotation vectors (H, 3) rad, 0..pi, of rotation matrices (H, 3, 3)."""
     r = rotations
-    axis = 0.5 * np.stack([r[:, 2, 1] - r[:, 1, 2], r[:, 0, 2] - r[:, 2, 0], r[:, 1, 0] - r[:, 0, 1]], axis=1)
-    sine = np.linalg.norm(axis, axis=1)
-    cosine = 0.5 * (r[:, 0, 0] + r[:, 1, 1] + r[:, 2, 2] - 1.0)
+    flat = r.reshape(-1, 9)
+    axis = 0.5 * (flat[:, [7, 2, 3]] - flat[:, [5, 6, 1]])
+    sine = np.sqrt((axis * axis).sum(axis=1))
+    cosine = 0.5 * (flat[:, 0] + flat[:, 4] + flat[:, 8] - 1.0)
     angle = np.arctan2(sine, cosine)
     vector = axis * np.where(sine > 1e-7, angle / np.maximum(sine, 1e-7), 1.0)[:, None]
     for k in np.flatnonzero(cosine < -0.9999):  # near a half turn the skew part vanishes: use the symmetric part
@@ -116,11 +121,11 @@ def rotation_vector(rotations: np.ndarray) -> np.ndarray:
 
 def rotation_matrix(vectors: np.ndarray) -> np.ndarray:
     """Rotation matrices (H, 3, 3) of rotation vectors (H, 3) rad (Rodrigues)."""
-    angle = np.linalg.norm(vectors, axis=1)
-    small = np.maximum(angle, 1e-12)
-    x, y, z = (vectors / small[:, None]).T
-    zero = np.zeros_like(x)
-    k = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
+    angle = np.sqrt((vectors * vectors).sum(axis=1))
+    unit = vectors / np.maximum(angle, 1e-12)[:, None]
+    k = np.zeros((len(vectors), 9))
+    k[:, [7, 2, 3]], k[:, [5, 6, 1]] = unit, -unit
+    k = k.reshape(-1, 3, 3)
     return np.eye(3) + np.sin(angle)[:, None, None] * k + (1.0 - np.cos(angle))[:, None, None] * (k @ k)
 
 

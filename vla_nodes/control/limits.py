@@ -9,6 +9,7 @@ conservative, never optimistic.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,11 @@ class Limits:
     acceleration: np.ndarray
     jerk: np.ndarray
     tool_speed: float
+
+    @cached_property
+    def rates(self) -> np.ndarray:
+        """(3, J): velocity, acceleration and jerk."""
+        return np.array([self.velocity, self.acceleration, self.jerk])
 
     @classmethod
     def scaled(
@@ -67,21 +73,29 @@ class Bounds:
 
 def bounds(trajectory: Trajectory, start: int = 0) -> Bounds:
     """Rigorous bounds of a quintic trajectory from knot `start` on."""
-    h = np.diff(trajectory.times[start:])[:, None]
+    t = trajectory.times[start:]
+    h = (t[1:] - t[:-1])[:, None]
     p, v, a = (x[start:] for x in (trajectory.positions, trajectory.velocities, trajectory.accelerations))
-    v0, v1, v3, v4 = v[:-1], v[:-1] + a[:-1] * (h / 4), v[1:] - a[1:] * (h / 4), v[1:]
-    v2 = 5.0 * (p[1:] - p[:-1]) / h - (v0 + v1 + v3 + v4)
-    velocity = np.stack([v0, v1, v2, v3, v4])
-    acceleration = np.diff(velocity, axis=0) * (4.0 / h)
-    jerk = np.diff(acceleration, axis=0) * (3.0 / h)
+    quarter, ends = h / 4, a * 0.25
+    velocity = np.empty((5, len(h), p.shape[1]))
+    velocity[0], velocity[4] = v[:-1], v[1:]
+    velocity[1], velocity[3] = v[:-1] + ends[:-1] * h, v[1:] - ends[1:] * h
+    velocity[2] = 5.0 * (p[1:] - p[:-1]) / h - (velocity[0] + velocity[1] + velocity[3] + velocity[4])
+    acceleration = (velocity[1:] - velocity[:-1]) / quarter
+    jerk = (acceleration[1:] - acceleration[:-1]) / (h / 3)
     # Bernstein coefficients of the position: running sum of the velocity's, h/5 apart (the sixth is the next knot).
-    position = p[:-1] + np.cumsum(velocity, axis=0) * (h / 5)
+    position = np.add.accumulate(velocity, axis=0)
+    position *= h / 5
+    position += p[:-1]
+    # Peaks over all coefficients and knots: flattened, because numpy reduces one long axis much faster than two.
+    joints = p.shape[1]
+    position = position.reshape(-1, joints)
     segment = np.abs(velocity).max(axis=0)
     return Bounds(
-        np.minimum(position.min(axis=(0, 1)), p[0]),
-        np.maximum(position.max(axis=(0, 1)), p[0]),
+        np.minimum(position.min(axis=0), p[0]),
+        np.maximum(position.max(axis=0), p[0]),
         segment.max(axis=0),
-        np.abs(acceleration).max(axis=(0, 1)),
+        np.abs(acceleration).reshape(-1, joints).max(axis=0),
         _quadratic_peak(jerk),
         segment,
     )
@@ -90,11 +104,15 @@ def bounds(trajectory: Trajectory, start: int = 0) -> Bounds:
 def _quadratic_peak(jerk: np.ndarray) -> np.ndarray:
     """Exact largest |value| per joint of quadratics given by Bernstein coefficients (3, N, J)."""
     b0, b1, b2 = jerk
-    curvature = b0 - 2.0 * b1 + b2
+    ends = np.maximum(np.abs(b0), np.abs(b2)).max(axis=0)
+    if (np.abs(b1).max(axis=0) <= ends).all():
+        return ends  # within the hull of the coefficients, and the ends are on it
+    fall = b0 - b1
+    curvature = fall - b1 + b2
     with np.errstate(divide="ignore", invalid="ignore"):
-        u = (b0 - b1) / curvature
-        peak = np.where((u > 0.0) & (u < 1.0), np.abs(b0 - (b0 - b1) * u), 0.0)
-    return np.maximum(np.maximum(np.abs(b0), np.abs(b2)), peak).max(axis=0)
+        u = fall / curvature
+        peak = np.where((u > 0.0) & (u < 1.0), np.abs(b0 - fall * u), 0.0)
+    return np.maximum(ends, peak.max(axis=0))
 
 
 def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int = 0) -> tuple[float, str]:
@@ -105,23 +123,21 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     TOOL_PERIOD where the joint velocities could make it exceed, with 2 % kept for the instants between.
     """
     b = bounds(trajectory, start)
-    if not np.isfinite(np.concatenate([b.low, b.high, b.velocity, b.acceleration, b.jerk])).all():
+    ratio = np.array([b.velocity, b.acceleration, b.jerk]) / limits.rates
+    if not (np.isfinite(ratio).all() and np.isfinite(b.low).all() and np.isfinite(b.high).all()):
         return np.inf, "non-finite trajectory"  # NaN would compare as within any limit
     outside = (b.low < limits.lower) | (b.high > limits.upper)
     if outside.any():
         return np.inf, f"position of {trajectory.joint_names[int(np.argmax(outside))]}"
-    worst, whose = 0.0, ""
-    for name in ("velocity", "acceleration", "jerk"):
-        ratio = getattr(b, name) / getattr(limits, name)
-        j = int(np.argmax(ratio))
-        if ratio[j] > worst:
-            worst, whose = float(ratio[j]), f"{name} of {trajectory.joint_names[j]}"
-    if worst > 1.0 or not np.isfinite(worst):
+    kind, j = divmod(int(ratio.argmax()), ratio.shape[1])
+    worst = float(ratio[kind, j])
+    whose = f"{('velocity', 'acceleration', 'jerk')[kind]} of {trajectory.joint_names[j]}"
+    if worst > 1.0:
         return worst, whose
     reachable = b.velocity_per_segment @ robot.lever
     fast = np.flatnonzero(reachable > limits.tool_speed)
     if fast.size:
-        h = np.diff(trajectory.times)[fast + start]
+        h = trajectory.times[fast + start + 1] - trajectory.times[fast + start]
         parts = np.ceil(h / TOOL_PERIOD - 1e-9).astype(int)  # instants per segment
         offset = np.concatenate([np.arange(n) / n for n in parts]) * np.repeat(h, parts)
         q, qd, _ = sample(trajectory, np.repeat(trajectory.times[fast + start], parts) + offset)

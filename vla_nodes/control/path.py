@@ -9,6 +9,7 @@ second difference, which is what takes a policy's row-to-row noise out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -30,19 +31,27 @@ class ChunkPath:
 
     def evaluate(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Position and its first and second derivative in s, (T, J) each, at s (T,) clipped to 0..length."""
+        steps, bends = self._differences
+        x = np.minimum(np.maximum(s, 0.0), self.length) / self.period
+        i = np.minimum(x.astype(int), len(self.points) - 2)
+        u = (x - i)[:, None]
+        w = 1.0 - u
+        d, b0, b1 = steps[i + 1], bends[i], bends[i + 1]  # the step from row i on, and how it changes at its ends
+        uu, ww = u * u, w * w
+        # The B-spline's weights on four control points, collected for the step and its two changes.
+        position = self.points[i] + u * d + (ww * w / 6.0) * b0 + (uu * u / 6.0) * b1
+        first = (d - (0.5 * ww) * b0 + (0.5 * uu) * b1) * (1.0 / self.period)
+        second = (w * b0 + u * b1) * (1.0 / self.period**2)
+        return position, first, second
+
+    @cached_property
+    def _differences(self) -> tuple[np.ndarray, np.ndarray]:
+        """First (H + 2, J) and second (H + 1, J) differences of the control points."""
         c = self.points
         # One control point past either end, in line, makes the spline start and end exactly on the first and last.
         c = np.concatenate([2 * c[:1] - c[1:2], c, 2 * c[-1:] - c[-2:-1]])
-        x = np.clip(s, 0.0, self.length) / self.period
-        i = np.minimum(x.astype(int), len(self.points) - 2)
-        u = (x - i)[:, None]
-        c0, c1, c2, c3 = c[i], c[i + 1], c[i + 2], c[i + 3]
-        d0, d1, d2 = c1 - c0, c2 - c1, c3 - c2
-        w = 1.0 - u
-        position = (w**3 * c0 + (4 + u * u * (3 * u - 6)) * c1 + (4 + w * w * (3 * w - 6)) * c2 + u**3 * c3) / 6
-        first = 0.5 * (w * w * d0 + (1 + 2 * u * w) * d1 + u * u * d2) / self.period
-        second = (w * (d1 - d0) + u * (d2 - d1)) / self.period**2
-        return position, first, second
+        steps = c[1:] - c[:-1]
+        return steps, steps[1:] - steps[:-1]
 
     def derivative_bounds(self, s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Upper bounds (J,) of |d/ds|, |d2/ds2|, |d3/ds3| from s to the end."""
@@ -87,7 +96,7 @@ class TimeLaw:
 
     def evaluate(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """s and its first and second time derivative, (T,) each, at t (T,) s since the law's start."""
-        u = np.clip((t - self.cruise) / self.tail, 0.0, 1.0)
+        u = np.minimum(np.maximum((t - self.cruise) / self.tail, 0.0), 1.0)
         s = self.start + self.rate * (np.minimum(t, self.cruise) + self.tail * (u - u**3 + 0.5 * u**4))
         done = t >= self.duration
         ds = np.where(done, 0.0, self.rate * (1.0 - u * u * (3.0 - 2.0 * u)))

@@ -129,7 +129,8 @@ class RobotModel:
     def tool_speed(self, q: np.ndarray, qd: np.ndarray) -> np.ndarray:
         """Translation speed (N,) m/s of the tool at positions and velocities (N, J)."""
         _, _, jacobians = self.kinematics(q)
-        return np.linalg.norm(np.einsum("nij,nj->ni", jacobians[:, :3], qd), axis=1)
+        velocity = (jacobians[:, :3] @ qd[:, :, None])[:, :, 0]
+        return np.sqrt((velocity * velocity).sum(axis=1))
 
     def solve(
         self,

@@ -46,7 +46,7 @@ def joint_rows(
 
     Args: guess: (H, J) or None, a first guess for the inverse kinematics; unreachable: m (and 5 times that in rad).
     """
-    opening = np.clip(chunk.actions[:, -1], 0.0, 1.0)
+    opening = np.minimum(np.maximum(chunk.actions[:, -1], 0.0), 1.0)
     low, high = robot.lower + ik.margin, robot.upper - ik.margin
     if chunk.action_space in (ActionSpace.JOINT_DELTA, ActionSpace.JOINT_POSITION):
         q = chunk.actions[:, :-1]

@@ -64,9 +64,10 @@ def blend_onto_path(
     p, p1, p2 = path.evaluate(s)
     n, nd, ndd = p, p1 * ds[:, None], p2 * (ds * ds)[:, None] + p1 * dds[:, None]
     u = np.minimum(t / blend, 1.0)[:, None]
-    w = u**3 * (10.0 - 15.0 * u + 6.0 * u * u)
-    dw = 30.0 * (u * (1.0 - u)) ** 2 / blend
-    ddw = 60.0 * u * (1.0 - u) * (1.0 - 2.0 * u) / blend**2
+    uv = u * (1.0 - u)
+    w = u * u * u * (10.0 - 15.0 * u + 6.0 * u * u)
+    dw = (30.0 / blend) * (uv * uv)
+    ddw = (60.0 / blend**2) * uv * (1.0 - 2.0 * u)
     d, dd = n - b, nd - bd
     q, qd, qdd = b + w * d, bd + dw * d + w * dd, bdd + ddw * d + 2.0 * dw * dd + w * (ndd - bdd)
     q[-1], qd[-1], qdd[-1] = path.points[-1], 0.0, 0.0
@@ -79,7 +80,7 @@ def slow_along(base: Trajectory, begin: float, duration: float, knot: float) -> 
     tau' = 1 - (3u^2 - 2u^3): C2 with the base at begin, and no deviation from the planned path at all.
     """
     t = knot_grid(knot, [(duration, power_of_two_below(duration / (RESOLVE * knot)))])
-    u = np.clip(t / duration, 0.0, 1.0)
+    u = np.minimum(t / duration, 1.0)
     tau = duration * (u - u**3 + 0.5 * u**4)
     rate = (1.0 - u * u * (3.0 - 2.0 * u))[:, None]
     slowing = (-6.0 / duration * u * (1.0 - u))[:, None]
@@ -99,14 +100,16 @@ def with_prefix(base: Trajectory, now: float, after: Trajectory, knot: float, hi
     end = after.stamp - base.stamp  # all times below count from the base's start, exact multiples of a knot
     first = max((math.floor(now / knot) - history) * knot - base.stamp, float(base.times[0]))
     first = min(first, end - knot)
-    t = np.concatenate([[first], base.times[(base.times > first + 1e-9) & (base.times < end - 1e-9)]])
-    q, qd, qdd = sample(base, t)
+    q, qd, qdd = sample(base, first)
+    i, k = (int(base.times.searchsorted(x)) for x in (first + 1e-9, end - 1e-9))
     return Trajectory(
         after.joint_names,
-        np.concatenate([t - first, end - first + after.times]),
-        np.concatenate([q, after.positions]),
-        np.concatenate([qd, after.velocities]),
-        None if after.accelerations is None else np.concatenate([qdd, after.accelerations]),
+        np.concatenate([[0.0], base.times[i:k] - first, end - first + after.times]),
+        np.concatenate([q[None], base.positions[i:k], after.positions]),
+        np.concatenate([qd[None], base.velocities[i:k], after.velocities]),
+        None
+        if after.accelerations is None
+        else np.concatenate([qdd[None], base.accelerations[i:k], after.accelerations]),
         base.stamp + first,
     )
 

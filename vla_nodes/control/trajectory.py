@@ -100,14 +100,17 @@ def sample(trajectory: Trajectory, times: np.ndarray | float) -> tuple[np.ndarra
     Returns: three arrays (T, J), or (J,) for a scalar.
     """
     scalar = np.ndim(times) == 0
-    t = np.atleast_1d(np.asarray(times, dtype=float))
     knots = trajectory.times
+    quintic = trajectory.accelerations is not None and trajectory.velocities is not None
+    if scalar and quintic and knots[0] <= times < knots[-1]:
+        return _quintic_at(trajectory, float(times))
+    t = np.atleast_1d(np.asarray(times, dtype=float))
     if len(knots) == 1:
         q = np.repeat(trajectory.positions[:1], len(t), axis=0)
         out = q, np.zeros_like(q), np.zeros_like(q)
     else:
         i = np.minimum(np.maximum(knots.searchsorted(t, side="right") - 1, 0), len(knots) - 2)
-        if trajectory.accelerations is not None and trajectory.velocities is not None:
+        if quintic:
             out = _quintic(trajectory, t, i)
         else:
             out = interpolate(
@@ -117,7 +120,7 @@ def sample(trajectory: Trajectory, times: np.ndarray | float) -> tuple[np.ndarra
                 *(field[i + 1] if field is not None else None for field in _fields(trajectory)),
             )
         outside = (t >= knots[-1]) | (t < knots[0])
-        if np.any(outside):
+        if outside.any():
             held = np.where((t >= knots[-1])[:, None], trajectory.positions[-1], trajectory.positions[0])
             out[0][outside], out[1][outside], out[2][outside] = held[outside], 0.0, 0.0
     return tuple(x[0] for x in out) if scalar else out
@@ -158,10 +161,23 @@ def _quintic(trajectory: Trajectory, t: np.ndarray, i: np.ndarray) -> tuple[np.n
     h2 = h * h
     data[:, 3] = a[i] * h2
     data[:, 4] = a[k] * h2
-    u2 = u * u
-    powers = np.concatenate([np.ones_like(u), u, u2, u2 * u, u2 * u2, u2 * u2 * u], axis=1)
+    powers = np.empty((len(t), 6))
+    powers[:, :1], powers[:, 1:] = 1.0, u
+    np.multiply.accumulate(powers, axis=1, out=powers)
     out = (powers @ _WEIGHTS).reshape(-1, 3, 5) @ data
     return p0 + out[:, 0], out[:, 1] / h, out[:, 2] / h2
+
+
+def _quintic_at(trajectory: Trajectory, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_quintic` for one instant within the trajectory: three arrays (J,)."""
+    p, v, a, knots = trajectory.positions, trajectory.velocities, trajectory.accelerations, trajectory.times
+    i = int(knots.searchsorted(t, side="right")) - 1
+    h = float(knots[i + 1] - knots[i])
+    u = (t - float(knots[i])) / h
+    weights = (np.array([1.0, u, u**2, u**3, u**4, u**5]) @ _WEIGHTS).reshape(3, 5)
+    p0, h2 = p[i], h * h
+    out = weights @ np.array([p[i + 1] - p0, v[i] * h, v[i + 1] * h, a[i] * h2, a[i + 1] * h2])
+    return p0 + out[0], out[1] / h, out[2] / h2
 
 
 def interpolate(

@@ -104,8 +104,11 @@ def load(folder: Path, device: str = "cpu") -> tuple[VlaPolicy, CheckpointConfig
             raise CheckpointError(f"{folder / name} is missing: a checkpoint folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER}")
     config = read_config(folder)
     shapes = _declared_shapes(folder / WEIGHTS)
-    with torch.device("meta"):
-        wanted = {name: tuple(t.shape) for name, t in VlaPolicy(config.policy).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            wanted = {name: tuple(t.shape) for name, t in VlaPolicy(config.policy).state_dict().items()}
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(f"{folder / CONFIG} describes no policy that can be built: {error}") from None
     _compare(folder / WEIGHTS, wanted, shapes)
     try:
         tokenizer = load_tokenizer(folder / TOKENIZER, config.policy.language)
@@ -131,7 +134,7 @@ def read_config(folder: Path) -> CheckpointConfig:
         return CheckpointConfig.from_dict(values)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error}; is this a checkpoint of vla_nodes?") from None
 
 
@@ -150,7 +153,7 @@ def _declared_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
             end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
             shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise CheckpointError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from None
     if end != size - 8 - length:
         raise CheckpointError(f"{path} claims {end} bytes of weights and holds {size - 8 - length}: truncated or forged")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from .language import LanguageConfig
 
 PRIMITIVES = ("reach", "grasp", "lift", "move", "place", "open", "close", "hold")
+MOST = {"n_layer": 512, "vision_blocks": 64, "free_roles": 64}  # a forged config must not build for hours
 CELL = 4  # pixels of the image per cell of the feature map
 
 
@@ -52,11 +53,16 @@ class PolicyConfig:
         if "language" in values:
             values["language"] = LanguageConfig.from_dict(values["language"])
         if "vision_widths" in values:
-            values["vision_widths"] = tuple(values["vision_widths"])
+            widths = values["vision_widths"] = tuple(values["vision_widths"])
+            if len(widths) != 4 or not all(type(w) is int and 0 < w <= 1 << 14 for w in widths):
+                raise ValueError(f"policy config: vision_widths = {widths!r} must be 4 integers between 1 and 16384")
         config = cls(**values)
         for name, value in asdict(config).items():
-            if isinstance(getattr(cls, name, None), int) and (not isinstance(value, int) or not 0 <= value <= 1 << 16):
-                raise ValueError(f"policy config: {name} = {value!r} must be an integer between 0 and 65536")
+            least, most = (0 if name in ("free_roles", "vision_blocks") else 1), MOST.get(name, 1 << 16)
+            if isinstance(getattr(cls, name, None), int) and (type(value) is not int or not least <= value <= most):
+                raise ValueError(f"policy config: {name} = {value!r} must be an integer between {least} and {most}")
+        if config.language.n_layer > MOST["n_layer"]:
+            raise ValueError(f"policy config: language n_layer = {config.language.n_layer}, at most {MOST['n_layer']}")
         return config
 
 

@@ -1,13 +1,12 @@
 """Who computes a tick: PyTorch, or a graph exported once per checkpoint to OpenVINO or onnxruntime.
 
-Both parts of a tick, `look` (image to visual tokens) and `think` (tokens and carried state to chunk and new state), have
-the same call in every engine. PyTorch eager is the reference: an exported engine is used only after it has carried a few
-made-up ticks to the same numbers, in this process, on this machine. States stay plain values (nested tuples of tensors).
+Both parts of a tick, `look` (image to visual tokens) and `think` (tokens and carried state to chunk and new state),
+have the same call in every engine. PyTorch eager is the reference: an exported engine is used only after it has carried
+a few made-up ticks to the same numbers, in this process, on this machine. States stay values: nested tuples of tensors.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import time
 from pathlib import Path
@@ -21,14 +20,14 @@ from .model import CHANGE_WIDTH, STATE_WIDTH, Prepared, Proprioception, TickOutp
 from .ssm import map_state
 
 log = logging.getLogger(__name__)
-TOLERANCE = {"f32": 1e-3, "bf16": 5e-2}  # largest difference of any output or state entry, relative to its largest value
+TOLERANCE = {"f32": 1e-3, "bf16": 5e-2}  # largest difference of any output or state, relative to its largest value
 PROOF_TICKS = 4
 TIMED_TICKS = 15
 EXPORTED = ("openvino", "onnxruntime")
 NAMES = ("auto", "torch", *EXPORTED)
 
 
-class EngineError(RuntimeError):
+class EngineError(ValueError):
     """One line: which engine cannot run this policy, why, and what to do."""
 
 
@@ -94,7 +93,8 @@ def unflatten(tensors, template) -> tuple:
 class ExportedEngine:
     """A tick of one stream, computed by two compiled graphs (see engine_files.Graph)."""
 
-    def __init__(self, name: str, precision: str, look: engine_files.Graph, think: engine_files.Graph, start: tuple) -> None:
+    def __init__(self, name: str, precision: str, look: engine_files.Graph, think: engine_files.Graph, start: tuple
+                 ) -> None:  # fmt: skip
         self.name, self.precision, self.error = name, precision, float("nan")
         self._look, self._think, self._start = look, think, start
 
@@ -117,7 +117,8 @@ def example(model: VlaPolicy, seed: int, depth: bool = True) -> tuple[tuple, Pro
     size = model.config.image_size
     coarse = torch.rand(1, 4, size // 16, size // 16, generator=g)  # blobs, as images have
     picture = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
-    color = (picture[:, :3] * 255).round() / 255
+    color = (picture[0, :3] * 255).byte().permute(1, 2, 0).contiguous()  # (S, S, 3) as a camera gives it
+    color = color.permute(2, 0, 1).unsqueeze(0).float() / 255
     distance = 0.4 + picture[:, 3]
     distance = torch.where(torch.rand(1, size, size, generator=g) < 0.05, 0.0, distance) if depth else 0 * distance
     intrinsics = torch.tensor([[[size * 0.9, 0, size / 2], [0, size * 0.9, size / 2], [0, 0, 1]]])
@@ -136,7 +137,7 @@ def example_instruction(model: VlaPolicy, seed: int = 0, words: int = 6) -> Prep
 
 
 def run_ticks(engine, model: VlaPolicy, ticks: int) -> tuple[list[Tensor], float]:
-    """Carries made-up ticks (the last but one without depth); every output, the last state, and the fastest tick in ms."""
+    """Carries made-up ticks, the last but one without depth: every output, the last state, the fastest tick in ms."""
     prepared, state, found, fastest = example_instruction(model), None, [], float("inf")
     for tick in range(ticks):
         images, body = example(model, tick, depth=tick != ticks - 2)
@@ -149,7 +150,7 @@ def run_ticks(engine, model: VlaPolicy, ticks: int) -> tuple[list[Tensor], float
 
 
 def difference(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """Largest |a - b| over an entry's largest |b|, over all entries; infinite where shapes differ or a number is none."""
+    """Largest |a - b| over an entry's largest |b|, over all entries; infinite where shapes differ or one is NaN."""
     worst = 0.0
     for a, b in zip(found, wanted, strict=True):
         if a.shape != b.shape or not torch.isfinite(a).all():
@@ -194,7 +195,8 @@ def load(model: VlaPolicy, name: str = "auto", threads: int = 1, checkpoint: Pat
     timed = [(run_ticks(engine, model, TIMED_TICKS)[1], i) for i, engine in enumerate(proven)]
     fastest_ms, chosen = min(timed)
     if fastest_ms > eager_ms:
-        log.warning("policy runs in plain torch (%.1f ms a tick): %s needs %.1f ms here", eager_ms, proven[chosen].name, fastest_ms)
+        log.warning("policy runs in plain torch (%.1f ms a tick): %s needs %.1f ms here",
+                    eager_ms, proven[chosen].name, fastest_ms)  # fmt: skip
         return reference
     log.info("policy engine: %s %s, %.1f ms a tick, equal to torch (%.1f ms) within %.1e of the largest value",
              proven[chosen].name, precision, fastest_ms, eager_ms, proven[chosen].error)  # fmt: skip
@@ -203,7 +205,7 @@ def load(model: VlaPolicy, name: str = "auto", threads: int = 1, checkpoint: Pat
 
 def why_not(name: str, model: VlaPolicy) -> str:
     """"" when this engine can be tried here, else why not and the remedy."""
-    if importlib.util.find_spec(name) is None:
+    if not engine_files.version(name):
         return f"{name} is not installed (pip install {name})"
     if model.config.mixer == "attention":
         return f"{name}: the transformer twin's growing cache is not exported, only torch runs it"
@@ -220,21 +222,22 @@ def _prove(name: str, model: VlaPolicy, wanted: list[Tensor], threads: int, chec
             engine = _open(name, model, threads, checkpoint, precision, fresh)
             engine.error = difference(run_ticks(engine, model, PROOF_TICKS)[0], wanted)
         except Exception as error:  # these libraries raise bare RuntimeError and more for anything
-            problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+            problem = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         else:
             if engine.error <= TOLERANCE[precision]:
                 return engine
-            problem = f"its outputs differ from torch by {engine.error:.1e} of the largest value, allowed {TOLERANCE[precision]:.0e}"
+            problem = f"its outputs differ from torch by {engine.error:.1e}, allowed are {TOLERANCE[precision]:.0e}"
         if not fresh:
             log.warning("engine %s: cached graph unusable (%s), exporting anew", name, problem)
     raise EngineError(f"engine {name} cannot run this policy: {problem}; set engine to torch, or to another one")
 
 
-def _open(name: str, model: VlaPolicy, threads: int, checkpoint: Path | None, precision: str, fresh: bool) -> ExportedEngine:
+def _open(name: str, model: VlaPolicy, threads: int, checkpoint: Path | None, precision: str, fresh: bool
+          ) -> ExportedEngine:  # fmt: skip
     folder = engine_files.folder_for(name, model, checkpoint)
     if fresh or not engine_files.complete(name, folder):
         started = time.perf_counter()
-        folder = engine_files.write(name, folder, parts(model))
+        folder = engine_files.write(name, folder, parts(model), anew=fresh)
         log.info("exported the policy to %s in %.1f s: %s", name, time.perf_counter() - started, folder)
     look, think = (engine_files.open_graph(name, folder / part, threads, precision) for part in ("look", "think"))
     return ExportedEngine(name, precision, look, think, model.core.init_state(1))

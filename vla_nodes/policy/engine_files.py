@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,21 +23,32 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 SUFFIX = {"openvino": ".xml", "onnxruntime": ".onnx"}
 PARTS = ("look", "think")
+SOURCES = ("config", "geometry", "vision", "ssm_scan", "ssm", "head", "model", "engine", "engine_files")
 KEPT = 4  # folders of one library in one place
 MAX_ONNX_BYTES = (2 << 30) - (64 << 20)  # one protobuf file holds no more
 Graph = Callable[[tuple], list[Tensor]]  # inputs in the order of export -> outputs in the order of export
 
 
+def version(name: str) -> str:
+    """Of an installed library, "" when it is not there."""
+    if importlib.util.find_spec(name) is None:
+        return ""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # a build under another name, onnxruntime-openvino for one
+        return "unknown"
+
+
 def digest(name: str, model: nn.Module) -> str:
-    """Changes with a weight, a size, this package's source or the library: then the graph is another."""
+    """Changes with a weight, a size, the model's source or the library: then the graph is another."""
     total = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         total.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()))
     total.update(repr(model.config).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        total.update(source.read_bytes())
-    total.update(f"{name} {importlib.metadata.version(name)} torch {torch.__version__}".encode())
+    for source in SOURCES:
+        total.update((Path(__file__).parent / f"{source}.py").read_bytes())
+    total.update(f"{name} {version(name)} torch {torch.__version__}".encode())
     return total.hexdigest()[:24]
 
 
@@ -62,17 +75,21 @@ def complete(name: str, folder: Path) -> bool:
     return all((folder / part).with_suffix(SUFFIX[name]).is_file() for part in PARTS)
 
 
-def write(name: str, folder: Path, parts: dict[str, tuple[nn.Module, tuple]]) -> Path:
-    """Exports all parts into a new folder and moves it into place."""
+def write(name: str, folder: Path, parts: dict[str, tuple[nn.Module, tuple]], anew: bool = False) -> Path:
+    """Exports all parts into a new folder and moves it into place, over an old one where `anew`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
         for part, (module, inputs) in parts.items():
             EXPORTERS[name](module, inputs, fresh / part)
         fresh.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(fresh, folder)
+        if anew:
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            os.replace(fresh, folder)
+        except OSError:  # another process was first
+            if not complete(name, folder):
+                raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     same = sorted(folder.parent.glob(f"{name}-*"), key=lambda p: p.stat().st_mtime, reverse=True)
@@ -85,11 +102,12 @@ def open_graph(name: str, path: Path, threads: int, precision: str) -> Graph:
     return OPENERS[name](path.with_suffix(SUFFIX[name]), max(1, threads), precision)
 
 
-# -- OpenVINO ----------------------------------------------------------------------------------------------------------
+# -- OpenVINO --------------------------------------------------------------------------------------------------------
 def export_openvino(module: nn.Module, inputs: tuple, path: Path) -> None:
     import openvino
 
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's: all shapes here are fixed on purpose
         graph = openvino.convert_model(module, example_input=inputs, input=[tuple(t.shape) for t in inputs])
     openvino.save_model(graph, path.with_suffix(".xml"), compress_to_fp16=False)
 
@@ -105,7 +123,7 @@ def open_openvino(path: Path, threads: int, precision: str) -> Graph:
     outputs = range(len(compiled.outputs))
 
     def call(inputs: tuple) -> list[Tensor]:
-        arrays = {i: t.numpy() for i, t in enumerate(inputs)}
+        arrays = {i: t.contiguous().numpy() for i, t in enumerate(inputs)}
         request.infer(arrays, share_inputs=True)
         # copies: the request writes its next results into the same buffers, and a state is a value
         return [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in outputs]
@@ -113,12 +131,14 @@ def open_openvino(path: Path, threads: int, precision: str) -> Graph:
     return call
 
 
-# -- onnxruntime -------------------------------------------------------------------------------------------------------
+# -- onnxruntime -----------------------------------------------------------------------------------------------------
 def export_onnxruntime(module: nn.Module, inputs: tuple, path: Path) -> None:
     if sum(p.numel() for p in module.parameters()) * 4 > MAX_ONNX_BYTES:
         raise ValueError("the policy is larger than one ONNX file may be")
     names = [f"in{i}" for i in range(len(inputs))]
-    with torch.no_grad():
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # misses torchvision
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(module, inputs, dynamo=True, opset_version=20, input_names=names, verbose=False)
     program.save(path.with_suffix(".onnx"), external_data=False)
 

@@ -128,8 +128,8 @@ class VlaPolicy(nn.Module):
             self.embed_state(body.state).unsqueeze(2), self.embed_change(body.change).unsqueeze(2),
             self.embed_tool(view.tool).unsqueeze(2), self.embed_view(seen),
             self.embed_summary(summary)[:, None, None].expand(-1, ticks, -1, -1)], 2) + self.kind  # fmt: skip
-        out, state = self.core(tokens.flatten(1, 2), state)
-        last = out.unflatten(1, (ticks, self.tokens))[:, :, -1]
+        out, state = self.core(tokens.flatten(1, 2).to(self.core.norm_f.weight.dtype), state)  # may be bf16 on a GPU
+        last = out.unflatten(1, (ticks, self.tokens))[:, :, -1].to(tokens.dtype)
         near = torch.cat([relative[..., :2, :].clamp(-4, 4) * found[..., :2, :], found[..., :2, :]], -1).flatten(2)
         geometry = torch.cat([near, body.state[..., :3], body.state[..., 9:10], body.change], -1)
         actions, primitive = self.head(last, geometry)

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from . import checkpoint as checkpoints
+from . import engine as engines
 from .config import PRIMITIVES
 from .model import Prepared, VisualTokens, proprioception
 
-CERTAIN = 0.5  # grounding probability above which the robot may start
+CERTAIN = 0.65  # grounding probability above which the robot may start
 LOST = 0.1  # and below which a running task is given up, when it stays there
 DECIDE_TICKS = 3  # observations the first decision is averaged over
 LOST_TICKS = 20
@@ -52,16 +53,20 @@ class PolicyOutput:
 class PolicyRuntime:
     """Load once, `set_instruction`, then `step` with every new observation."""
 
-    def __init__(self, model, config: checkpoints.CheckpointConfig, device: str = "cpu") -> None:
+    def __init__(self, model, config: checkpoints.CheckpointConfig, device: str = "cpu", engine=None) -> None:
         self.model, self.config, self.device = model, config, torch.device(device)
+        self.engine = engine or engines.TorchEngine(model)
         self.instruction = ""
         self._prepared: Prepared | None = None
         self._language_ms = 0.0
         self.reset()
 
     @classmethod
-    def load(cls, checkpoint: Path, device: str = "auto", threads: int = 1) -> PolicyRuntime:
-        """CheckpointError on anything wrong with the folder; ValueError for a device this machine lacks."""
+    def load(cls, checkpoint: Path, device: str = "auto", threads: int = 1, engine: str = "auto") -> PolicyRuntime:
+        """CheckpointError on anything wrong with the folder; ValueError for a device or engine this machine lacks.
+
+        engine: auto, torch, openvino or onnxruntime, see engine.py; the first start with a new checkpoint exports it.
+        """
         if device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device {device!r} is none of auto, cpu, cuda")
         if device == "cuda" and not torch.cuda.is_available():
@@ -69,7 +74,7 @@ class PolicyRuntime:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         torch.set_num_threads(max(1, threads))
         model, config = checkpoints.load(Path(checkpoint), chosen)
-        return cls(model, config, chosen)
+        return cls(model, config, chosen, engines.load(model, engine, threads, Path(checkpoint)))
 
     # -- instruction ---------------------------------------------------------------------------------------------------
     def check_instruction(self, text: str) -> str:
@@ -114,11 +119,11 @@ class PolicyRuntime:
         color, depth, intrinsics = self._images(observation)
         pose = self._tensor(observation.camera_pose)
         tool = self._tensor(observation.ee_pose[:3, 3])
-        view, _ = self.model.look(color, depth, intrinsics, pose, tool, self._prepared)
+        view = self.engine.look(color, depth, intrinsics, pose, tool, self._prepared)
         looked = time.perf_counter()
         body = self._body(observation)
         view = VisualTokens(*(part.unsqueeze(1) for part in view))
-        output, self._state = self.model.think(body, view, self._prepared.summary, self._state)
+        output, self._state = self.engine.think(body, view, self._prepared.summary, self._state)
         actions = self.model.physical(output.actions)[0, 0].cpu().numpy()
         self._previous = observation
         ended = time.perf_counter()

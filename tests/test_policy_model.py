@@ -1,0 +1,213 @@
+"""The whole policy: streaming equals the whole history, states are values, and the runtime's judgement."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_tiny import CONFIG, observation, robot, tiny_model, write_tokenizer
+
+from vla_nodes.policy import runtime as runtimes
+from vla_nodes.policy import ssm
+from vla_nodes.policy.engine import example, example_instruction
+from vla_nodes.policy.language import load_tokenizer
+from vla_nodes.policy.model import Proprioception, VisualTokens
+from vla_nodes.policy.runtime import PolicyRuntime
+
+MODELS = {mixer: tiny_model(dataclasses.replace(CONFIG, mixer=mixer)) for mixer in ("mamba2", "mamba1", "attention")}
+
+
+@torch.no_grad()
+def history(model, ticks):
+    """What look and the joints gave over `ticks` ticks, (1, T, ...), and the instruction's summary."""
+    prepared = example_instruction(model)
+    views, bodies = [], []
+    for tick in range(ticks):
+        images, body = example(model, tick)
+        views.append(model.look(*images, prepared)[0])
+        bodies.append(body)
+    view = VisualTokens(*(torch.stack(parts, 1) for parts in zip(*views, strict=True)))
+    return Proprioception(*(torch.cat(parts, 1) for parts in zip(*bodies, strict=True))), view, prepared.summary
+
+
+def part(values, begin, end):
+    return type(values)(*(v[:, begin:end] for v in values))
+
+
+def error(a, b):
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-6))
+
+
+@settings(max_examples=10, deadline=None)
+@given(mixer=st.sampled_from(sorted(MODELS)), cuts=st.lists(st.integers(1, 8), max_size=5))
+@torch.no_grad()
+def test_streaming_equals_the_whole_history(mixer, cuts):
+    """However the ticks are grouped, with a snapshot taken, spoiled and restored at every cut."""
+    model, ticks = MODELS[mixer], 9
+    body, view, summary = history(model, ticks)
+    whole, after = model.think(body, view, summary, None)
+    begin, state, actions, primitives = 0, None, [], []
+    for end in [*sorted(set(cuts)), ticks]:
+        now = part(body, begin, end), part(view, begin, end)
+        if state is not None:
+            kept = ssm.snapshot(state)
+            model.think(Proprioception(*(x + 1 for x in now[0])), now[1], summary, state)  # another future
+            state = ssm.restore(kept)
+        out, state = model.think(*now, summary, state)
+        actions.append(out.actions)
+        primitives.append(out.primitive)
+        begin = end
+    assert error(torch.cat(actions, 1), whole.actions) <= 1e-4
+    assert error(torch.cat(primitives, 1), whole.primitive) <= 1e-4
+    found, wanted = [], []
+    ssm.map_state(lambda t: found.append(t) or t, state)
+    ssm.map_state(lambda t: wanted.append(t) or t, after)
+    assert all(error(a, b) <= 1e-4 for a, b in zip(found, wanted, strict=True))
+
+
+@torch.no_grad()
+def test_history_and_instruction_matter():
+    """Or the test above could pass with a core that ignores both."""
+    model = MODELS["mamba2"]
+    body, view, summary = history(model, 4)
+    whole, _ = model.think(body, view, summary, None)
+    last, _ = model.think(part(body, 3, 4), part(view, 3, 4), summary, None)
+    other, _ = model.think(body, view, -summary, None)
+    assert error(last.actions[:, 0], whole.actions[:, 3]) > 1e-3
+    assert error(other.actions, whole.actions) > 1e-3
+
+
+@torch.no_grad()
+def test_batched_streams_are_independent():
+    model = MODELS["mamba2"]
+    body, view, summary = history(model, 3)
+    both = tuple(type(v)(*(torch.cat([x, x + 0.1]) for x in v)) for v in (body, view))
+    together, _ = model.think(*both, summary.expand(2, -1), None)
+    alone, _ = model.think(body, view, summary, None)
+    assert error(together.actions[:1], alone.actions) <= 1e-5
+
+
+def test_physical_and_normalised_are_inverse():
+    model = MODELS["mamba2"]
+    rows = model.physical(torch.randn(5, CONFIG.horizon, 7))
+    again = model.normalised(rows)
+    again = torch.cat([again[..., :6], again[..., 6:].logit()], -1)
+    assert torch.allclose(model.physical(again), rows, atol=1e-6)
+    assert 0 <= float(rows[..., 6].min()) and float(rows[..., 6].max()) <= 1
+
+
+# -- runtime ---------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    path = tmp_path_factory.mktemp("words") / "tokenizer.json"
+    write_tokenizer(path)
+    return load_tokenizer(path, CONFIG.language)
+
+
+@pytest.fixture
+def runtime(words):
+    return PolicyRuntime(tiny_model(tokenizer=words), robot())
+
+
+class Certain:
+    """Stands before the real engine and overrides only how sure vision is."""
+
+    def __init__(self, engine, probabilities):
+        self.engine, self.rest = engine, list(probabilities)
+        self.think = engine.think
+
+    def look(self, *inputs):
+        p = self.rest.pop(0) if len(self.rest) > 1 else self.rest[0]
+        return self.engine.look(*inputs)._replace(grounding=torch.logit(torch.tensor([float(p)])))
+
+
+def test_without_instruction_it_holds(runtime):
+    out = runtime.step(observation(0))
+    assert out.actions is None and "no instruction" in out.hold_reason
+
+
+@pytest.mark.parametrize("text, reason", [("", "empty"), ("   \n", "empty"), ("x " * 200, "400 characters"),
+                                          ("red " * 60, "62 tokens"), ("qwertz !!", "no word")])  # fmt: skip
+def test_refused_instructions_change_nothing(runtime, text, reason):
+    runtime.set_instruction("pick up the red block")
+    assert reason in runtime.check_instruction(text)
+    with pytest.raises(ValueError, match=reason):
+        runtime.set_instruction(text)
+    assert runtime.instruction == "pick up the red block"
+
+
+def test_it_decides_after_a_few_looks_and_then_acts(runtime):
+    runtime.engine = Certain(runtime.engine, [0.9])
+    runtime.set_instruction("pick up the red block")
+    outs = [runtime.step(observation(i)) for i in range(5)]
+    waiting = runtimes.DECIDE_TICKS - 1
+    assert all(o.actions is None and "looking" in o.hold_reason for o in outs[:waiting])
+    assert all(o.actions is not None and o.hold_reason == "" for o in outs[waiting:])
+    assert outs[-1].actions.shape == (CONFIG.horizon, 7) and np.isfinite(outs[-1].actions).all()
+    assert outs[-1].grounding == pytest.approx(0.9, abs=1e-5)
+    assert set(outs[-1].timings) >= {"vision", "core", "total"}
+
+
+def test_what_is_not_there_is_refused_until_it_comes_into_view(runtime):
+    runtime.engine = Certain(runtime.engine, [0.1] * 25 + [0.95])
+    runtime.set_instruction("open the drawer")
+    outs = [runtime.step(observation(i)) for i in range(25 + runtimes.LOST_TICKS + 5)]
+    assert all(o.actions is None for o in outs[:26])
+    assert '"open the drawer"' in outs[10].hold_reason and "certainty 0.10" in outs[10].hold_reason
+    assert outs[-1].actions is not None
+
+
+def test_what_gets_lost_is_given_up(runtime):
+    runtime.engine = Certain(runtime.engine, [0.9] * 5 + [0.01])
+    runtime.set_instruction("pick up the cube")
+    outs = [runtime.step(observation(i)) for i in range(6 + runtimes.LOST_TICKS)]
+    assert outs[10].actions is not None  # a short occlusion is carried through
+    assert outs[4 + runtimes.LOST_TICKS].actions is None and "lost sight" in outs[4 + runtimes.LOST_TICKS].hold_reason
+
+
+def test_reset_and_a_new_instruction_forget_the_history(words):
+    def run(r, ticks):
+        r.engine = Certain(r.engine, [0.9])
+        return [r.step(observation(i)).actions for i in ticks]
+
+    def fresh(text):
+        r = PolicyRuntime(tiny_model(tokenizer=words), robot())
+        r.set_instruction(text)
+        return r
+
+    r = fresh("pick up the cube")
+    first = run(r, range(6))[-1]
+    r.reset()
+    assert np.array_equal(run(r, range(6))[-1], first)
+    r.set_instruction("open the drawer")
+    assert np.array_equal(run(r, range(6))[-1], run(fresh("open the drawer"), range(6))[-1])
+    r = fresh("pick up the cube")
+    run(r, range(20, 40))
+    assert not np.array_equal(run(r, range(6))[-1], first)
+
+
+def test_no_depth_runs_and_differs(runtime):
+    runtime.engine = Certain(runtime.engine, [0.9])
+    runtime.set_instruction("pick up the cube")
+
+    def last(**changes):
+        runtime.reset()
+        return [runtime.step(dataclasses.replace(observation(i), **changes)).actions for i in range(4)][-1]
+
+    with_depth, without, empty = last(), last(depth=None), last(depth=np.full((64, 64), np.nan, np.float32))
+    assert np.isfinite(without).all() and not np.allclose(without, with_depth)
+    assert np.array_equal(without, empty)
+
+
+def test_any_camera_size_and_bad_images(runtime):
+    runtime.engine = Certain(runtime.engine, [0.9])
+    runtime.set_instruction("pick up the cube")
+    wide = observation(0, size=64)
+    color, depth = np.zeros((96, 128, 3), np.uint8), np.ones((96, 128), np.float32)
+    runtime.step(dataclasses.replace(wide, color=color, depth=depth))
+    with pytest.raises(ValueError, match="uint8"):
+        runtime.step(dataclasses.replace(wide, color=color.astype(np.float32)))
+    with pytest.raises(ValueError, match="not aligned"):
+        runtime.step(dataclasses.replace(wide, color=color, depth=depth[:50]))

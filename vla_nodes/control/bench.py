@@ -1,0 +1,84 @@
+"""What the executor costs: CPU time per chunk of 16 rows for 7 joints, and memory over many chunks.
+
+The stream is what a policy sends while an arm moves: tool deltas of a wandering motion with row and chunk noise, a
+new chunk every 0.1 s, 50 ms late, spliced onto the motion in flight. CPU time of the thread is measured, not wall
+time, so a busy machine disturbs it less.
+"""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_nodes.control.chunk import ActionChunk, ActionSpace
+from vla_nodes.control.executor import ChunkExecutor
+from vla_nodes.control.robot import RobotModel
+from vla_nodes.control.settings import ExecutorSettings
+
+ROWS, PERIOD, TICK, LATENCY = 16, 0.1, 0.1, 0.05
+JOINT_STATES = 0.02  # s between measurements
+
+
+@dataclass(frozen=True)
+class Cost:
+    """ms: (N,) CPU time of `submit` per chunk; modes: how often each way to join was taken; growth: bytes that Python
+    and numpy hold more in the last third of the chunks than in the one before (None if not watched)."""
+
+    ms: np.ndarray
+    modes: dict[str, int]
+    growth: int | None
+
+    def __str__(self) -> str:
+        p50, p99 = np.percentile(self.ms, [50, 99])
+        text = f"{len(self.ms)} chunks of {ROWS} rows: CPU p50 {p50:.2f} ms, p99 {p99:.2f} ms ({self.modes})"
+        return text if self.growth is None else f"{text}; held memory grew by {self.growth} bytes"
+
+
+def chunks(robot: RobotModel, count: int, seed: int = 0, start: float = 100.0) -> Iterator[ActionChunk]:
+    """A policy's chunks in ee_delta, stamped every TICK seconds."""
+    rng = np.random.default_rng(seed)
+    for stamp in start + TICK * np.arange(count):
+        t = stamp + PERIOD * np.arange(ROWS)
+        velocity = np.stack([0.1 * np.sin(0.9 * t), 0.1 * np.cos(0.7 * t), 0.05 * np.sin(1.1 * t), 0.0 * t,
+                             0.05 * np.sin(t), 0.1 * np.cos(t)], axis=1)  # fmt: skip
+        rows = velocity * PERIOD * (1.0 + 0.1 * rng.normal(size=(1, 6))) + 0.001 * rng.normal(size=(ROWS, 6))
+        actions = np.hstack([rows, np.full((ROWS, 1), 0.5 + 0.5 * np.sign(np.sin(0.5 * stamp)))])
+        yield ActionChunk(float(stamp), "bench", PERIOD, ActionSpace.EE_DELTA, actions)
+
+
+def measure(
+    robot: RobotModel, count: int, settings: ExecutorSettings | None = None, memory: bool = False, seed: int = 0
+) -> Cost:
+    """Submit `count` chunks; the arm follows the reference. `memory` traces every allocation, which slows it down."""
+    executor, ms, modes = ChunkExecutor(robot, settings), np.empty(count), Counter()
+    held = []
+    for k, chunk in enumerate(chunks(robot, count, seed)):
+        if k == 0:
+            executor.observe(chunk.stamp, robot.rest, np.zeros(robot.dof), 0.04)
+        before = time.thread_time()
+        output = executor.submit(chunk, chunk.stamp + LATENCY)
+        ms[k] = 1e3 * (time.thread_time() - before)
+        modes[output.cause or output.mode] += 1
+        for t in chunk.stamp + np.arange(JOINT_STATES, TICK + 1e-9, JOINT_STATES):
+            q, qd, _ = executor.reference(float(t))
+            executor.observe(float(t), q, qd)
+        if memory and k == max(count // 10, 50):
+            tracemalloc.start()
+            held.append(tracemalloc.get_traced_memory()[0])
+        elif memory and k > count // 10 and k % 50 == 0:
+            held.append(tracemalloc.get_traced_memory()[0])
+    if memory:
+        tracemalloc.stop()
+    return Cost(ms, dict(modes), _growth(held) if memory else None)
+
+
+def _growth(held: list[int]) -> int:
+    """Of held bytes (N,): the median of the last third over that of the second; the first third replaces what was
+    held before tracing began."""
+    third = len(held) // 3
+    return int(np.median(held[2 * third :]) - np.median(held[third : 2 * third])) if third else 0
