@@ -1,8 +1,9 @@
-"""The vision-language-action model: RGB-D, proprioception and an instruction in, an action chunk out, history in a state.
+"""The vision-language-action model: RGB-D, proprioception and an instruction in, an action chunk out, history in a
+state.
 
 Every control tick becomes a few tokens, in AnoleVLA's order (arXiv 2603.15046): the robot's state, its change, what is
-at the tool, what each role sees, and the instruction last, from whose output the chunk is read. The selective state space
-core carries its state from tick to tick, so a tick costs the same however long the robot has been running.
+at the tool, what each role sees, and the instruction last, from whose output the chunk is read. The selective state
+space core carries its state from tick to tick, so a tick costs the same however long the robot has been running.
 """
 
 from __future__ import annotations
