@@ -138,9 +138,12 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     fast = np.flatnonzero(reachable > limits.tool_speed)
     if fast.size:
         h = trajectory.times[fast + start + 1] - trajectory.times[fast + start]
-        parts = np.ceil(h / TOOL_PERIOD - 1e-9).astype(int)  # instants per segment
-        offset = np.concatenate([np.arange(n) / n for n in parts]) * np.repeat(h, parts)
-        q, qd, _ = sample(trajectory, np.repeat(trajectory.times[fast + start], parts) + offset)
+        if h.max() <= TOOL_PERIOD * (1.0 + 1e-9):  # the knots are close enough
+            q, qd = trajectory.positions[fast + start], trajectory.velocities[fast + start]
+        else:
+            parts = np.ceil(h / TOOL_PERIOD - 1e-9).astype(int)  # instants per segment
+            offset = np.concatenate([np.arange(n) / n for n in parts]) * np.repeat(h, parts)
+            q, qd, _ = sample(trajectory, np.repeat(trajectory.times[fast + start], parts) + offset)
         ratio = float(robot.tool_speed(q, qd).max()) / (0.98 * limits.tool_speed)
         if ratio > worst:
             worst, whose = ratio, "tool speed"

@@ -256,6 +256,8 @@ def main(argv: list[str] | None = None) -> int:
         moved = [p for p in recorded if p.chunks]
         combinations = [(executor, latency) for latency in args.latency for executor in args.executors]
         replayed = run([(checkpoint, args.suite, p.seed, *c, p.chunks) for p in moved for c in combinations])
+        if args.closed and replayed:
+            print(table(replayed, []), flush=True)  # what follows takes much longer
         again = range(args.seed, args.seed + args.closed)
         closed = run([(checkpoint, args.suite, seed, *c, None) for seed in again for c in combinations])
     print(table(replayed, closed))

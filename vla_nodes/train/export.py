@@ -31,7 +31,7 @@ def commit() -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vla_nodes export", description=__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="stage 2 weights")
-    parser.add_argument("--grounded", type=Path, help="stage 1 weights, if refined since: replace that part of --weights")
+    parser.add_argument("--grounded", type=Path, help="stage 1 weights refined since, for that part")
     parser.add_argument("--language", type=Path, required=True, help="folder with the student's tokenizer.json")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--mixer", choices=("mamba2", "mamba1", "attention"), default=None)
