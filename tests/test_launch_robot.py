@@ -85,15 +85,17 @@ def test_transitions_only_with_autostart_and_without_respawn(description):
 
 
 @pytest.mark.parametrize("wrong", ["use_sim:=perhaps", "log_level:=loud", "device:=tpu"])
-def test_a_wrong_value_is_refused_by_name(wrong):
-    result = run_launch(wrong)
-    output, _ = result.communicate(timeout=60)
+def test_a_wrong_value_is_refused_by_name(wrong, tmp_path):
+    log = tmp_path / "launch.log"
+    result = run_launch(log, wrong)
+    result.wait(60)
+    output = log.read_text()
     assert result.returncode != 0
     assert wrong.split(":=")[0] in output and wrong.split(":=")[1] in output
 
 
-def run_launch(*arguments: str) -> subprocess.Popen:
-    """The launch file under launch's own service, as `ros2 launch` does it."""
+def run_launch(log: Path, *arguments: str) -> subprocess.Popen:
+    """The launch file under launch's own service, as `ros2 launch` does it, with its output in `log`."""
     code = (
         "import sys; from launch import LaunchDescription, LaunchService;"
         "from launch.actions import IncludeLaunchDescription;"
@@ -103,31 +105,32 @@ def run_launch(*arguments: str) -> subprocess.Popen:
         "launch_arguments=[tuple(a.split(':=', 1)) for a in sys.argv[2:]])]));"
         "sys.exit(service.run())"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(FILE), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env=os.environ | {"ROS_DOMAIN_ID": str(70 + os.getpid() % 30), "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(FILE), *arguments],
+            stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            env=os.environ | {"ROS_DOMAIN_ID": str(70 + os.getpid() % 30), "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
 
 
 def test_the_simulated_graph_comes_up_and_ends_cleanly(tmp_path):
     pytest.importorskip("vla_nodes.msg", reason="the messages are not built: colcon build, or ./setup")
     if not (ROOT / "resource/checkpoints/nano/model.safetensors").exists():
         pytest.skip("resource/checkpoints/nano holds no weights")
-    process = run_launch("use_sim:=true")
+    log = tmp_path / "launch.log"
+    process = run_launch(log, "use_sim:=true")
     try:
-        text, deadline = "", time.monotonic() + 120
-        os.set_blocking(process.stdout.fileno(), False)
-        while text.count("]: active") < 4 and time.monotonic() < deadline and process.poll() is None:
-            text += process.stdout.read() or ""
+        deadline = time.monotonic() + 120
+        while log.read_text().count("]: active") < 4 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
-        assert text.count("]: active") == 4, text[-3000:]
+        assert log.read_text().count("]: active") == 4, log.read_text()[-3000:]
         os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal reaches launch and every node
         process.wait(30)
-        text += process.stdout.read() or ""
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+    text = log.read_text()
     assert "Traceback" not in text, text[-3000:]
+    assert text.count("process has finished cleanly") == 4, text[-3000:]
     left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
     assert not left

@@ -22,7 +22,7 @@ def model():
     return tiny_model()
 
 
-@pytest.fixture(scope="module", params=engines.EXPORTED)
+@pytest.fixture(scope="module", params=["openvino", pytest.param("onnxruntime", marks=pytest.mark.slow)])
 def exported(request, model, tmp_path_factory):
     pytest.importorskip(request.param)
     if request.param == "onnxruntime":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class CheckpointConfig:
     @classmethod
     def from_dict(cls, values: dict) -> CheckpointConfig:
         known = [f.name for f in fields(cls)]
-        required = [f.name for f in fields(cls) if f.name not in ("tool_frame", "base_frame", "gripper_polarity", "format", "provenance")]
+        required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"unknown entry {unknown[0]!r}")
         if missing := [name for name in required if name not in values]:
@@ -79,10 +79,13 @@ def misfit_table(rows: list[tuple[str, Any, Any]]) -> str:
     """A table for the log of what differs."""
     cells = [("entry", "checkpoint", "robot or camera"), *((name, str(a), str(b)) for name, a, b in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(3)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def save(folder: Path, model: VlaPolicy, config: CheckpointConfig, tokenizer: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def save(
+    folder: Path, model: VlaPolicy, config: CheckpointConfig, tokenizer: Path, dtype: torch.dtype = torch.bfloat16
+) -> None:
     """Write a checkpoint folder; floating weights are stored in ``dtype``."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -98,10 +101,10 @@ def load(folder: Path, device: str = "cpu") -> tuple[VlaPolicy, CheckpointConfig
     """The model in float32, in eval mode, and its config. CheckpointError on anything missing, foreign or damaged."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such checkpoint folder; set the checkpoint parameter to one that holds {WEIGHTS}")
+        raise CheckpointError(f"{folder}: no such checkpoint folder; set checkpoint to one that holds {WEIGHTS}")
     for name in (CONFIG, WEIGHTS, TOKENIZER):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} is missing: a checkpoint folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER}")
+            raise CheckpointError(f"{folder / name} is missing: a checkpoint holds {CONFIG}, {WEIGHTS} and {TOKENIZER}")
     config = read_config(folder)
     shapes = _declared_shapes(folder / WEIGHTS)
     try:
@@ -139,7 +142,7 @@ def read_config(folder: Path) -> CheckpointConfig:
 
 
 def _declared_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes from the file's header alone: a file that claims more than it holds is refused before memory is touched."""
+    """Shapes from the file's header alone: a file that claims more than it holds never touches memory."""
     size = path.stat().st_size
     if size > MAX_WEIGHTS_BYTES:
         raise CheckpointError(f"{path} is {size >> 30} GiB; at most {MAX_WEIGHTS_BYTES >> 30} are read")
@@ -156,13 +159,16 @@ def _declared_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise CheckpointError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from None
     if end != size - 8 - length:
-        raise CheckpointError(f"{path} claims {end} bytes of weights and holds {size - 8 - length}: truncated or forged")
+        held = size - 8 - length
+        raise CheckpointError(f"{path} claims {end} bytes of weights and holds {held}: truncated or forged")
     return shapes
 
 
 def _compare(path: Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> None:
-    differing = [f"{n} is {found[n]}, config.json asks for {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
-    differing += [f"{n} is missing" for n in wanted if n not in found] + [f"{n} is unknown" for n in found if n not in wanted]
+    both = [n for n in wanted if n in found]
+    differing = [f"{n} is {found[n]}, config.json asks for {wanted[n]}" for n in both if found[n] != wanted[n]]
+    differing += [f"{n} is missing" for n in wanted if n not in found]
+    differing += [f"{n} is unknown" for n in found if n not in wanted]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise CheckpointError(f"{path} does not fit its config.json: {'; '.join(differing[:3])}{more}")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 SUFFIX = {"openvino": ".xml", "onnxruntime": ".onnx"}
 PARTS = ("look", "think")
-SOURCES = ("config", "geometry", "vision", "ssm_scan", "ssm", "head", "model", "engine", "engine_files")  # shape a graph
+SOURCES = ("config", "geometry", "vision", "ssm_scan", "ssm", "head", "model", "engine", "engine_files")
 KEPT = 4  # folders of one library in one place
 MAX_ONNX_BYTES = (2 << 30) - (64 << 20)  # one protobuf file holds no more
 Graph = Callable[[tuple], list[Tensor]]  # inputs in the order of export -> outputs in the order of export
@@ -136,6 +136,7 @@ def export_onnxruntime(module: nn.Module, inputs: tuple, path: Path) -> None:
     if sum(p.numel() for p in module.parameters()) * 4 > MAX_ONNX_BYTES:
         raise ValueError("the policy is larger than one ONNX file may be")
     names = [f"in{i}" for i in range(len(inputs))]
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # misses torchvision
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(module, inputs, dynamo=True, opset_version=20, input_names=names, verbose=False)

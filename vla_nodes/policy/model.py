@@ -1,8 +1,9 @@
-"""The vision-language-action model: RGB-D, proprioception and an instruction in, one action chunk out, history in a state.
+"""The vision-language-action model: RGB-D, proprioception and an instruction in, an action chunk out, history in a
+state.
 
-Every control tick becomes a few tokens, in AnoleVLA's order (arXiv 2603.15046): the robot's state, its change, what is at
-the tool, what each role sees, and the instruction last, from whose output the chunk is read. The selective state space
-core carries its state from tick to tick, so a tick costs the same however long the robot has been running.
+Every control tick becomes a few tokens, in AnoleVLA's order (arXiv 2603.15046): the robot's state, its change, what is
+at the tool, what each role sees, and the instruction last, from whose output the chunk is read. The selective state
+space core carries its state from tick to tick, so a tick costs the same however long the robot has been running.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class VlaPolicy(nn.Module):
         self.middle = nn.Linear(width, 3)  # from a visible surface to the middle of the thing, m
         nn.init.zeros_(self.middle.weight)
         self.judge = nn.Sequential(
-            nn.Linear(2 * (3 * width + 1) + config.language.d_model, 128), nn.SiLU(), nn.Linear(128, 64), nn.SiLU(), nn.Linear(64, 1))  # fmt: skip
+            nn.Linear(2 * (3 * width + 1) + config.language.d_model, 128), nn.SiLU(),
+            nn.Linear(128, 64), nn.SiLU(), nn.Linear(64, 1))  # fmt: skip
         self.embed_state, self.embed_change = nn.Linear(STATE_WIDTH, d), nn.Linear(CHANGE_WIDTH, d)
         self.embed_tool = nn.Linear(len(TOOL_PROBES) * width, d)
         self.embed_view = nn.Linear(width + 8, d)
@@ -113,7 +115,7 @@ class VlaPolicy(nn.Module):
         grounding = self.judge(torch.cat([seen, prepared.summary], -1)).squeeze(-1)
         return VisualTokens(scan.features, points, scan.mass, scan.spread, scan.tool, grounding), scan
 
-    # -- once per tick, or a whole history at once ----------------------------------------------------------------------
+    # -- once per tick, or a whole history at once -------------------------------------------------------------
     def think(self, body: Proprioception, view: VisualTokens, summary: Tensor, state: tuple | None
               ) -> tuple[TickOutput, tuple]:  # fmt: skip
         """T ticks of B streams, everything (B, T, ...); summary (B, W). Equal to T calls with T = 1."""

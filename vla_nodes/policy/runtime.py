@@ -149,7 +149,8 @@ class PolicyRuntime:
             if len(self._evidence) >= LOST_TICKS and recent >= 0.8:  # it came into view later
                 self._decided = True
                 return ""
-            return f'what "{self.instruction}" names is not in view, or it is nothing this policy can do (certainty {recent:.2f})'
+            named = f'what "{self.instruction}" names'
+            return f"{named} is not in view, or it is nothing this policy can do (certainty {recent:.2f})"
         self._lost = self._lost + 1 if grounding < LOST else 0
         if self._lost >= LOST_TICKS:
             self._decided, self._evidence = False, []
@@ -162,13 +163,13 @@ class PolicyRuntime:
         return torch.as_tensor(np.ascontiguousarray(array, np.float32), device=self.device).unsqueeze(0)
 
     def _images(self, observation: Observation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Resize to the network's square and bring the intrinsics along. Never upside down, never stretched silently."""
+        """Resize to the network's square and bring the intrinsics along. Nothing is stretched silently."""
         color, depth = observation.color, observation.depth
         size = self.config.image_size
         if color.ndim != 3 or color.shape[2] != 3 or color.dtype != np.uint8:
             raise ValueError(f"colour image must be (H, W, 3) uint8, got {color.shape} {color.dtype}")
         if depth is not None and depth.shape != color.shape[:2]:
-            raise ValueError(f"depth {depth.shape} is not aligned to colour {color.shape[:2]}: use the aligned depth topic")
+            raise ValueError(f"depth {depth.shape} is not aligned to colour {color.shape[:2]}: use aligned depth")
         height, width = color.shape[:2]
         intrinsics = np.array(observation.intrinsics, np.float32)
         side = min(height, width)
@@ -201,4 +202,5 @@ class PolicyRuntime:
         else:
             velocity, rate = np.zeros(3), 0.0
         parts = (now.ee_pose, now.gripper, now.joint_positions, now.joint_velocities, velocity, rate)
-        return proprioception(*(self._tensor(part).unsqueeze(0) if np.ndim(part) else self._tensor([part]) for part in parts))
+        rows = (self._tensor(part).unsqueeze(0) if np.ndim(part) else self._tensor([part]) for part in parts)
+        return proprioception(*rows)

@@ -1,7 +1,7 @@
 """From an RGB-D image and an instruction to a handful of visual tokens that still know where they are.
 
-A small convolutional encoder keeps a feature map of one vector per 4x4 pixels. Roles (the thing acted on, the goal, and a
-few free ones) are queries made from the instruction; each looks over the map, and what it sees becomes one token: the
+A small convolutional encoder keeps a feature map of one vector per 4x4 pixels. Roles (the thing acted on, the goal, and
+a few free ones) are queries made from the instruction; each looks over the map, and what it sees becomes one token: the
 features there and the point in space there. A role that finds nothing looks at a sink instead, and says so.
 """
 

@@ -17,6 +17,7 @@ from vla_nodes.share import share_roots
 from vla_nodes.sim import builder
 from vla_nodes.sim.render import MAX_RANGE
 from vla_nodes.train.collect import PERIOD, TICK
+from vla_nodes.train.ground import TRAINED as GROUNDED
 
 
 def commit() -> str:
@@ -30,6 +31,7 @@ def commit() -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vla_nodes export", description=__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="stage 2 weights")
+    parser.add_argument("--grounded", type=Path, help="stage 1 weights refined since, for that part")
     parser.add_argument("--language", type=Path, required=True, help="folder with the student's tokenizer.json")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--mixer", choices=("mamba2", "mamba1", "attention"), default=None)
@@ -37,7 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     policy = preset("nano", args.mixer)
     model = VlaPolicy(policy)
-    model.load_state_dict(load_file(args.weights))
+    weights = load_file(args.weights)
+    if args.grounded:
+        weights |= {k: v for k, v in load_file(args.grounded).items() if k.split(".")[0] in GROUNDED}
+    model.load_state_dict(weights)
     config = checkpoint.CheckpointConfig(
         policy, builder.ARM_JOINTS, builder.FINGER_JOINTS[0], "ee_delta", PERIOD, TICK, "camera", (0.1, MAX_RANGE),
         provenance={**json.loads(args.provenance), "commit": commit()})  # fmt: skip

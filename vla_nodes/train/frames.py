@@ -36,7 +36,7 @@ def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str
     objects = [t for t in things if t.rpartition(" ")[2] in ("block", "can")]
     goals = [t for t in things if t in ("bowl", "tray")]
     absent = [f"{c} {k}" for c in COLORS for k in ("block", "block", "can") if f"{c} {k}" not in objects]
-    alike = [t for t in absent if any(t.split()[0] == o.split()[0] for o in objects)]  # the colour is there, on another kind
+    alike = [t for t in absent if any(t.split()[0] == o.split()[0] for o in objects)]  # right colour, other kind
     draw = rng.random()
     thing = str(rng.choice(alike if alike and draw < 0.12 else absent if draw < 0.25 or not objects else objects))
     draw = rng.random()
