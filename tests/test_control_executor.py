@@ -264,3 +264,17 @@ def test_approach_and_reset(robot):
 def test_settings_are_checked(robot, change):
     with pytest.raises(ValueError, match=next(iter(change))):
         ChunkExecutor(robot, ExecutorSettings(**change))
+
+
+def test_an_arm_behind_an_absolute_chunk_catches_up_instead_of_refusing_it(robot):
+    """The distance to the first row must not set the pace of the rows after it."""
+    executor = start(robot)
+    chunk = sine(robot, T0)
+    behind = chunk.actions.copy()
+    behind[:, :7] += 0.3  # rad: far more than a period's motion
+    output = executor.submit(replace(chunk, actions=behind), T0 + 0.15)
+    assert output.refused is None and excess(output.arm, executor.limits, robot)[0] <= 1.0
+    assert output.stretched < 1.0 and output.gap > 0.2
+    np.testing.assert_allclose(at(output.arm, T0 + 0.15)[0], robot.rest, atol=1e-12)
+    np.testing.assert_allclose(output.arm.positions[-1], behind[-1, :7], atol=1e-9)
+    assert output.arm.end < T0 + 1.6 + 1.5

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vla_nodes.control import gripper as gripper_channel
-from vla_nodes.control.chunk import ActionChunk
+from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.limits import Limits, excess
 from vla_nodes.control.path import ChunkPath, TimeLaw, time_law
 from vla_nodes.control.robot import RobotModel
@@ -159,7 +159,8 @@ class ChunkExecutor:
         rows = joint_rows(self.robot, chunk, measured, s.ik, s.unreachable, self._guess_for(chunk))
         if rows.reachable == 0:
             return _refuse("unreachable", f"the first row is {rows.short * 1e3:.0f} mm out of the arm's reach")
-        path = ChunkPath(np.concatenate([measured[None], rows.q[: rows.reachable]]), chunk.period)
+        q = rows.q[: rows.reachable]
+        path = ChunkPath(np.concatenate([self._origin(chunk, measured, q)[None], q]), chunk.period)
         start = max(begin - chunk.stamp - (self._lag_at(begin) - self._lag_at(chunk.stamp)), 0.0)
         if start > path.length - 0.5 * chunk.period:
             return _refuse("too_late", f"all {rows.reachable} usable rows are past, {start:.3f} s after the stamp")
@@ -237,6 +238,18 @@ class ChunkExecutor:
         if changed:
             self._recent.clear()  # an ensemble must not mix two instructions
         return None
+
+    def _origin(self, chunk: ActionChunk, measured: np.ndarray, q: np.ndarray) -> np.ndarray:
+        """Where a chunk's path is at its stamp (J,), rows q (H, J): at the measured joints, unless rows are absolute
+        and far ahead of an arm that has fallen behind. Then in line with the rows, and the blend closes the distance:
+        as part of the path that one step would set the pace of all the others."""
+        if chunk.action_space in (ActionSpace.EE_DELTA, ActionSpace.JOINT_DELTA) or len(q) < 2:
+            return measured
+        first = (np.abs(q[0] - measured) / self.limits.velocity).max()
+        later = (np.abs(q[1:] - q[:-1]) / self.limits.velocity).max()
+        if first <= max(2.0 * later, 0.25 * chunk.period):
+            return measured
+        return np.minimum(np.maximum(2.0 * q[0] - q[1], self.limits.lower), self.limits.upper)
 
     def _guess_for(self, chunk: ActionChunk) -> np.ndarray | None:
         """The previous chunk's joints at this chunk's row times: close to the solution when policies are consistent."""
