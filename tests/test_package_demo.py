@@ -69,7 +69,7 @@ def test_stop_asks_first_and_kills_what_does_not_end(tmp_path):
     deadline = time.monotonic() + 30
     while not (kind.log.read_text() and rude.log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    processes.stop(patience=2.0)
+    processes.stop(patience=8.0)
     assert kind.process.returncode == 0 and "goodbye" in kind.tail()
     assert rude.process.returncode == -signal.SIGKILL
     assert len(processes.ended()) == 2

@@ -316,9 +316,7 @@ def run(make: Callable[[], BaseNode], args: list[str] | None = None) -> int:
     stop = threading.Event()
 
     def on_signal(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt  # the second one means it
-        stop.set()
+        stop.set()  # again while ending changes nothing: whoever is in a hurry sends SIGKILL, as ros2 launch does
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
@@ -333,7 +331,7 @@ def run(make: Callable[[], BaseNode], args: list[str] | None = None) -> int:
         # Not spin(): without a timeout the event-driven executor of rclpy 7.1 waits busily and calls nothing.
         while not stop.is_set() and rclpy.ok():
             executor.spin_once(timeout_sec=0.2)
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         pass
     finally:
         if node is not None:

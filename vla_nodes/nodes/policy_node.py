@@ -32,6 +32,7 @@ from vla_nodes.nodes.convert import seconds
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.peers import Change, Rate
 from vla_nodes.nodes.policy_core import PolicyCore, Result, State, Ticket, Worker
+from vla_nodes.policy import engine as engines
 from vla_nodes.share import share_path
 
 STATUS_PERIOD = 0.15
@@ -59,6 +60,7 @@ class PolicyNode(BaseNode):
     params = (
         Param("checkpoint", "", "Checkpoint folder; empty: resource/checkpoints/nano of this package."),
         Param("device", "auto", "Where the policy runs.", choices=("auto", "cpu", "cuda")),
+        Param("engine", "torch", "What computes it on a CPU; see policy/engine.py.", choices=engines.NAMES),
         Param("threads", 1, "CPU threads of the policy.", 1, 256),
         Param("rate", 0.0, "Policy steps per second of observation time [Hz]; 0: the checkpoint's own.", 0.0, 100.0),
         Param("max_image_age", 0.5, "Oldest observation acted upon [s], ROS clock.", 0.02, 10.0),
@@ -86,7 +88,7 @@ class PolicyNode(BaseNode):
         folder = Path(self.value("checkpoint") or share_path("resource/checkpoints/nano")).expanduser()
         urdf = Path(self.value("urdf"))
         self._robot = RobotModel(urdf if urdf.is_absolute() else share_path(str(urdf)), self.value("tool_frame"))
-        runtime = PolicyRuntime.load(folder, self.value("device"), self.value("threads"))
+        runtime = PolicyRuntime.load(folder, self.value("device"), self.value("threads"), self.value("engine"))
         self._check_fit(runtime.config)
         config = runtime.config
         self._space = ActionSpace(config.action_space)

@@ -101,7 +101,7 @@ def load(folder: Path, device: str = "cpu") -> tuple[VlaPolicy, CheckpointConfig
     """The model in float32, in eval mode, and its config. CheckpointError on anything missing, foreign or damaged."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such checkpoint folder; set checkpoint to one that holds {WEIGHTS}")
+        raise CheckpointError(f"{folder}: no such checkpoint folder: set the checkpoint parameter to one")
     for name in (CONFIG, WEIGHTS, TOKENIZER):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} is missing: a checkpoint holds {CONFIG}, {WEIGHTS} and {TOKENIZER}")

@@ -62,7 +62,7 @@ class PolicyRuntime:
         self.reset()
 
     @classmethod
-    def load(cls, checkpoint: Path, device: str = "auto", threads: int = 1, engine: str = "auto") -> PolicyRuntime:
+    def load(cls, checkpoint: Path, device: str = "auto", threads: int = 1, engine: str = "torch") -> PolicyRuntime:
         """CheckpointError on anything wrong with the folder; ValueError for a device or engine this machine lacks.
 
         engine: auto, torch, openvino or onnxruntime, see engine.py; the first start with a new checkpoint exports it.
