@@ -63,7 +63,8 @@ def node_command(name: str, arguments: list[str]) -> list[str]:
 
 
 def die_with_parent(parent: int) -> None:
-    """Run in the child before exec: SIGKILL when the parent's thread ends."""
+    """Run in the child before exec: SIGINT works, and SIGKILL comes when the parent's thread ends."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in a shell's background job, and that is inherited
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before prctl
