@@ -76,7 +76,7 @@ class VlaPolicy(nn.Module):
     def __init__(self, config: PolicyConfig, tokenizer=None) -> None:
         super().__init__()
         self.config = config
-        roles, width, d = 2 + config.free_roles, config.feature_width, config.d_model
+        width, d = config.feature_width, config.d_model
         self.language = InstructionEncoder(config.language, tokenizer)
         self.roles = RoleQueries(config)
         self.vision = Vision(config)
@@ -93,7 +93,6 @@ class VlaPolicy(nn.Module):
         self.core = SequenceCore(d, config.n_layer, config.mixer, config.d_state, config.headdim, config.expand,
                                  twin_of=config.twin_of)  # fmt: skip
         self.head = ChunkHead(config, geometry=2 * 4 + 4 + CHANGE_WIDTH)
-        assert roles >= 2
 
     @property
     def tokens(self) -> int:

@@ -92,10 +92,6 @@ class PolicyRuntime:
         self.instruction = text
         self.reset()
 
-    def clear_instruction(self) -> None:
-        self.instruction, self._prepared = "", None
-        self.reset()
-
     def reset(self) -> None:
         """Forget the history (on activation, a new instruction or a clock jump); the instruction stays."""
         self._state: tuple | None = None
@@ -103,11 +99,6 @@ class PolicyRuntime:
         self._decided: bool | None = None
         self._evidence: list[float] = []
         self._lost = 0
-
-    @property
-    def engaged(self) -> bool:
-        """Whether the instruction was found doable and is being carried out."""
-        return self._decided is True
 
     # -- one tick -----------------------------------------------------------------------------------------------------
     @torch.no_grad()

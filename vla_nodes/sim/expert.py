@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vla_nodes.control.inverse_kinematics import rotation_vector
 from vla_nodes.sim import scene as sc
 from vla_nodes.sim.tasks import Task, contains
 from vla_nodes.sim.world import World
@@ -86,7 +87,7 @@ class Expert:
         state = self._state(world, velocity)
         goal = world.position(self.task.goal) if self.task.goal else None
         # The tool's small tilt away from straight down is taken out at a bounded rate.
-        tilt = _rotation_vector(DOWN @ world.tool_pose()[:3, :3].T)
+        tilt = rotation_vector((DOWN @ world.tool_pose()[:3, :3].T)[None])[0]
         rows, first = [], ""
         for _ in range(horizon):
             primitive, waypoint, gripper, speed = self._decide(state, goal)
@@ -195,14 +196,3 @@ class Expert:
             return "grasp", s.p, 0.0, SLOW
         travel = (PULL - s.opening) if opening else -(s.opening + 0.004)
         return self.task.verb, np.array([s.p[0] - travel, s.thing[1], s.p[2]]), 0.0, SLOW + 0.04
-
-
-def _rotation_vector(rotation: np.ndarray) -> np.ndarray:
-    """Axis times angle of a small rotation matrix, rad."""
-    skew = (
-        np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
-        / 2
-    )
-    sine = float(np.linalg.norm(skew))
-    angle = float(np.arctan2(sine, (np.trace(rotation) - 1) / 2))
-    return skew / max(sine, 1e-9) * angle

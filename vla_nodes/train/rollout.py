@@ -8,6 +8,7 @@ import numpy as np
 
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.executor import ChunkExecutor, ExecutorOutput
+from vla_nodes.control.inverse_kinematics import rotation_vector
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.policy.runtime import Observation
@@ -48,9 +49,9 @@ class Rollout:
         pose[:3, :3], pose[:3, 3] = np.diag([1.0, -1.0, -1.0]), tool
         q, robot = np.asarray(builder.READY), panda()
         for _ in range(100):
-            error = np.concatenate(
-                [pose[:3, 3] - (now := robot.forward(q))[:3, 3], _turn(pose[:3, :3] @ now[:3, :3].T)]
-            )
+            now = robot.forward(q)
+            turn = rotation_vector((pose[:3, :3] @ now[:3, :3].T)[None])[0]
+            error = np.concatenate([pose[:3, 3] - now[:3, 3], turn])
             jacobian = robot.jacobian(q)
             q = q + jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 1e-4 * np.eye(6), error)
         self.world.place_robot(np.clip(q, robot.lower, robot.upper), opening * builder.FINGER_OPEN)
@@ -92,11 +93,3 @@ class Rollout:
             self.world.advance(STEP)
             q, qd, _ = self.world.joint_state()
             self.executor.observe(self.world.time, q[:7], qd[:7], float(q[7]))
-
-
-def _turn(rotation: np.ndarray) -> np.ndarray:
-    """Small rotation matrix to rotation vector."""
-    return (
-        np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
-        / 2
-    )
