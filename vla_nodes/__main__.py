@@ -11,6 +11,7 @@ COMMANDS = {  # name: (module with main(argv) -> int, what it does)
     "control-bench": ("vla_nodes.train.control_bench", "what the chunk executor costs, and how it moves next to peers"),
     "seams": ("vla_nodes.control.report", "how a recorded run joined its chunks, in numbers and as a PNG"),
     "collect": ("vla_nodes.train.collect", "demonstrations by the scripted expert"),
+    "stills": ("vla_nodes.train.stills", "still scenes, labelled, for training stage 1"),
     "distill": ("vla_nodes.train.distill", "the instruction encoder, from a sentence model"),
     "ground": ("vla_nodes.train.ground", "training stage 1: language meets vision"),
     "act": ("vla_nodes.train.act", "training stage 2: action chunks"),

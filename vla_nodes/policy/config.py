@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from .language import LanguageConfig
 
 PRIMITIVES = ("reach", "grasp", "lift", "move", "place", "open", "close", "hold")
-MOST = {"n_layer": 512, "vision_blocks": 64, "free_roles": 64}  # a forged config must not build for hours
+MOST = {"n_layer": 512, "vision_blocks": 64, "free_roles": 64, "steps": 8}  # a forged config must not build for hours
 CELL = 4  # pixels of the image per cell of the feature map
 
 
@@ -21,6 +21,7 @@ class PolicyConfig:
     vision_blocks: int = 1  # residual blocks at strides 8 and 16
     feature_width: int = 64  # channels of the feature map the roles look at
     free_roles: int = 2  # visual tokens beside "thing" and "goal"
+    steps: int = 2  # things an instruction may ask for, one after the other
     mixer: str = "mamba2"  # mamba2, mamba1, or attention (the twin, for comparison)
     twin_of: str = "mamba2"  # what an attention core stands in for: it gets as many parameters as that one
     d_model: int = 128

@@ -37,7 +37,8 @@ def window(tokens: dict[str, Tensor], length: int, rng: np.random.Generator) -> 
     cut = {k: F.pad(v, [0, 0] * (v.dim() - 1) + [0, length - used]) for k, v in cut.items()}
     weight = torch.zeros(length)
     weight[:used] = 1.0
-    return {**cut, "weight": weight, "summary": tokens["summary"][rng.integers(len(tokens["summary"]))]}
+    phrasing = tokens["summary"][rng.integers(len(tokens["summary"]))]  # (K, W)
+    return {**cut, "weight": weight, "summary": phrasing[cut["step"]]}
 
 
 def noisy(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -46,7 +47,7 @@ def noisy(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Ten
     def jitter(value: Tensor, size: float) -> Tensor:
         return value + size * torch.randn(value.shape, generator=generator)
 
-    return {**batch, "view_points": jitter(batch["view_points"], 0.002),
+    return {**batch, "view_points": jitter(batch["view_points"], 0.002), "view_aim": jitter(batch["view_aim"], 0.002),
             "view_features": jitter(batch["view_features"], 0.02), "view_tool": jitter(batch["view_tool"], 0.02),
             "state": jitter(batch["state"], 0.003),
             "change": jitter(batch["change"], 0.02)}  # fmt: skip
@@ -62,19 +63,22 @@ def losses(model: VlaPolicy, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor
     lead = (moves[..., :3].cumsum(-2) - wanted[..., :3].cumsum(-2)).abs()
     grip = F.binary_cross_entropy_with_logits(out.actions[..., 6], wanted[..., 6].clamp(0, 1), reduction="none")
     named = F.cross_entropy(out.primitive.flatten(0, 1), batch["primitive"].flatten(), reduction="none").view_as(weight)
+    done = F.binary_cross_entropy_with_logits(out.done, batch["done"], reduction="none")
     terms = {
         "velocity": (gap.mean((-1, -2)) * weight).sum(),
         "acceleration": LAMBDA_ACC * (bend.mean((-1, -2)) * weight).sum(),
         "lead": 0.15 * (lead.mean((-1, -2)) * weight).sum(),
         "gripper": 0.5 * (grip.mean(-1) * weight).sum(),
         "primitive": 0.1 * (named * weight).sum(),
+        "done": 0.2 * (done * weight).sum(),
     }
     with torch.no_grad():
         right = (out.primitive.argmax(-1) == batch["primitive"]).float()
         agree = ((out.actions[..., 6] > 0) == (wanted[..., 6] > 0.5)).float().mean(-1)
         end = 16.0 * (moves[..., :3].sum(-2) - wanted[..., :3].sum(-2)).norm(dim=-1)
         report = {"end mm": float((end * weight).sum()), "primitive right": float((right * weight).sum()),
-                  "gripper right": float((agree * weight).sum())}  # fmt: skip
+                  "gripper right": float((agree * weight).sum()),
+                  "done right": float((((out.done > 0).float() == batch["done"]).float() * weight).sum())}  # fmt: skip
     return terms, report
 
 

@@ -37,15 +37,16 @@ def tokens_of(
     episode.require("ee_pose", "gripper", "joint_positions", "joint_velocities", "actions", "primitive")
     texts = [header["instruction"]]
     if "task" in header:
-        texts += [language.phrase(Task(**header["task"]), rng) for _ in range(PHRASINGS - 1)]
-    prepared = model.prepare(model.language.encode(texts))
+        texts += [language.phrase(Task.from_dict(header["task"]), rng) for _ in range(PHRASINGS - 1)]
+    asked = model.prepare(model.language.encode(texts))
     count = len(episode)
+    step = torch.as_tensor(arrays.get("step", np.zeros(count)), dtype=torch.long)
     parts: list[VisualTokens] = []
     for start in range(0, count, batch):
         ticks = range(start, min(start + batch, count))
         images = [augment(episode.color(t), episode.depth(t), rng) if rng.random() < 0.5 else
                   (episode.color(t).astype(np.float32) / 255, episode.depth(t)) for t in ticks]  # fmt: skip
-        rows = len(images)
+        rows, at = len(images), step[ticks.start : ticks.stop]
 
         def repeated(value, rows=rows) -> Tensor:
             return torch.as_tensor(np.asarray(value, np.float32)).expand(rows, -1, -1)
@@ -55,7 +56,7 @@ def tokens_of(
             torch.from_numpy(np.stack([i[1] for i in images])),
             repeated(header["intrinsics"]), repeated(header["camera_pose"]),
             torch.as_tensor(arrays["ee_pose"][ticks.start : ticks.stop, :3, 3], dtype=torch.float32),
-            Prepared(prepared.queries[:1].expand(rows, -1, -1), prepared.summary[:1].expand(rows, -1)),
+            Prepared(asked.queries[0, at], asked.summary[0, at]),
         )  # fmt: skip
         parts.append(view)
     pose = torch.as_tensor(arrays["ee_pose"], dtype=torch.float32)
@@ -66,9 +67,10 @@ def tokens_of(
         torch.as_tensor(differences(arrays["ee_pose"][:, :3, 3], arrays["stamp"])),
         torch.as_tensor(differences(arrays["gripper"], arrays["stamp"])))  # fmt: skip
     views = {f"view_{name}": torch.cat([getattr(p, name) for p in parts]).numpy() for name in VisualTokens._fields}
-    return {**views, "state": body.state.numpy(), "change": body.change.numpy(), "summary": prepared.summary.numpy(),
+    return {**views, "state": body.state.numpy(), "change": body.change.numpy(), "summary": asked.summary.numpy(),
             "actions": model.normalised(torch.as_tensor(arrays["actions"])).numpy(),
-            "primitive": arrays["primitive"].astype(np.int64)}  # fmt: skip
+            "primitive": arrays["primitive"].astype(np.int64), "step": step.numpy(),
+            "done": arrays.get("done", np.zeros(count)).astype(np.float32)}  # fmt: skip
 
 
 def fill(model: VlaPolicy, data: Path, cache: Path, seed: int = 0, report=print) -> list[Path]:
