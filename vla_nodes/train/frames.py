@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,31 +80,30 @@ def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str
 
 
 class FrameSampler:
-    """Draws frames from a folder of episodes; ``refresh`` picks up files written since."""
+    """Draws frames from folders of episodes. What it draws follows from the generator alone, also from threads."""
 
-    def __init__(self, folder: Path, held_out: bool = False, every: int = 12) -> None:
-        self.folder, self.held_out, self.every = folder, held_out, every
+    def __init__(self, folders: Path | Sequence[Path], held_out: bool = False, every: int = 12) -> None:
+        """Every ``every``-th episode, by number, is held out for measuring and never trained on."""
+        found = [p for folder in ([folders] if isinstance(folders, Path) else folders) for p in episodes.files(folder)]
+        self.paths = [p for p in found if (int(p.stem) % every == 0) == held_out]
         self._cache: dict[Path, episodes.Episode] = {}
         self.damaged: dict[Path, str] = {}
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Every ``every``-th episode, by number, is held out for measuring and never trained on."""
-        self.paths = [p for p in episodes.files(self.folder)
-                      if (int(p.stem) % self.every == 0) == self.held_out and p not in self.damaged]  # fmt: skip
 
     def draw(self, rng: np.random.Generator) -> Frame:
-        while True:
+        """DataError when there is no episode, or none that can be used."""
+        while len(self.damaged) < len(self.paths):
             path = self.paths[rng.integers(len(self.paths))]
+            if path in self.damaged:
+                continue
             try:
                 episode = self._cache.get(path) or episodes.read(path)
                 self._cache[path] = episode
                 return self._frame(episode, int(rng.integers(len(episode))), rng)
             except episodes.DataError as error:
+                if path not in self.damaged:
+                    print(f"skipped: {error}", flush=True)
                 self.damaged[path] = str(error)
-                self.refresh()
-                if not self.paths:
-                    raise
+        raise episodes.DataError(next(iter(self.damaged.values()), "no episode to draw from"))
 
     def _frame(self, episode: episodes.Episode, tick: int, rng: np.random.Generator) -> Frame:
         episode.require("things", "segmentation", "thing_positions", "drawer_opening")
