@@ -19,7 +19,7 @@ LAMBDA_ACC = 0.25
 
 
 def window(tokens: dict[str, Tensor], length: int, rng: np.random.Generator, before: int = 0) -> dict[str, Tensor]:
-    """``length`` ticks of one episode, and ``before`` of them the ticks before; shorter ones are padded with weight 0."""
+    """``length`` ticks of one episode behind ``before`` others of it; shorter ones are padded with weight 0."""
     count = len(tokens["state"])
     if before:
         start = int(rng.integers(0, max(1, count - before - length // 2)))
@@ -62,8 +62,8 @@ def losses(model: VlaPolicy, batch: dict[str, Tensor], state: tuple | None = Non
                             ignore_index=-1).view_as(weight)  # fmt: skip
     ended = batch["done"].nan_to_num(0.0)
     done = F.binary_cross_entropy_with_logits(out.done, ended, reduction="none")
-    of_named, of_done = (labelled / labelled.sum().clamp(min=1) for labelled in
-                         (batch["weight"] * (batch["primitive"] >= 0), batch["weight"] * batch["done"].isfinite()))  # fmt: skip
+    labelled = (batch["weight"] * (batch["primitive"] >= 0), batch["weight"] * batch["done"].isfinite())
+    of_named, of_done = (share / share.sum().clamp(min=1) for share in labelled)
     terms = {
         "velocity": (gap.mean((-1, -2)) * weight).sum(),
         "acceleration": LAMBDA_ACC * (bend.mean((-1, -2)) * weight).sum(),

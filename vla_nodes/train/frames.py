@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -79,13 +80,18 @@ def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str
     return language.phrase(task, rng), task
 
 
+def number(path: Path) -> int:
+    """The number of an episode, which says whether it is held out: its name's, or one that follows from its name."""
+    return int(path.stem) if path.stem.isdecimal() else zlib.crc32(path.stem.encode())
+
+
 class FrameSampler:
     """Draws frames from folders of episodes. What it draws follows from the generator alone, also from threads."""
 
     def __init__(self, folders: Path | Sequence[Path], held_out: bool = False, every: int = 12) -> None:
         """Every ``every``-th episode, by number, is held out for measuring and never trained on."""
         found = [p for folder in ([folders] if isinstance(folders, Path) else folders) for p in episodes.files(folder)]
-        self.paths = [p for p in found if (int(p.stem) % every == 0) == held_out]
+        self.paths = [p for p in found if (number(p) % every == 0) == held_out]
         self._cache: dict[Path, episodes.Episode] = {}
         self.damaged: dict[Path, str] = {}
 
@@ -93,12 +99,13 @@ class FrameSampler:
         """DataError when there is no episode, or none that can be used."""
         while len(self.damaged) < len(self.paths):
             path = self.paths[rng.integers(len(self.paths))]
+            inner = np.random.default_rng(rng.integers(2**63))  # a damaged file costs as many draws however it is met
             if path in self.damaged:
                 continue
             try:
                 episode = self._cache.get(path) or episodes.read(path)
                 self._cache[path] = episode
-                return self._frame(episode, int(rng.integers(len(episode))), rng)
+                return self._frame(episode, int(inner.integers(len(episode))), inner)
             except episodes.DataError as error:
                 if path not in self.damaged:
                     print(f"skipped: {error}", flush=True)

@@ -59,8 +59,9 @@ def launch(settings: Settings):
         raise ValueError("device is cuda and this machine has none that torch can use; set device to cpu or auto")
     # The first rank may fill a cache for hours while the others wait; a term may leave a parameter without gradient.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    return Accelerator(cpu=cpu, mixed_precision="bf16" if settings.precision == "bf16" else "no",
-                       kwargs_handlers=[patience, DistributedDataParallelKwargs(find_unused_parameters=True)])  # fmt: skip
+    precision = "bf16" if settings.precision == "bf16" else "no"
+    handlers = [patience, DistributedDataParallelKwargs(find_unused_parameters=True)]
+    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
 
 
 def to_device(value: Any, device: torch.device) -> Any:

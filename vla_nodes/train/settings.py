@@ -1,7 +1,7 @@
 """What a training run is told: one flat YAML file per run, every key known, every value of the right type.
 
-A file may start from another one (``base: act.yaml``, relative to itself) and say only what differs. Unknown keys are an
-error that names them. Paths are relative to the working directory.
+A file may start from another one (``base: act.yaml``, relative to itself) and say only what differs. Unknown keys are
+an error that names them. Paths are relative to the working directory.
 """
 
 from __future__ import annotations

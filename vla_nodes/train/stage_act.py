@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vla_nodes.data.episodes import DataError
 from vla_nodes.policy.model import Proprioception, VisualTokens, VlaPolicy
 from vla_nodes.train import act
 from vla_nodes.train import cache as caching
-from vla_nodes.train.ground import TRAINED as GROUNDED
+from vla_nodes.train.frames import number
 from vla_nodes.train.loop import Terms, to_device
-from vla_nodes.train.settings import ActSettings
+from vla_nodes.train.settings import ActSettings, SettingsError
 
 Tokens = dict[str, Tensor]
 MEASURED = 16  # windows at a time
@@ -50,7 +51,7 @@ class Objective(nn.Module):
         terms, report = act.losses(self.model, window, carried(self.model, past) if before else None)
         unknown = set(self.factors) - set(terms)
         if unknown:
-            raise ValueError(f"weights: no loss term {', '.join(sorted(unknown))}; there are {', '.join(terms)}")
+            raise SettingsError(f"weights: no loss term {sorted(unknown)[0]}; there are {', '.join(terms)}")
         return sum(self.factors.get(name, 1.0) * term for name, term in terms.items()), terms, report
 
 
@@ -65,11 +66,11 @@ class ActStage:
         self.objective = Objective(model, settings)
         self.trained = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
         self.model.train()
-        frozen = [p for p in paths if int(p.stem) % settings.held_out == 0]
+        frozen = [p for p in paths if number(p) % settings.held_out == 0]
         self.held = [caching.load(p) for p in frozen]
         self.training = [caching.load(p) for p in paths if p not in set(frozen)]
         if not self.training:
-            raise ValueError(f"{settings.data}: no usable episode to learn from")
+            raise DataError(f"{', '.join(map(str, settings.data))}: no usable episode to learn from")
         ticks = sum(len(t["state"]) for t in self.training)
         self.data = {"episodes": len(self.training), "held out": len(self.held), "ticks": ticks}
         say(f"{len(self.training)} episodes to learn from, {len(self.held)} held out, {ticks} ticks")
@@ -109,8 +110,3 @@ class ActStage:
     def weights(self) -> dict[str, Tensor]:
         return self.model.state_dict()
 
-
-def with_eyes(model: VlaPolicy, weights: dict[str, Tensor]) -> None:
-    """Give a model all that stage 1 trains."""
-    eyes = {name: tensor for name, tensor in weights.items() if name.split(".")[0] in GROUNDED}
-    model.load_state_dict(eyes, strict=False)

@@ -12,7 +12,7 @@ from vla_nodes.policy.model import VlaPolicy
 from vla_nodes.train import ground
 from vla_nodes.train.frames import FrameSampler
 from vla_nodes.train.loop import Terms, to_device
-from vla_nodes.train.settings import GroundSettings
+from vla_nodes.train.settings import GroundSettings, SettingsError
 
 
 class Objective(nn.Module):
@@ -24,7 +24,7 @@ class Objective(nn.Module):
         self.words = ground.Words(model) if settings.only is None else None
         unknown = set(settings.weights) - set(ground.WEIGHTS)
         if unknown:
-            raise ValueError(f"weights: no loss term {', '.join(sorted(unknown))}; there are {', '.join(ground.WEIGHTS)}")
+            raise SettingsError(f"weights: no loss term {sorted(unknown)[0]}; there are {', '.join(ground.WEIGHTS)}")
         self.factors = {name: weight * settings.weights.get(name, 1.0) for name, weight in ground.WEIGHTS.items()}
 
     def forward(self, batch: tuple[dict, list]) -> Terms:
