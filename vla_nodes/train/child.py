@@ -1,7 +1,7 @@
 """``python -m vla_nodes.train.child COMMAND ...``: a command of vla_nodes beside or within a training run.
 
-VLA_NODES_NICE in the environment says how gladly it leaves the processor to others. It ends when its parent does, however
-that ends (on Linux; elsewhere it runs to its own end).
+VLA_NODES_NICE in the environment says how gladly it leaves the processor to others. It ends when its parent does,
+however that ends (on Linux; elsewhere it runs to its own end).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     out: work                    # {out} in the steps
     steps: ["stills --out {out}/stills", "collect --out {out}/data", "train ground.yaml --out {out}/ground", ...]
 
-Every step can be stopped and gone on with by itself; those that ended well are noted in {out}/recipe.json and left out the
-next time, until the step's words or one before it change.
+Every step can be stopped and gone on with by itself; those that ended well are noted in {out}/recipe.json and left out
+the next time, until the step's words or one before it change.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def run(settings: Settings) -> int:
     if isinstance(settings, ActSettings):
         stage = act(begun.model, settings, accelerator, say)
         if settings.score_minutes and accelerator.is_main_process:
-            from vla_nodes.train.score import Score
+            from vla_nodes.train.closed_loop import Score
 
             score = Score(settings, lambda folder: export(begun, folder, settings))
     else:
