@@ -16,6 +16,7 @@ from vla_nodes.sim.tasks import RELATIONS, Task, destination, kind_of
 class Frame(NamedTuple):
     """One example: an image, a sentence, and one step of it. ``cells`` is uint8: 1 the thing, 2 the goal."""
 
+    tick: int  # of its episode
     color: np.ndarray  # (S, S, 3) uint8
     depth: np.ndarray  # (S, S) float32 m
     intrinsics: np.ndarray  # (3, 3)
@@ -93,19 +94,25 @@ class FrameSampler:
                       if (int(p.stem) % self.every == 0) == self.held_out and p not in self.damaged]  # fmt: skip
 
     def draw(self, rng: np.random.Generator) -> Frame:
+        return self.questions(rng, 1)[0]
+
+    def questions(self, rng: np.random.Generator, count: int) -> list[Frame]:
+        """One image and ``count`` sentences about it: the image is what costs."""
         while True:
             path = self.paths[rng.integers(len(self.paths))]
             try:
                 episode = self._cache.get(path) or episodes.read(path)
                 self._cache[path] = episode
-                return self._frame(episode, int(rng.integers(len(episode))), rng)
+                first = self._frame(episode, int(rng.integers(len(episode))), rng)
+                return [first, *(self._frame(episode, first.tick, rng, first) for _ in range(count - 1))]
             except episodes.DataError as error:
                 self.damaged[path] = str(error)
                 self.refresh()
                 if not self.paths:
                     raise
 
-    def _frame(self, episode: episodes.Episode, tick: int, rng: np.random.Generator) -> Frame:
+    def _frame(self, episode: episodes.Episode, tick: int, rng: np.random.Generator, like: Frame | None = None
+               ) -> Frame:  # fmt: skip
         episode.require("things", "segmentation", "thing_positions", "drawer_opening")
         episode.require("intrinsics", "camera_pose", "ee_pose")
         header, things = episode.header, list(episode.header["things"])
@@ -129,8 +136,9 @@ class FrameSampler:
                 aim = destination(step, places[things.index(step.goal)]).astype(np.float32)
             shut = float(episode.arrays["drawer_opening"][tick]) < 0.08
             possible = bool((present == wanted).all()) and not (step.goal == "drawer" and shut and at == 0)
+        color, depth = (like.color, like.depth) if like else (episode.color(tick), episode.depth(tick))
         return Frame(
-            episode.color(tick), episode.depth(tick), np.asarray(header["intrinsics"], np.float32),
+            tick, color, depth, np.asarray(header["intrinsics"], np.float32),
             np.asarray(header["camera_pose"], np.float32), episode.arrays["ee_pose"][tick, :3, 3].astype(np.float32),
             text, at, max(1, len(steps)), cells, wanted, present, middle, aim, possible)  # fmt: skip
 

@@ -30,14 +30,17 @@ from vla_nodes.train.frames import Frame, FrameSampler, augment, random_instruct
 TRAINED = ("roles", "vision", "middle", "offset", "judge")  # language stays as it was distilled
 
 
-def collate(frames: list[Frame], rng: np.random.Generator | None) -> dict[str, Tensor | list[str]]:
-    """A batch of tensors; augmented when a generator is given."""
-    images = [augment(f.color, f.depth, rng) if rng else (f.color.astype(np.float32) / 255, f.depth) for f in frames]
+def collate(frames: list[Frame], rng: np.random.Generator | None, questions: int = 1) -> dict:
+    """A batch of tensors, augmented when a generator is given. ``questions`` frames in a row share their image."""
+    seen = frames[::questions]
+    images = [augment(f.color, f.depth, rng) if rng else (f.color.astype(np.float32) / 255, f.depth) for f in seen]
     batch = {
         "color": torch.from_numpy(np.stack([i[0] for i in images])).permute(0, 3, 1, 2),  # channels last in memory
         "depth": torch.from_numpy(np.stack([i[1] for i in images])),
     }
-    for name in ("intrinsics", "camera_pose", "tool", "cells", "wanted", "present", "middle", "aim"):
+    for name in ("intrinsics", "camera_pose", "tool"):
+        batch[name] = torch.from_numpy(np.stack([getattr(f, name) for f in seen]))
+    for name in ("cells", "wanted", "present", "middle", "aim"):
         batch[name] = torch.from_numpy(np.stack([getattr(f, name) for f in frames]))
     batch["step"], batch["steps"] = (torch.tensor([getattr(f, n) for f in frames]) for n in ("step", "steps"))
     batch["grounded"] = torch.tensor([float(f.grounded) for f in frames])
@@ -89,6 +92,7 @@ def losses(model: VlaPolicy, batch: dict) -> tuple[dict[str, Tensor], dict[str, 
     return terms, report
 
 
+QUESTIONS = 6  # sentences asked of each image
 WEIGHTS = {"thing mask": 1.0, "goal mask": 1.0, "thing point": 2.0, "goal point": 1.0, "aim": 1.0, "steps": 0.5,
            "grounding": 2.0, "words": 1.0}
 
@@ -151,7 +155,8 @@ def feed(sampler: FrameSampler, size: int, seed: int, depth: int = 4) -> Queue:
         rng = np.random.default_rng(seed)
         count = 0
         while True:
-            ready.put((collate([sampler.draw(rng) for _ in range(size)], rng), sentences(rng, 2 * size)))
+            asked = [f for _ in range(size) for f in sampler.questions(rng, QUESTIONS)]
+            ready.put((collate(asked, rng, QUESTIONS), sentences(rng, 2 * size)))
             count += 1
             if count % 200 == 0:
                 sampler.refresh()
