@@ -1,4 +1,4 @@
-"""Training goes on after a kill as if nothing had been, draws what its step says, and refuses settings it does not know."""
+"""Training goes on after a kill as if nothing had been, draws what its step says, refuses settings it does not know."""
 
 import json
 import os
@@ -170,7 +170,7 @@ def test_damaged_files_cost_the_same_draws_however_they_are_met(place, tmp_path)
 
 
 def test_carried_state_is_that_of_the_ticks_before(place):
-    """A window behind a carried state gives what the same ticks give within one long pass, and no gradient flows back."""
+    """A window behind a carried state gives what it gives within one long pass, and no gradient flows back."""
     made = stage(place, ActStage, state_dropout=0.0, length=3)
     model = made.model.eval()
     (batch, before) = next(b for b in (made.batch(k, 0) for k in range(9)) if b[1] == 2)

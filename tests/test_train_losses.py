@@ -49,7 +49,7 @@ def frame(text: str, thing: int | None, goal: int | None, wanted: tuple, present
     grounded = any(wanted) and wanted == present
     aim = middle[1] + np.float32([0, 0, 0.05]) if goal is not None else np.full(3, np.nan, np.float32)
     named = np.array(wanted), np.array(present)
-    return Frame(color, depth, k, pose, tool, text, 0, 1, cells, *named, middle, aim, grounded)
+    return Frame(0, color, depth, k, pose, tool, text, 0, 1, cells, *named, middle, aim, grounded)
 
 
 FRAMES = [

@@ -9,16 +9,18 @@ import json
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from vla_nodes.train import child
 from vla_nodes.train.settings import Settings
 
 
-def successes(results: Any) -> tuple[int, int]:
-    """(successes, episodes) of what `eval --json` wrote: rows with "success", alone or under "episodes"."""
-    rows = results.get("episodes", results.get("results")) if isinstance(results, dict) else results
-    return sum(bool(row["success"]) for row in rows), len(rows)
+def successes(path: Path) -> tuple[int, int]:
+    """(successes, episodes) of the eval.json that `eval --save` wrote. ValueError when it is something else."""
+    try:
+        rows = json.loads(path.read_text())["episodes"]
+        return sum(bool(row["success"]) for row in rows), len(rows)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path}: no evaluation ({type(error).__name__}: {error})") from None
 
 
 class Score:
@@ -45,14 +47,14 @@ class Score:
 
     @property
     def _json(self) -> Path:
-        return self.folder / "score.json"
+        return self.folder / "eval.json"
 
     def _start(self, loop) -> None:
         with loop.averages.applied():
             self.write(self.folder / "checkpoint")
         self._json.unlink(missing_ok=True)
         command = ["eval", "--checkpoint", str(self.folder / "checkpoint"),
-                   "--episodes", str(self.settings.score_episodes), "--workers", "1", "--json", str(self._json),
+                   "--episodes", str(self.settings.score_episodes), "--workers", "1", "--save", str(self.folder),
                    *shlex.split(self.settings.score_args)]  # fmt: skip
         self._step = loop.step
         with open(self.folder / "log.txt", "w") as log:
@@ -61,9 +63,9 @@ class Score:
     def _report(self, loop) -> None:
         ended, self._child = self._child, None
         try:
-            won, count = successes(json.loads(self._json.read_text()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            loop.progress.say(f"          no closed-loop score (exit {ended.returncode}, {error}): "
+            won, count = successes(self._json)
+        except ValueError as error:
+            loop.progress.say(f"          no closed-loop score (exit {ended.returncode}): {error}; "
                               f"see {self.folder / 'log.txt'}")  # fmt: skip
             return
         loop.progress.scored(loop, {"success": won / max(1, count)},

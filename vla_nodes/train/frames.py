@@ -18,6 +18,7 @@ from vla_nodes.sim.tasks import RELATIONS, Task, destination, kind_of
 class Frame(NamedTuple):
     """One example: an image, a sentence, and one step of it. ``cells`` is uint8: 1 the thing, 2 the goal."""
 
+    tick: int  # of its episode
     color: np.ndarray  # (S, S, 3) uint8
     depth: np.ndarray  # (S, S) float32 m
     intrinsics: np.ndarray  # (3, 3)
@@ -96,7 +97,13 @@ class FrameSampler:
         self.damaged: dict[Path, str] = {}
 
     def draw(self, rng: np.random.Generator) -> Frame:
-        """DataError when there is no episode, or none that can be used."""
+        return self.questions(rng, 1)[0]
+
+    def questions(self, rng: np.random.Generator, count: int) -> list[Frame]:
+        """One image and ``count`` sentences about it: the image is what costs.
+
+        DataError when there is no episode, or none that can be used.
+        """
         while len(self.damaged) < len(self.paths):
             path = self.paths[rng.integers(len(self.paths))]
             inner = np.random.default_rng(rng.integers(2**63))  # a damaged file costs as many draws however it is met
@@ -105,14 +112,16 @@ class FrameSampler:
             try:
                 episode = self._cache.get(path) or episodes.read(path)
                 self._cache[path] = episode
-                return self._frame(episode, int(inner.integers(len(episode))), inner)
+                first = self._frame(episode, int(inner.integers(len(episode))), inner)
+                return [first, *(self._frame(episode, first.tick, inner, first) for _ in range(count - 1))]
             except episodes.DataError as error:
                 if path not in self.damaged:
                     print(f"skipped: {error}", flush=True)
                 self.damaged[path] = str(error)
         raise episodes.DataError(next(iter(self.damaged.values()), "no episode to draw from"))
 
-    def _frame(self, episode: episodes.Episode, tick: int, rng: np.random.Generator) -> Frame:
+    def _frame(self, episode: episodes.Episode, tick: int, rng: np.random.Generator, like: Frame | None = None
+               ) -> Frame:  # fmt: skip
         episode.require("things", "segmentation", "thing_positions", "drawer_opening")
         episode.require("intrinsics", "camera_pose", "ee_pose")
         header, things = episode.header, list(episode.header["things"])
@@ -136,8 +145,9 @@ class FrameSampler:
                 aim = destination(step, places[things.index(step.goal)]).astype(np.float32)
             shut = float(episode.arrays["drawer_opening"][tick]) < 0.08
             possible = bool((present == wanted).all()) and not (step.goal == "drawer" and shut and at == 0)
+        color, depth = (like.color, like.depth) if like else (episode.color(tick), episode.depth(tick))
         return Frame(
-            episode.color(tick), episode.depth(tick), np.asarray(header["intrinsics"], np.float32),
+            tick, color, depth, np.asarray(header["intrinsics"], np.float32),
             np.asarray(header["camera_pose"], np.float32), episode.arrays["ee_pose"][tick, :3, 3].astype(np.float32),
             text, at, max(1, len(steps)), cells, wanted, present, middle, aim, possible)  # fmt: skip
 

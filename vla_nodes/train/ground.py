@@ -21,14 +21,17 @@ from vla_nodes.train.frames import Frame, augment, random_instruction
 TRAINED = ("roles", "vision", "middle", "offset", "judge")  # language stays as it was distilled
 
 
-def collate(frames: list[Frame], rng: np.random.Generator | None) -> dict[str, Tensor | list[str]]:
-    """A batch of tensors; augmented when a generator is given."""
-    images = [augment(f.color, f.depth, rng) if rng else (f.color.astype(np.float32) / 255, f.depth) for f in frames]
+def collate(frames: list[Frame], rng: np.random.Generator | None, questions: int = 1) -> dict:
+    """A batch of tensors, augmented when a generator is given. ``questions`` frames in a row share their image."""
+    seen = frames[::questions]
+    images = [augment(f.color, f.depth, rng) if rng else (f.color.astype(np.float32) / 255, f.depth) for f in seen]
     batch = {
         "color": torch.from_numpy(np.stack([i[0] for i in images])).permute(0, 3, 1, 2),  # channels last in memory
         "depth": torch.from_numpy(np.stack([i[1] for i in images])),
     }
-    for name in ("intrinsics", "camera_pose", "tool", "cells", "wanted", "present", "middle", "aim"):
+    for name in ("intrinsics", "camera_pose", "tool"):
+        batch[name] = torch.from_numpy(np.stack([getattr(f, name) for f in seen]))
+    for name in ("cells", "wanted", "present", "middle", "aim"):
         batch[name] = torch.from_numpy(np.stack([getattr(f, name) for f in frames]))
     batch["step"], batch["steps"] = (torch.tensor([getattr(f, n) for f in frames]) for n in ("step", "steps"))
     batch["grounded"] = torch.tensor([float(f.grounded) for f in frames])

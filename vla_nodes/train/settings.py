@@ -65,7 +65,7 @@ class Settings:
     measure_seconds: float = 180.0  # between measurements on held-out episodes
     held_out: int = 12  # every so many episodes, one is held out, by number
     score_minutes: float = 0.0  # between closed-loop scores; 0: none
-    score_episodes: int = 8
+    score_episodes: int = 2  # of each task family
     score_args: str = ""  # further arguments of `python -m vla_nodes eval`
 
 
@@ -79,6 +79,7 @@ class GroundSettings(Settings):
     """Stage 1."""
 
     only: str | None = None  # "judge": refine only the answer to: is all of it there?
+    questions: int = 6  # sentences asked of each image
     measure_batches: int = 4
 
 

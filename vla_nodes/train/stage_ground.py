@@ -56,15 +56,17 @@ class GroundStage:
         self.objective.train(self.settings.only is None)
         self.model.language.eval()
 
-    def _collate(self, frames: list, rng: np.random.Generator | None) -> dict[str, Any]:
-        batch = ground.collate(frames, rng)
+    def _collate(self, frames: list, rng: np.random.Generator | None, questions: int = 1) -> dict[str, Any]:
+        batch = ground.collate(frames, rng, questions)
         if not self.settings.depth:
             batch["depth"].zero_()
         return batch
 
     def batch(self, step: int, rank: int) -> tuple[dict, list]:
         rng = np.random.default_rng([self.settings.seed, step, rank, 1])
-        frames = self._collate([self.frames.draw(rng) for _ in range(self.settings.batch)], rng)
+        count = self.settings.questions
+        asked = [frame for _ in range(self.settings.batch) for frame in self.frames.questions(rng, count)]
+        frames = self._collate(asked, rng, count)
         return frames, ground.sentences(rng, 2 * self.settings.batch) if self.objective.words is not None else []
 
     @torch.no_grad()
