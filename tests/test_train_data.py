@@ -13,7 +13,7 @@ from vla_nodes.policy.model import Prepared, VisualTokens
 from vla_nodes.sim.language import parse
 from vla_nodes.sim.scene import Scene
 from vla_nodes.sim.tasks import Task
-from vla_nodes.train import cache, collect, evaluate, frames
+from vla_nodes.train import cache, collect, frames, score
 
 SIZE, CELLS, THINGS = 24, 6, ["red block", "bowl", "drawer"]
 
@@ -197,8 +197,8 @@ def test_differences_are_rates():
 ])  # fmt: skip
 def test_wilson_against_known_values(won, count, low, high):
     """Newcombe 1998 and R's binom::binom.wilson."""
-    assert evaluate.wilson(won, count) == pytest.approx((low, high), abs=5e-4)
-    assert 0 <= evaluate.wilson(won, count)[0] <= evaluate.wilson(won, count)[1] <= 1
+    assert score.wilson(won, count) == pytest.approx((low, high), abs=5e-4)
+    assert 0 <= score.wilson(won, count)[0] <= score.wilson(won, count)[1] <= 1
 
 
 def test_evaluation_episodes_follow_from_the_seed_and_can_be_done():
