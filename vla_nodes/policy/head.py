@@ -28,7 +28,7 @@ class ChunkHead(nn.Module):
         self.parts = nn.Parameter(torch.randn(len(PRIMITIVES), rank, outputs) * 0.02)
 
     def forward(self, core: Tensor, geometry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """core (..., D), geometry (..., G) -> normalised actions (..., H, A), logits of primitives (..., P), of done (...)."""
+        """core (..., D), geometry (..., G) -> actions (..., H, A), logits of primitives (..., P), of done (...)."""
         hidden = self.trunk(torch.cat([core, geometry], -1))
         logits = self.primitive(hidden)
         parts = torch.einsum("...p,...r,pro->...o", logits.softmax(-1), self.narrow(hidden), self.parts)
