@@ -1,6 +1,5 @@
 """What training reads: demonstrations made from a seed, frames drawn from them, and their cache."""
 
-import json
 import os
 
 import numpy as np
@@ -15,7 +14,7 @@ from vla_nodes.policy.model import Instruction, VisualTokens
 from vla_nodes.sim.language import parse
 from vla_nodes.sim.scene import Scene
 from vla_nodes.sim.tasks import Task, destination
-from vla_nodes.train import cache, collect, evaluate, frames
+from vla_nodes.train import cache, collect, frames
 
 SIZE, CELLS, THINGS = 24, 6, ["red block", "bowl", "drawer"]
 
@@ -212,8 +211,8 @@ def test_cached_tokens_say_which_labels_are_missing(tmp_path):
         writer.add(np.zeros((SIZE, SIZE, 3), np.uint8), np.ones((SIZE, SIZE)), stamp=0.1 * t, gripper=1.0,
                    joint_positions=np.zeros(7), joint_velocities=np.zeros(7), ee_pose=np.eye(4),
                    actions=np.zeros((16, 7), np.float32))  # fmt: skip
-    writer.write(tmp_path / "data" / "kitchen_2.safetensors",
-                 {"instruction": "grab it", "intrinsics": np.eye(3).tolist(), "camera_pose": np.eye(4).tolist()})  # fmt: skip
+    header = {"instruction": "grab it", "intrinsics": np.eye(3).tolist(), "camera_pose": np.eye(4).tolist()}
+    writer.write(tmp_path / "data" / "kitchen_2.safetensors", header)
     (path,) = cache.fill(Eyes(), tmp_path / "data", tmp_path / "cache")
     tokens = cache.load(path)
     assert tokens["primitive"].tolist() == [-1, -1, -1] and tokens["done"].isnan().all()
@@ -236,32 +235,3 @@ def test_differences_are_rates():
     stamps = np.array([0.0, 0.1, 0.3])
     rates = cache.differences(np.array([[0.0, 1.0], [0.1, 1.0], [0.5, 0.0]]), stamps)
     np.testing.assert_allclose(rates, [[0, 0], [1, 0], [2, -5]], atol=1e-6)
-
-
-@pytest.mark.parametrize(("won", "count", "low", "high"), [
-    (8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (45, 50, 0.7864, 0.9565), (0, 0, 0.0, 1.0),
-])  # fmt: skip
-def test_wilson_against_known_values(won, count, low, high):
-    """Newcombe 1998 and R's binom::binom.wilson."""
-    assert evaluate.wilson(won, count) == pytest.approx((low, high), abs=5e-4)
-    assert 0 <= evaluate.wilson(won, count)[0] <= evaluate.wilson(won, count)[1] <= 1
-
-
-def test_evaluation_episodes_follow_from_the_seed_and_can_be_done():
-    for suite in ("demo", "random", "held-out phrases"):
-        for seed in range(6):
-            scene, task, text = evaluate.episode_of(suite, seed, None)
-            assert (scene, task, text) == evaluate.episode_of(suite, seed, None)
-            assert task.missing(scene) == "" and parse(text) == task
-    with pytest.raises(ValueError, match="demo scene"):
-        evaluate.episode_of("demo", 0, "pick up the pink block")
-    with pytest.raises(ValueError, match="demo scene"):
-        evaluate.episode_of("demo", 0, "sing a song")
-
-
-def test_report_counts_what_happened():
-    row = evaluate.Result(3, "drawer", "open the drawer", True, 6.0, "", 1.0, 2.0)
-    lost = evaluate.Result(4, "pick-and-place", "grab it", False, 25.0, "missed grasp", 1.0, 2.0)
-    text = evaluate.report([row, lost])
-    assert "1/1   = 100.0%" in text and "1/2   =  50.0%" in text and 'seed 4, "grab it": missed grasp' in text
-    assert json.dumps(evaluate.asdict(row))

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 import train_tiny
+from accelerate.state import AcceleratorState
 
 from vla_nodes.policy import checkpoint
-from vla_nodes.train import loop, models, progress, settings, state, train
+from vla_nodes.train import ablations, loop, models, progress, recipe, settings, state, train
 from vla_nodes.train.stage_act import ActStage, carried, split
 from vla_nodes.train.stage_ground import GroundStage
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = {"device": "cpu", "batch": 2, "log_steps": 1, "save_steps": 5, "measure_batches": 1, "length": 4,
+QUICK = {"device": "cpu", "batch": 2, "log_steps": 1, "save_steps": 5, "measure_batches": 1, "questions": 2,
+         "length": 4,
          "carried": [1, 2], "state_dropout": 0.5, "held_out": 5, "cache_workers": 1, "rate": 1e-3}  # fmt: skip
 
 
@@ -32,12 +34,19 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def another_process():
+    """Precision and devices are chosen once for a process; every test is one of its own in that."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def command(place, stage: str, out: str, *more: str, **changed) -> list[str]:
     keys = {**QUICK, "start": str(place / "checkpoint"), "grounded": None, "language": None, **changed}
     if stage == "ground":
         keys = {k: v for k, v in keys.items() if k in settings.GroundSettings.__dataclass_fields__}
     else:
-        keys.pop("measure_batches")
+        keys = {k: v for k, v in keys.items() if k in settings.ActSettings.__dataclass_fields__}
         keys["cache"] = str(place / "cache")
     pairs = [part for key, value in keys.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     return [f"{stage}.yaml", "--data", str(place / "data"), "--out", str(place / out), *pairs, *more]
@@ -121,6 +130,7 @@ def test_bf16_descends_as_float32_does(place):
     for name, precision in (("wide", "32"), ("narrow", "bf16")):
         argv = command(place, "act", name, "--steps", "12", precision=precision, state_dropout=0.0, rate=3e-3)
         assert train.main(argv) == 0
+        AcceleratorState._reset_state(reset_partial_state=True)
     wide, narrow = (np.array([loss for _, loss in losses(place / name)]) for name in ("wide", "narrow"))
     np.testing.assert_allclose(narrow, wide, rtol=0.05)
 
@@ -161,7 +171,7 @@ def test_damaged_files_cost_the_same_draws_however_they_are_met(place, tmp_path)
     data = train_tiny.write_data(tmp_path / "data", 4)
     raw = (data / "002.safetensors").read_bytes()
     (data / "002.safetensors").write_bytes(raw.replace(b"IHDR", b"IHDX"))
-    argv = {"stage": "ground", "data": str(data), "out": "x", "steps": 1, "held_out": 100, "batch": 6,
+    argv = {"stage": "ground", "data": str(data), "out": "x", "steps": 1, "held_out": 100, "batch": 6, "questions": 2,
             "start": str(place / "checkpoint")}  # fmt: skip
     fresh, used = (GroundStage(models.begin(settings.build(argv)).model, settings.build(argv)) for _ in range(2))
     for step in range(4):
@@ -241,8 +251,56 @@ def test_every_shipped_configuration_is_valid():
     assert len(files) >= 4
     for path in files:
         values = settings.read(path)
-        if values["stage"] != "recipe":
+        if values["stage"] == "recipe":
+            recipe.steps_of(values, str(path))
+        else:
             settings.build({**values, "data": "somewhere", "out": values.get("out", "out")}, str(path))
+
+
+def test_a_recipe_does_each_step_once(tmp_path, monkeypatch, capsys):
+    called, fails = [], {"export"}
+
+    def call(words):
+        called.append(words)
+        return 3 if words[0] in fails else 0
+
+    monkeypatch.setattr(recipe, "_call", call)
+    (tmp_path / "r.yaml").write_text("""{stage: recipe, out: here, vars: {n: 4}, steps: [
+        "stills --out {out}/stills --scenes {n}", "collect  --out {out}/data", "export --out {out}/x"]}""")
+    argv = [str(tmp_path / "r.yaml"), "--out", str(tmp_path / "my work")]
+    assert train.main(argv) == 3
+    assert called[0] == ["stills", "--out", f"{tmp_path}/my work/stills", "--scenes", "4"] and len(called) == 3
+    assert "ended with status 3" in capsys.readouterr().err
+    fails.clear()
+    assert train.main(argv) == 0 and [words[0] for words in called[3:]] == ["export"]
+    assert train.main(argv) == 0 and len(called) == 4
+    assert train.main([*argv, "--set", "vars={n: 5}"]) == 0 and len(called) == 7  # and all that may depend on it
+    assert train.main([*argv, "--minutes", "1", "--show"]) == 0 and len(called) == 7
+    for text, said in (("steps: [dance]", "is no command"), ('steps: ["eval {who}"]', "no value for 'who'"),
+                       ("step: []", "unknown key step"), ("steps: eval", "needs out")):  # fmt: skip
+        (tmp_path / "bad.yaml").write_text(f"stage: recipe\nout: here\n{text}\n")
+        assert train.main([str(tmp_path / "bad.yaml")]) == 2 and said in capsys.readouterr().err
+
+
+def test_ablations_differ_in_what_they_say(tmp_path, capsys):
+    argv = ["--data", "d", "--out", str(tmp_path), "--stills", "s", "--show"]
+    assert ablations.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    eyes = [line for line in lines if "ground.yaml" in line]
+    assert len(eyes) == 2 and sum("no-depth" in line for line in eyes) == 1  # shared by all others
+    assert sum(" eval " in line for line in lines) == sum("/ablations/" in line for line in lines) - 1 >= 6
+    full = settings.read(ROOT / "config/train/ablations/full.yaml")
+    for name, values in ablations.read(ROOT / "config/train/ablations").items():
+        differing = {k for k in {*full, *values} if full.get(k) != values.get(k)} - {"what"}
+        assert len(differing) == (name != "full"), (name, differing)
+    assert ablations.main(argv[:4]) == 2 and "give --stills" in capsys.readouterr().err
+    for name, won in (("full", 3), ("no-memory", 1)):
+        rows = [{"success": i < won} for i in range(4)]
+        (tmp_path / name / "eval").mkdir(parents=True)
+        (tmp_path / name / "eval" / "eval.json").write_text(json.dumps({"episodes": rows}))
+    table = ablations.table(ablations.read(ROOT / "config/train/ablations"), tmp_path)
+    assert "| the full design | 3/4 = 75% | 30% to 95% |  |" in table
+    assert "| 1/4 = 25% | 5% to 70% | -50 points |" in table and "| transformer twin | not done | | |" in table
 
 
 def test_the_rate_rises_and_falls():

@@ -14,6 +14,7 @@ COMMANDS = {  # name: (module with main(argv) -> int, what it does)
     "stills": ("vla_nodes.train.stills", "still scenes, labelled, for training stage 1"),
     "distill": ("vla_nodes.train.distill", "the instruction encoder, from a sentence model"),
     "train": ("vla_nodes.train.train", "training: either stage, the whole recipe, or fine-tuning on your own data"),
+    "ablations": ("vla_nodes.train.ablations", "what each part of the design is good for, as a table"),
     "export": ("vla_nodes.train.export", "a checkpoint folder from training weights"),
 }
 

@@ -177,6 +177,8 @@ def parse(text: str) -> Task | None:
             elif last.verb == "pick":  # "pick up the red block and put it in the bowl"
                 steps.pop()
                 clause = re.sub(r"\bit\b", last.thing, clause, count=1)
+                if steps and "drawer" in (steps[-1].thing, steps[-1].goal):  # "... and put it in it"
+                    clause = re.sub(r"\b(in|inside|into|to) it\b", r"\1 the drawer", clause)
         if not _MENTION.search(clause):
             continue
         step = _parse_step(clause)
@@ -212,4 +214,6 @@ def _parse_step(text: str) -> Task | None:
         return Task("place", things[0], others[0])
     if len(set(things)) > 1:
         return Task("place", things[0], things[1]) if re.search(r"\bon\b|\bonto\b", text) else None
+    if re.search(r"\b(put|place|set|drop|move|stack)\b", text):  # where?
+        return None
     return Task("pick", things[0])

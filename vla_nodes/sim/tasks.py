@@ -163,28 +163,44 @@ def contains(world: World, container: str, thing: str) -> bool:
 
 
 class Judge:
-    """Turns instant success into success that lasted; one per instruction.
+    """Turns instant success into success that lasted; one per instruction. Call ``update`` several times a second.
 
-    Steps count in their order: each must have come true after the one before it, and at the end the last must last
-    while what the placing steps placed is still in its place.
+    Steps count in their order: one that comes true before its turn must be undone and done again. At the end the last
+    must last while what the placing steps placed is still in its place.
     """
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.steps = list(task.steps)
         self.reached = 0  # steps that have come true
+        self.early: set[int] = set()  # steps that came true before their turn and still are
+        self._before: list[bool] | None = None
         self._since: float | None = None
         self.succeeded = False
 
     def update(self, world: World) -> bool:
-        while self.reached < len(self.steps) - 1 and self.steps[self.reached].success(world):
+        now = [step.success(world) for step in self.steps]
+        self._in_order(now)
+        while self.reached < len(self.steps) - 1 and now[self.reached] and self.reached not in self.early:
             self.reached += 1
-        last = self.reached == len(self.steps) - 1
-        kept = all(step.success(world) for step in self.steps[:-1] if step.verb == "place")
-        if not (last and kept and self.steps[-1].success(world)):
+        last = self.reached == len(self.steps) - 1 and self.reached not in self.early
+        kept = all(done for step, done in zip(self.steps[:-1], now, strict=False) if step.verb == "place")
+        if not (last and kept and now[-1]):
             self._since = None
         elif self._since is None:
             self._since = world.time
         elif world.time - self._since >= HOLD_SECONDS:
             self.succeeded = True
         return self.succeeded
+
+    def _in_order(self, now: list[bool]) -> None:
+        """Keep ``early``. A step about what an earlier one moves may come true by that one's doing: it is not meant."""
+        before = now if self._before is None else self._before
+        moved: set[str] = set()
+        for index, step in enumerate(self.steps):
+            if not now[index]:
+                self.early.discard(index)
+            elif index > self.reached and not before[index] and not {step.thing, step.goal} & moved:
+                self.early.add(index)
+            moved.add(step.thing)
+        self._before = now

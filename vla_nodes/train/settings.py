@@ -29,6 +29,7 @@ class Settings:
     """What both stages know. ``None`` (null in YAML) where a default would be a guess."""
 
     stage: str = ""
+    what: str = ""  # in a few words, for tables
     out: Path = Path()  # folder of the run: state, weights, log, curves
     data: tuple[Path, ...] = ()  # folders of episodes
     language: Path | None = None  # folder of the instruction encoder; null: the one of ``start`` or the shipped one
@@ -69,8 +70,8 @@ class Settings:
     score_args: str = ""  # further arguments of `python -m vla_nodes eval`
 
 
-BUDGET = {"out", "minutes", "steps", "device", "threads", "workers", "log_steps", "show_seconds", "save_seconds",
-          "save_steps", "measure_seconds", "score_minutes", "score_episodes", "score_args"}  # fmt: skip
+BUDGET = {"what", "out", "minutes", "steps", "device", "threads", "workers", "log_steps", "show_seconds",
+          "save_seconds", "save_steps", "measure_seconds", "score_minutes", "score_episodes", "score_args"}  # fmt: skip
 """Keys that may change between a run and its continuation; any other makes it another run."""
 
 
