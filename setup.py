@@ -51,8 +51,9 @@ setup(
     data_files=share_files(),
     install_requires=[line for name, line in runtime.items() if name not in optional],
     extras_require={
-        **{extra: [runtime[name] for name in names] for extra, names in EXTRAS.items()},
+        **{extra: [runtime[name] for name in names] for extra, names in EXTRAS.items() if extra != "train"},
+        "train": [*(runtime[name] for name in EXTRAS["train"]), *requirements("train")],
         "fast": ["openvino>=2026.4"],  # the engine parameter of policy_node
-        "dev": requirements("dev"),
+        "dev": requirements("dev") + requirements("train"),
     },
 )

@@ -389,8 +389,8 @@ def setup(tests: bool = False) -> None:
     step("build", build_key, "generating the messages with colcon", build_package)
     step("env", build_key, f"writing {ENV_FILE.relative_to(ROOT)}", write_env_file)
     if tests:
-        tests_key = digest([wheels_key, REQUIREMENTS / "dev.txt"])
-        step("tests", tests_key, "installing what only the tests need", lambda: install_wheels("dev"))
+        tests_key = digest([wheels_key, REQUIREMENTS / "dev.txt", REQUIREMENTS / "train.txt"])
+        step("tests", tests_key, "installing what only the tests need", lambda: install_wheels("dev", "train"))
 
 
 def main() -> int:
