@@ -37,7 +37,9 @@ def test_the_report_says_what_happened(world):
     made = json.loads((world / "report/report.json").read_text())
     assert made["complete"] and made["messages"]["color"] == 40
     assert 18 <= made["policy"]["steps"] <= 21
-    assert made["policy"]["chunks"] == made["chunks"]["carried_out"] == made["policy"]["steps"] - 2
+    assert made["policy"]["chunks"] == made["policy"]["steps"] - 2  # the first two are for looking
+    assert made["chunks"]["carried_out"] + sum(made["chunks"]["refused"].values()) == made["policy"]["chunks"]
+    assert made["chunks"]["carried_out"] >= 5
     assert made["frames"]["paired"] >= made["policy"]["steps"]
     assert made["seams"]["seam_position"]["max"] < 1e-3 < made["seams"]["gap"]["max"]
     assert 0 < made["commanded_minus_recorded_rad"]["panda_joint1"]["max"] < 1.0

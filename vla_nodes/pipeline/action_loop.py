@@ -30,11 +30,13 @@ class ActionLoop:
         self.arm_names = [mapping[name] for name in robot.joint_names]
         self.gripper_names = [mapping[robot.gripper.joint]] if robot.gripper else []
         self.joint_problem = ""
+        self.last: tuple[np.ndarray, np.ndarray, float | None] | None = None  # of joint_states, as read
         self.idle = "no vla/status received yet: is policy_node active?"
         self._reader = JointReader(joints, mapping)
 
     def read_joints(self, message: Any) -> tuple[np.ndarray, np.ndarray, float | None] | None:
-        """Arm positions and velocities (J,) and the finger's position, or None with `joint_problem` saying why."""
+        """Arm positions and velocities (J,) and the finger's position (kept as `last`), or None with `joint_problem`
+        saying why."""
         try:
             position, velocity = self._reader.read(message.name, message.position, message.velocity)
         except JointStatesError as error:
@@ -43,7 +45,8 @@ class ActionLoop:
         self.joint_problem = ""
         dof = self.core.robot.dof
         finger = float(position[dof]) if self.gripper_names else None
-        return position[:dof], np.zeros(dof) if velocity is None else velocity[:dof], finger
+        self.last = (position[:dof], np.zeros(dof) if velocity is None else velocity[:dof], finger)
+        return self.last
 
     def joints(self, message: Any, steady: float) -> Answer:
         """A joint_states message, while active."""
