@@ -74,6 +74,7 @@ class BaseNode(LifecycleNode):
         self.inputs = Watch()
         self.peers = Watch()
         self.active = False
+        self.ended: int | None = None
         self._resources: list[Any] = []
         self._beat_pub = self.create_publisher(String, "vla/heartbeat", 10)
         self._diagnostics_pub = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -132,6 +133,10 @@ class BaseNode(LifecycleNode):
     def every(self, period: float, callback: Callable[[], None]) -> Any:
         """Timer on the steady clock: runs on when /clock stands still."""
         return self._keep(self.create_timer(period, callback, clock=self.steady))
+
+    def end_process(self, status: int) -> None:
+        """Have `run` end this process, with this exit status."""
+        self.ended = status
 
     def keep_time(self) -> None:
         """For a node whose own fast timer, when the machine is slow, crowds out the one that beats and watches."""
@@ -307,8 +312,11 @@ class BaseNode(LifecycleNode):
         self._diagnostics_pub.publish(message)
 
 
-def run(make: Callable[[], BaseNode], args: list[str] | None = None) -> int:
+def run(make: Callable[[], BaseNode], args: list[str] | None = None, once: bool = False) -> int:
     """Process entry: spin a node in one thread until Ctrl-C or SIGTERM, then end it without a traceback.
+
+    Returns 0, or what the node gave to `end_process`; with `once`, 1 where autostart does not bring it to active (for a
+    command, which nobody configures again).
 
     The signals are taken here and not by rclpy, whose handler invalidates the context under the running callback: so
     the node's last words, a stop for the arm among them, are still published.
@@ -326,10 +334,13 @@ def run(make: Callable[[], BaseNode], args: list[str] | None = None) -> int:
         node = make()
         executor = _executor()
         executor.add_node(node)
-        if node.value("autostart") and node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
-            node.trigger_activate()
+        if node.value("autostart"):
+            started = node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+            started = started and node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+            if once and not started:
+                node.end_process(1)
         # Not spin(): without a timeout the event-driven executor of rclpy 7.1 waits busily and calls nothing.
-        while not stop.is_set() and rclpy.ok():
+        while not stop.is_set() and node.ended is None and rclpy.ok():
             executor.spin_once(timeout_sec=0.2)
     except ExternalShutdownException:
         pass
@@ -337,7 +348,7 @@ def run(make: Callable[[], BaseNode], args: list[str] | None = None) -> int:
         if node is not None:
             node.close()
         rclpy.try_shutdown()
-    return 0
+    return (node.ended or 0) if node is not None else 0
 
 
 def _executor() -> Any:
