@@ -56,7 +56,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for the GIF and the logs (default out/<time>)")
     parser.add_argument("--short", action="store_true", help="a quick check: no GIF, shorter time limit")
     parser.add_argument(
-        "--record", type=Path, metavar="DIR", help="record each episode as a rosbag2 folder in DIR, marked with its outcome"
+        "--record", type=Path, metavar="DIR", help="record each episode in DIR (rosbag2), marked with its outcome"
     )
     parser.add_argument("--no-video", action="store_true", help="write no GIF")
     options = parser.parse_args(arguments)

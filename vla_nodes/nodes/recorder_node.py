@@ -1,6 +1,6 @@
 """recorder_node: what the robot saw, was told and did, as rosbag2 folders that survive whatever ends the recording.
 
-Messages are taken serialised and written untouched, by `replay.session`; topics are found as their publishers appear,
+Messages are taken serialised and written untouched, by `replay.recording`; topics are found as their publishers appear,
 with the QoS that those offer. One bag is one episode: the services vla/record/start, stop, success, failure and discard
 (std_srvs/Trigger) begin, end and mark it.
 """
@@ -24,7 +24,7 @@ from vla_nodes.nodes.provenance import Provenance
 from vla_nodes.replay import mcap
 from vla_nodes.replay.bag_info import Qos
 from vla_nodes.replay.definitions import topic as described
-from vla_nodes.replay.session import Session, SessionError
+from vla_nodes.replay.recording import Recording, RecordingError
 
 CAMERA, DEPTH = "camera/color", "camera/aligned_depth_to_color"
 ROBOT_DESCRIPTION, ACTIVE, STATUS = "robot_description", "vla/active_instruction", "vla/status"
@@ -73,14 +73,14 @@ class RecorderNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("recorder_node")
-        self.session: Session | None = None
+        self.recording: Recording | None = None
         self._provenance: Provenance | None = None
 
     # -- lifecycle ---------------------------------------------------------------------------------
     def configure(self) -> None:
         level = self.value("compression_level")
         try:
-            self.session = Session(
+            self.recording = Recording(
                 Path(self.value("out")).expanduser(),
                 self.get_logger().info,
                 compression=self.value("compression"),
@@ -103,11 +103,11 @@ class RecorderNode(BaseNode):
         }
         self._told_error = ""
         self._checkpoint = ""
-        self._provenance = Provenance(self, self.session.describe) if self.value("provenance") else None
+        self._provenance = Provenance(self, self.recording.describe) if self.value("provenance") else None
         self.serve(Trigger, "vla/record/start", self._on_start)
         self.serve(Trigger, "vla/record/stop", self._on_stop)
         for name, outcome in MARKS.items():
-            self.serve(Trigger, f"vla/record/{name}", lambda q, r, o=outcome: self._answer(r, self.session.mark, o))
+            self.serve(Trigger, f"vla/record/{name}", lambda q, r, o=outcome: self._answer(r, self.recording.mark, o))
         self.every(LOOK_PERIOD, self._look)
 
     def activate(self) -> None:
@@ -117,32 +117,32 @@ class RecorderNode(BaseNode):
             self._start()
 
     def deactivate(self) -> None:
-        self.session.close()
+        self.recording.close()
 
     def cleanup(self) -> None:
-        if self.session is not None:
-            self.session.close()
-            self.session = None
+        if self.recording is not None:
+            self.recording.close()
+            self.recording = None
         if self._provenance is not None:
             self._provenance.close()
             self._provenance = None
 
     def clock_jumped(self) -> None:
-        self.session.restart("the clock was set back")
+        self.recording.restart("the clock was set back")
 
     def diagnostics(self) -> tuple[bytes, str, dict[str, object]]:
-        session = self.session
-        bag = session.bag
+        recording = self.recording
+        bag = recording.bag
         missing = sorted(self._wanted - set(self._heard))
         values: dict[str, object] = {
             "recording": "nothing" if bag is None else bag.folder,
-            "episodes": session.episodes,
+            "episodes": recording.episodes,
             "topics without a publisher": ", ".join(missing) or "none",
         }
         if bag is not None:
             values |= {"messages on the disk": bag.messages, "dropped": bag.dropped, "MB": f"{bag.size() / 1e6:.1f}"}
-        if session.error:
-            return ERROR, session.error, values
+        if recording.error:
+            return ERROR, recording.error, values
         if bag is not None and bag.dropped:
             return WARN, f"{bag.dropped} messages dropped: the disk does not keep up", values
         return OK, "waiting for vla/record/start" if bag is None else "recording", values
@@ -154,16 +154,16 @@ class RecorderNode(BaseNode):
             publishers = self.get_publishers_info_by_topic(name)
             if publishers:
                 self._follow(name, publishers)
-        session = self.session
-        if session.error and session.error != self._told_error:
-            self._told_error = session.error
-            self.get_logger().error(session.error)
+        recording = self.recording
+        if recording.error and recording.error != self._told_error:
+            self._told_error = recording.error
+            self.get_logger().error(recording.error)
             self._over(1)
         limit = self.value("duration")
         if self.active and limit and time.monotonic() - self._began > limit:
-            session.close()
+            recording.close()
             self._over(0)
-        if self._provenance is not None and session.recording:
+        if self._provenance is not None and recording.running:
             self._provenance.look()
 
     def _over(self, status: int) -> None:
@@ -182,8 +182,8 @@ class RecorderNode(BaseNode):
             return
         kind = publishers[0].topic_type
         try:
-            message_type = _message_type(kind)
-            self.session.declare(described(name, kind, qos))
+            cls = message_type(kind)
+            self.recording.declare(described(name, kind, qos))
         except (ImportError, AttributeError, ValueError) as error:
             self._refused.add(name)
             self.get_logger().warning(f"{name} is not recorded: {error}")
@@ -199,29 +199,29 @@ class RecorderNode(BaseNode):
         special = self._special.get(name)
 
         def take(data: bytes) -> None:
-            self.session.take(name, self.get_clock().now().nanoseconds, data)
+            self.recording.take(name, self.get_clock().now().nanoseconds, data)
             if special is not None:
                 special(data)
 
-        self._heard[name] = (self._keep(self.create_subscription(message_type, name, take, profile, raw=True)), qos)
+        self._heard[name] = (self._keep(self.create_subscription(cls, name, take, profile, raw=True)), qos)
 
     # -- what goes into the metadata ---------------------------------------------------------------
     def _on_instruction(self, data: bytes) -> None:
         if text := deserialize_message(data, String).data:
-            self.session.note(instruction=text)
+            self.recording.note(instruction=text)
 
     def _on_status(self, data: bytes) -> None:
         checkpoint = deserialize_message(data, PolicyStatus).checkpoint
         if checkpoint != self._checkpoint:
             self._checkpoint = checkpoint
-            self.session.note(checkpoint=checkpoint)
+            self.recording.note(checkpoint=checkpoint)
 
     def _on_description(self, data: bytes) -> None:
-        self.session.describe("robot_description", {"urdf": deserialize_message(data, String).data})
+        self.recording.describe("robot_description", {"urdf": deserialize_message(data, String).data})
 
     # -- services ----------------------------------------------------------------------------------
     def _start(self) -> str:
-        answer = self.session.start()
+        answer = self.recording.start()
         if self._provenance is not None:
             self._provenance.again()
         return answer
@@ -233,19 +233,19 @@ class RecorderNode(BaseNode):
         return self._answer(response, self._start)
 
     def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._answer(response, self.session.stop)
+        return self._answer(response, self.recording.stop)
 
     def _answer(self, response: Trigger.Response, what: Any, *arguments: str) -> Trigger.Response:
         try:
             response.message = what(*arguments)
             response.success = True
-        except (SessionError, OSError) as error:
+        except (RecordingError, OSError) as error:
             response.message = str(error)
             self.get_logger().warning(str(error))
         return response
 
 
-def _message_type(kind: str) -> type:
+def message_type(kind: str) -> type:
     """The class of "package/msg/Name". ImportError or AttributeError where it is not installed."""
     package, _, name = kind.partition("/msg/")
     try:

@@ -1,4 +1,4 @@
-"""A recording session without ROS: one bag per episode, started, ended, and marked by the operator.
+"""A recording without ROS: one bag per episode, started, ended, and marked by the operator.
 
 An episode is a rosbag2 folder `<out>/<date>-<time>_<number>`; what became of it stands in its metadata.yaml under
 custom_data: `outcome` (unmarked, success, failure, discarded), `instruction` (the last one in force), `checkpoint`, and
@@ -23,11 +23,11 @@ OUTCOMES = ("success", "failure", "discarded")
 MAX_TEXT = 1000
 
 
-class SessionError(RuntimeError):
+class RecordingError(RuntimeError):
     """What was asked for cannot be done now; one line for the operator."""
 
 
-class Session:
+class Recording:
     """Takes messages at any time and writes them while an episode is being recorded. Thread-safe."""
 
     def __init__(self, out: Path, say: Callable[[str], None], **writer: Any) -> None:
@@ -58,7 +58,7 @@ class Session:
         self._metadata: dict[str, dict[str, str]] = {}
 
     @property
-    def recording(self) -> bool:
+    def running(self) -> bool:
         return self._bag is not None
 
     @property
@@ -114,13 +114,13 @@ class Session:
         """Begin an episode; the answer names its folder."""
         with self._lock:
             if self._bag is not None:
-                raise SessionError(f"{self._bag.folder.name} is being recorded: stop or mark it first")
+                raise RecordingError(f"{self._bag.folder.name} is being recorded: stop or mark it first")
             folder = self._folder()
             custom = {"outcome": "unmarked", **self._facts, "recorder": "vla_nodes"}
             try:
                 self._bag = BagWriter(folder, custom=custom, **self._settings)
             except OSError as error:
-                raise SessionError(f"cannot record to {folder}: {error.strerror or error}") from None
+                raise RecordingError(f"cannot record to {folder}: {error.strerror or error}") from None
             self.error, self._begun = "", False
             self.episodes += 1
             for topic in self._topics.values():
@@ -133,26 +133,26 @@ class Session:
         """End the episode."""
         with self._lock:
             if self._bag is None:
-                raise SessionError("nothing is being recorded")
+                raise RecordingError("nothing is being recorded")
             return self._end("", why)
 
     def mark(self, outcome: str) -> str:
         """Mark the episode success, failure or discarded: the one being recorded, which ends it, or the last one."""
         if outcome not in OUTCOMES:
-            raise SessionError(f"'{outcome}' is no outcome: {', '.join(OUTCOMES)}")
+            raise RecordingError(f"'{outcome}' is no outcome: {', '.join(OUTCOMES)}")
         with self._lock:
             if self._bag is not None:
                 self._bag.set_custom(outcome=outcome)
                 self._end("", outcome)
             elif self._last is None or not self._last.exists():
-                raise SessionError("there is no episode to mark")
+                raise RecordingError("there is no episode to mark")
             else:
                 try:
                     information = bag_info.read(self._last)
                     information["custom_data"] = {**(information.get("custom_data") or {}), "outcome": outcome}
                     bag_info.write(self._last, information)
                 except (OSError, ValueError) as error:
-                    raise SessionError(f"cannot mark {self._last}: {error}") from None
+                    raise RecordingError(f"cannot mark {self._last}: {error}") from None
             if outcome == "discarded":
                 place = self.out / "discarded" / self._last.name
                 place.parent.mkdir(exist_ok=True)
