@@ -6,8 +6,8 @@ import numpy as np
 
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.replay.bag import typestore
-from vla_nodes.replay.definitions import topic
 from vla_nodes.replay.bag_info import Qos
+from vla_nodes.replay.definitions import topic
 from vla_nodes.replay.writer import BagWriter
 from vla_nodes.share import share_path
 

@@ -1,6 +1,5 @@
 """A recording through the live nodes, over real DDS, gives the commands of the offline replay."""
 
-
 import numpy as np
 import pytest
 
@@ -75,7 +74,7 @@ def test_lock_step_sends_the_commands_of_the_offline_replay(graph, bag, checkpoi
     graph.start("action_node", "paced:=true", "dry_run:=true")
     wait_for(lambda: graph.node.get_publishers_info_by_topic(f"/{PREVIEW}"), "action_node's publisher")
     player = graph.start("player_node", f"bag:={bag}")
-    assert player.process.wait(120) == 0, player.log
+    assert player.process.wait(240) == 0, player.log
     got = [trajectory_from(message) for message in heard]
     assert len(got) == len(expected)
     for a, b in zip(expected, got, strict=True):

@@ -17,7 +17,7 @@ from std_srvs.srv import SetBool
 
 from vla_nodes.nodes.base import BaseNode
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """s for nodes to come up, and for a policy step to end."""
 AGAIN = 0.5
 """s after which what a node has not taken is sent again: /clock and images are best effort, and may be lost."""
@@ -55,8 +55,9 @@ class LockStep:
         for client in self._clients.values():
             self._node.destroy_client(client)
 
-    def wait_active(self) -> None:
-        """Until every node waited for is active and connected to what will be played."""
+    def wait_active(self, paced: bool) -> None:
+        """Until every node waited for is active and connected to what will be played; PlayError for one that runs at
+        its own pace though it should be `paced`, or the other way round."""
         end = time.monotonic() + PATIENCE
         missing = dict.fromkeys(self._clients, "is not there")
         while missing:
@@ -68,10 +69,8 @@ class LockStep:
                 if progress is None or not progress["active"]:
                     missing[name] = "is not active" if progress else "is not there"
                     continue
-                if not progress["paced"]:
-                    raise PlayError(
-                        f"{name} runs at its own pace: start it with the parameter paced (replay.launch.py)"
-                    )
+                if progress["paced"] != paced:
+                    raise PlayError(f"{name}: parameter paced must be {str(paced).lower()} here (see replay.launch.py)")
                 deaf = [t for t in progress["taken"] if t in self._publishers and not self._connected(t)]
                 if deaf:
                     missing[name] = f"is not connected to {deaf[0]}"

@@ -58,7 +58,7 @@ class PlayerNode(BaseNode):
         Param("instruction", "", "Given at the start, in place of those of the recording."),
         Param("remap", [""], "Pairs 'our_topic:=topic_of_the_recording', as for python -m vla_nodes replay."),
         Param("exclude_topics", OURS, "Topics not played: what the nodes say themselves."),
-        Param("wait_for", ["policy_node", "action_node"], "Nodes that lock step waits for."),
+        Param("wait_for", ["policy_node", "action_node"], "Nodes that must be active, and that lock step waits for."),
         Param("end_with_bag", True, "End the process at the end of the recording."),
     )
 
@@ -81,22 +81,21 @@ class PlayerNode(BaseNode):
         self._others = [name for name in self._bag.topics if name not in inputs and name not in excluded]
         self._names = {topic: NAMES[name][0] for topic, name in inputs.items() if name not in NOT_PLAYED}
         self._names |= {name: name for name in self._others}
-        self._publishers = {}
+        self._outputs = {}
         for topic, name in list(self._names.items()):
             try:
                 full = self.resolve_topic_name(name)
-                self._publishers[full] = self.publish_on(message_type(self._bag.topics[topic]), name, _qos(name))
+                self._outputs[full] = self.publish_on(message_type(self._bag.topics[topic]), name, _qos(name))
                 self._names[topic] = full
             except ImportError as error:
                 del self._names[topic]
                 self.get_logger().warning(f"{topic} is not played: {error}")
         self._instruction = self.resolve_topic_name("instruction")
-        if self._instruction not in self._publishers:
-            self._publishers[self._instruction] = self.publish_on(String, "instruction", _qos("instruction"))
+        if self._instruction not in self._outputs:
+            self._outputs[self._instruction] = self.publish_on(String, "instruction", _qos("instruction"))
         self._clock_pub = self.publish_on(Clock, "/clock")
-        if self.value("mode") == "lockstep":
-            arguments = self.value("wait_for"), self._publishers, self._sleep, self._tell
-            self._lockstep = LockStep(self, *arguments)
+        self._locked = self.value("mode") == "lockstep"
+        self._lockstep = LockStep(self, self.value("wait_for"), self._outputs, self._sleep, self._tell)
         self._played = 0
 
     def activate(self) -> None:
@@ -134,8 +133,7 @@ class PlayerNode(BaseNode):
             self.end_process(status)
 
     def _play(self) -> None:
-        if self._lockstep is not None:
-            self._lockstep.wait_active()
+        self._lockstep.wait_active(self._locked)
         text = f"{self._bag.duration:.1f} s, {self.value('mode')}, time is {self._kind}"
         self.get_logger().info(f"playing {self._bag.path}: {text}")
         given = self.value("instruction")
@@ -149,7 +147,7 @@ class PlayerNode(BaseNode):
                     self._publish(self._instruction, _text(given))
             self._advance(event.now)
             self._pass_on(event, bool(given))
-        if self._lockstep is not None and (ends := self._lockstep.due(FINISH)) is not None:
+        if self._locked and (ends := self._lockstep.due(FINISH)) is not None:
             self._advance(ends)  # the last step is not finished yet
         self.get_logger().info(f"played {self._played} messages in {time.monotonic() - self._began:.1f} s")
 
@@ -168,9 +166,9 @@ class PlayerNode(BaseNode):
             self._publish(self._names[event.topic], event.data)
 
     def _publish(self, topic: str, data: bytes) -> None:
-        self._publishers[topic].publish(data)
+        self._outputs[topic].publish(data)
         self._played += 1
-        if self._lockstep is not None:
+        if self._locked:
             self._lockstep.sent(topic, data)
             self._lockstep.settle(self._now)
 
@@ -183,12 +181,12 @@ class PlayerNode(BaseNode):
     def _advance(self, target: int) -> None:
         """Move the clock on in small steps, and to each time at which a node has something to do of its own."""
         while self._now < target:
-            due = self._lockstep.due() if self._lockstep is not None else None
+            due = self._lockstep.due() if self._locked else None
             now = min(target, self._now + STEP, target if due is None else max(due, self._now + 1))
             ahead = (now - self._origin) * 1e-9 / self.value("rate") - (time.monotonic() - self._began_at)
             if ahead > 0:
                 self._sleep(ahead)
-            elif self._lockstep is not None:
+            elif self._locked:
                 self._began_at -= ahead  # time that the nodes took is not caught up
             self._at(now)
         self._sleep(0.0)
@@ -196,7 +194,7 @@ class PlayerNode(BaseNode):
     def _at(self, now: int) -> None:
         self._now = now
         self._tell(now)
-        if self._lockstep is not None:
+        if self._locked:
             self._lockstep.settle(now)
 
     def _tell(self, now: int) -> None:

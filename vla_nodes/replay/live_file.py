@@ -81,15 +81,17 @@ class LiveFile:
     def _make_room(self, size: int) -> None:
         if size <= self._room:
             return
-        before = os.fstat(self._fd).st_size
+        before = os.pread(self._fd, mcap.PREFIX, self._end)
+        length = os.fstat(self._fd).st_size
         room = size + self._step
-        tail = self._end + mcap.PREFIX + room
-        try:
-            self._write(mcap.TAIL, tail)
-        except OSError:
-            os.ftruncate(self._fd, before)
-            raise
+        # In this order: padding that reaches past the end is just skipped, a tail in the middle would be read as data.
         self._write(mcap.prefix(mcap.PADDING, room), self._end)
+        try:
+            self._write(mcap.TAIL, self._end + mcap.PREFIX + room)
+        except OSError:
+            os.ftruncate(self._fd, length)
+            self._write(before, self._end)
+            raise
         self._room = room
 
     def _write(self, data: bytes, at: int) -> None:

@@ -193,7 +193,8 @@ class Scan:
                 if opcode == mcap.CHUNK and self._plausible(start + mcap.PREFIX, length):
                     return self._lost(at, start, "a damaged record")
             place += SEARCH
-        if self._read(at, 1) == bytes([mcap.PADDING]) and last <= at + mcap.PREFIX:
+        rest = self._read(max(at + mcap.PREFIX, last - len(mcap.TAIL)), last)[: len(mcap.TAIL)]
+        if self._read(at, 1) == bytes([mcap.PADDING]) and (last <= at + mcap.PREFIX or mcap.TAIL.endswith(rest)):
             return self._size  # the empty room at the end of a recording that was going on
         self._lost(at, last, "nothing readable after a damaged record")
         return self._size
@@ -239,10 +240,13 @@ def repair(bag: Path, out: Path | None = None) -> tuple[Path | None, list[Found]
             founds.append(scan.found)
             lines += describe(file, scan.found)
         writer.set_custom(repaired_from=name, repair="; ".join(d for f in founds for d in f.damage)[:1000])
-    finally:
         writer.close()
-    if writer.error:
-        raise RepairError(writer.error)
+        if writer.error:
+            raise RepairError(writer.error)
+    except BaseException:
+        writer.close()
+        _remove(writer)
+        raise
     kept = sum(found.messages for found in founds)
     if not kept:
         _remove(writer)
