@@ -6,6 +6,7 @@ import importlib
 import sys
 
 COMMANDS = {  # name: (module with main(argv) -> int, what it does)
+    "replay": ("vla_nodes.replay.command", "a recording through the live pipeline without ROS: report, golden test"),
     "eval": ("vla_nodes.train.evaluate", "closed-loop success of a checkpoint in the simulator"),
     "bench": ("vla_nodes.policy.bench", "ms per tick and memory, SSM against its transformer twin"),
     "control-bench": ("vla_nodes.train.control_bench", "what the chunk executor costs, and how it moves next to peers"),

@@ -6,6 +6,7 @@ policy_node feeds it from its subscriptions and gives jobs to its worker; replay
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,12 @@ class PolicyLoop:
     def compute(self, job: Job) -> Any:
         """The step itself, in whatever thread: decode, kinematics, policy. Raises what they raise."""
         self.core.prepare(job.ticket)
-        return self.core.runtime.step(observation(job.pair, job.camera_pose, self.robot))
+        started = time.perf_counter()
+        seen = observation(job.pair, job.camera_pose, self.robot)
+        decoded = 1e3 * (time.perf_counter() - started)
+        output = self.core.runtime.step(seen)
+        output.timings["decode"] = decoded  # ms, beside the policy's own
+        return output
 
     # -- what is lacking ---------------------------------------------------------------------------------------------
     def watch(self, now: float, problem: str) -> None:
