@@ -84,22 +84,27 @@ TOPICS = {
 
 
 def write(
-    folder: Path, seconds: float = 3.0, fps: float = 10.0, pause: tuple[float, float] = (0.0, 0.0), clock: bool = True
+    folder: Path,
+    seconds: float = 3.0,
+    fps: float = 10.0,
+    pause: tuple[float, float] = (0.0, 0.0),
+    clock: bool = True,
+    rate: float = 100.0,
 ) -> Path:
     """A recording of an arm that moves a little; no camera frames during `pause` (s from the start)."""
     RobotModel(share_path("config/panda/panda.urdf"))  # the joints below are this robot's
     rng = np.random.default_rng(0)
     color = rng.integers(0, 255, (SIZE, SIZE, 3), np.uint8)
     depth = rng.uniform(0.5, 1.5, (SIZE, SIZE)).astype(np.float32)
-    period, frame, told = 10_000_000, round(1e9 / fps), False
+    period, frame, told = round(1e9 / rate), round(1e9 / fps), False
     with BagWriter(folder, background=False, min_free=0) as bag:
         for name, kind in TOPICS.items():
             if clock or name != "/clock":
                 bag.add_topic(topic(name, kind, Qos(latched=name == "/camera/pose")))
         bag.write("/camera/pose", START, camera_pose(START))
-        for k in range(round(seconds * 100)):
+        for k in range(round(seconds * rate)):
             now = START + k * period
-            t = k * 0.01
+            t = k / rate
             if clock:
                 bag.write("/clock", now, cdr("rosgraph_msgs/msg/Clock", clock=time(now)))
             q = np.array(HOME) + 0.02 * np.sin(t + np.arange(7))

@@ -34,6 +34,9 @@ class Commands(Sink):
             self.sent.append(answer.arm)
 
 
+pytestmark = pytest.mark.timeout(900)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return support.write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
@@ -41,7 +44,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bag(tmp_path_factory):
-    return replay_bags.write(tmp_path_factory.mktemp("bag") / "arm", seconds=3.0, pause=(1.2, 1.9))
+    return replay_bags.write(tmp_path_factory.mktemp("bag") / "arm", seconds=1.8, pause=(0.7, 1.4), rate=50.0)
 
 
 @pytest.fixture
@@ -67,14 +70,14 @@ def offline(bag, checkpoint):
 
 def test_lock_step_sends_the_commands_of_the_offline_replay(graph, bag, checkpoint):
     expected = offline(bag, checkpoint)
-    assert len(expected) > 8
+    assert len(expected) > 5 and any(len(t.times) != len(expected[0].times) for t in expected)
     heard = graph.hear(JointTrajectory, PREVIEW)
     parameters = [f"checkpoint:={checkpoint}", "paced:=true", f"paced_latency:={LATENCY}"]
     graph.start("policy_node", *parameters)
     graph.start("action_node", "paced:=true", "dry_run:=true")
     wait_for(lambda: graph.node.get_publishers_info_by_topic(f"/{PREVIEW}"), "action_node's publisher")
     player = graph.start("player_node", f"bag:={bag}")
-    assert player.process.wait(240) == 0, player.log
+    assert player.process.wait(800) == 0, player.log
     got = [trajectory_from(message) for message in heard]
     assert len(got) == len(expected)
     for a, b in zip(expected, got, strict=True):

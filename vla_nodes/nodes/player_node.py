@@ -188,13 +188,13 @@ class PlayerNode(BaseNode):
                 self._sleep(ahead)
             elif self._locked:
                 self._began_at -= ahead  # time that the nodes took is not caught up
-            self._at(now)
+            self._at(now, now == target or due is not None and due <= now)
         self._sleep(0.0)
 
-    def _at(self, now: int) -> None:
+    def _at(self, now: int, settle: bool = True) -> None:
         self._now = now
         self._tell(now)
-        if self._locked:
+        if self._locked and settle:
             self._lockstep.settle(now)
 
     def _tell(self, now: int) -> None:
