@@ -183,6 +183,8 @@ def test_golden_tolerates_rounding_of_another_machine_and_no_more(world):
 def test_golden_names_a_changed_setting(world, capsys):
     assert replay(world, "--golden", world / "golden.json", "--latency", "0.07", out="differs") == 1
     assert "setting latency_s: expected 0.05, got 0.07" in capsys.readouterr().out
+    assert replay(world, "--golden", world / "golden.json", "--set", "policy_node.slop=0.03", out="differs") == 1
+    assert "setting policy_node.slop: expected 0.02, got 0.03" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1}', '{"format": 7}', "x" * 100, '{"a": {"dtype": "q"}}'])
