@@ -134,6 +134,11 @@ class Replay:
                 if started:
                     self._advance(max(self._now, self._ends if self._job else self._now))
 
+    def lacking(self) -> str:
+        """Why no step was taken, as far as it is known at the end."""
+        pose = self._pose_problem if self._pose is None else ""
+        return self.policy.joint_problem or pose or self.core.refused or self.policy.sync.why_not() or self.core.reason
+
     # -- time --------------------------------------------------------------------------------------------------------
     @property
     def now(self) -> int:
@@ -258,6 +263,7 @@ class Replay:
         if job is None:
             return
         self.core.started(job.ticket)
+        self.counts["started"] += 1
         self._job = (job, self._worker.submit(self._compute, job), self._now)
         self._ends = self._now + self.latency
         if not self.latency:

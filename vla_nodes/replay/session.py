@@ -113,7 +113,7 @@ def load(checkpoint: Path, policy: dict[str, Any]) -> Any:
 
     if policy["device"] == "cuda":
         raise ReplayError("policy_node.device is cuda: replay runs on the CPU, where equal inputs give equal bytes")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which imports a compiler for seconds
     cv2.setNumThreads(1)
     try:
         return PolicyRuntime.load(checkpoint, "cpu", policy["threads"], policy["engine"])
