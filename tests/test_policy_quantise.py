@@ -124,6 +124,16 @@ def test_int8_without_ranges_says_how_to_get_them(model, tmp_path):
         quantise.calibrate(model, [])
 
 
+def test_a_processor_whose_sums_overflow_is_not_used_for_it(model, ranges, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_files, "exact_int8", lambda: False)
+    monkeypatch.setattr(engine_files, "version", lambda _: "0")
+    quantise.save(tmp_path, model, ranges, {})
+    with pytest.raises(EngineError, match="VNNI"):
+        engines.load(model, "openvino", 1, tmp_path, "int8")
+    assert engines._kinds("openvino", "auto", ranges) == ("f32",)
+
+
+@pytest.mark.skipif(not engine_files.exact_int8(), reason="this processor has no VNNI")
 def test_openvino_runs_it_and_auto_takes_it(model, ranges, tmp_path):
     pytest.importorskip("openvino")
     quantise.save(tmp_path, model, ranges, {})

@@ -215,7 +215,7 @@ def _kinds(name: str, precision: str, ranges: quantise.Ranges | None) -> tuple[s
     """The precisions to try in this engine, best first."""
     if precision != "auto":
         return (precision,)
-    return ("int8", "f32") if ranges and name == "openvino" else ("f32",)
+    return ("int8", "f32") if ranges and name == "openvino" and engine_files.exact_int8() else ("f32",)
 
 
 def _ranges(model: VlaPolicy, checkpoint: Path | None, precision: str) -> quantise.Ranges | None:
@@ -259,6 +259,9 @@ def _prove(name: str, model: VlaPolicy, wanted: list[Tensor], threads: int, chec
     """Builds or reads the graphs and compares; cached graphs that fail are exported anew once."""
     if reason := why_not(name, model):
         raise EngineError(reason)
+    if precision == "int8" and not engine_files.exact_int8():
+        raise EngineError("precision int8 needs a processor with VNNI (or Arm's dot product): older ones add 8-bit "
+                          "products in 16 bits, which overflow")  # fmt: skip
     for fresh in (False, True):
         try:
             engine = _open(name, model, threads, checkpoint, precision, ranges, fresh)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -40,6 +41,17 @@ def version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # a build under another name, onnxruntime-openvino for one
         return "unknown"
+
+
+@lru_cache(maxsize=1)
+def exact_int8() -> bool:
+    """Whether this processor sums 8-bit products in 32 bits. Older x86 ones saturate at 16 and give other numbers."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next(line for line in lines if line.startswith(("flags", "Features"))).split()
+    except (OSError, StopIteration):
+        return False
+    return bool({"avx512_vnni", "avx_vnni", "asimddp"} & set(flags))
 
 
 def digest(name: str, model: nn.Module, ranges: dict | None = None) -> str:
