@@ -103,8 +103,8 @@ def test_ratios_say_what_they_divide():
         return {"name": name, "history": history, "core": {"p50": core}} | ({"tick": {"p50": tick}} if tick else {})
 
     rows = [row("mamba2 torch", 10, 6.0, 30.0), row("mamba2 openvino f32", 10, 1.5, 8.0),
-            row("mamba2 transformers eager", 10, 24.0), row("mamba2 torch", 1000, 6.3, 31.0)]  # fmt: skip
+            row("mamba2 huggingface", 10, 24.0), row("mamba2 torch", 1000, 6.3, 31.0)]  # fmt: skip
     found = bench.ratios(rows)
     assert found["core of mamba2 torch to mamba2 openvino f32"] == 4.0
-    assert found["core of mamba2 transformers eager to mamba2 openvino f32"] == 16.0
+    assert found["core of mamba2 huggingface to mamba2 openvino f32"] == 16.0
     assert found["core of mamba2 torch, 1000 ticks to 10"] == pytest.approx(1.05)

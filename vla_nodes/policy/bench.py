@@ -189,7 +189,7 @@ def build(args, precisions: list[str], dtype: torch.dtype, scratch: Path, length
                 notes.append(str(error))
     if args.device == "cpu" and config.mixer == "mamba2" and dtype == torch.float32:
         try:
-            core_only["mamba2 transformers eager"] = parts.transformers_core(model)
+            core_only["mamba2 huggingface"] = parts.transformers_core(model)
         except ImportError:
             notes.append("transformers is not installed: its eager core is not compared")
     if (args.device, dtype) != ("cpu", torch.float32):
@@ -274,7 +274,7 @@ def ratios(rows: list[dict]) -> dict[str, float]:
     first = {row["name"]: row["core"]["p50"] for row in rows if row["history"] == rows[0]["history"]}
     mixer = rows[0]["name"].split()[0]
     fast = [name for name in first if name.startswith(mixer) and any(e in name for e in engines.EXPORTED)]
-    for eager in (f"{mixer} torch", f"{mixer} transformers eager"):
+    for eager in (f"{mixer} torch", f"{mixer} huggingface"):
         for name in fast if eager in first else ():
             found[f"core of {eager} to {name}"] = first[eager] / first[name]
     return found

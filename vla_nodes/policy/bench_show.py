@@ -46,7 +46,7 @@ def plot(report: dict, path: Path) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     results = report["results"]
     names = list(dict.fromkeys(row["name"] for row in results))
@@ -59,9 +59,11 @@ def plot(report: dict, path: Path) -> Path:
                 axis.plot(*zip(*own, strict=True), marker="o", color=colors[name], label=name,
                           linestyle="--" if name.startswith("transformer") else "-")  # fmt: skip
         axis.set(xscale="log", yscale="log", xlabel="ticks of history already carried", ylabel="ms, p50", title=title)
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=8)
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+        for one in (axis.xaxis, axis.yaxis):
+            one.set_major_formatter("{x:g}")
+        axis.grid(alpha=0.3)
     shortest = min(row["history"] for row in results)
     first = {row["name"]: row for row in results if row["history"] == shortest and "tick" in row}
     left = [0.0] * len(first)
@@ -77,7 +79,9 @@ def plot(report: dict, path: Path) -> Path:
     split.invert_yaxis()
     split.legend(fontsize=8, loc="lower right")
     figure.suptitle(f"{report['preset']}, {report['device']}, {report['threads']} threads, {report['processor']}")
-    figure.tight_layout()
+    lines = {line.get_label(): line for axis in (whole, core) for line in axis.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="lower left", ncol=len(lines), fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path

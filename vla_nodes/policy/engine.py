@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 # camera frames is measured together with their ranges (train/engine.py).
 TOLERANCE = {"f32": 1e-3, "bf16": 5e-2, "int8": 0.1}
 PRECISIONS = ("auto", *TOLERANCE)
+SMALL_CORE = 4_000_000  # parameters; below it a second thread waits more than it computes (measured at 0.5 million)
 PROOF_TICKS = 4
 TIMED_TICKS = 15
 EXPORTED = ("openvino", "onnxruntime")  # in this order: OpenVINO was the faster one wherever both were measured
@@ -287,7 +288,9 @@ def _open(name: str, model: VlaPolicy, threads: int, checkpoint: Path | None, pr
         exported = quantise.quantised(model, ranges) if ranges else model
         folder = engine_files.write(name, folder, parts(exported, arguments), anew=fresh)
         log.info("exported the policy to %s in %.1f s: %s", name, time.perf_counter() - started, folder)
-    look, think = (engine_files.open_graph(name, folder / part, threads, precision) for part in ("look", "think"))
+    look = engine_files.open_graph(name, folder / "look", threads, precision)
+    small = sum(p.numel() for p in model.core.parameters()) < SMALL_CORE
+    think = engine_files.open_graph(name, folder / "think", 1 if small else threads, precision)
     return ExportedEngine(name, precision, look, think, outputs, arguments["think"][-1])
 
 

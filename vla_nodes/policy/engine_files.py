@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ SUFFIX = {"openvino": ".xml", "onnxruntime": ".onnx"}
 PARTS = ("look", "think")
 SOURCES = ("config", "geometry", "vision", "ssm_scan", "ssm", "head", "model", "quantise", "engine", "engine_files")
 KEPT = 6  # folders of one library in one place
+COPIED = 1 << 20  # bytes; a larger input or output of OpenVINO is attached, not copied
 MAX_ONNX_BYTES = (2 << 30) - (64 << 20)  # one protobuf file holds no more
 Graph = Callable[[tuple], list[Tensor]]  # inputs in the order of export -> outputs in the order of export
 
@@ -147,13 +149,32 @@ def open_openvino(path: Path, threads: int, precision: str) -> Graph:
         "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False})  # fmt: skip
     request = compiled.create_infer_request()
-    outputs = range(len(compiled.outputs))
+
+    def attach(setter, i: int, array: np.ndarray) -> np.ndarray:
+        setter(i, openvino.Tensor(array, shared_memory=True))
+        return array
+
+    # Attaching an array costs more than copying a small one, so those have a buffer for good. States are values: what
+    # is returned is never written again.
+    def buffers(ports, setter) -> list[np.ndarray | None]:
+        empty = [np.zeros(tuple(port.shape), port.element_type.to_dtype()) for port in ports]
+        return [attach(setter, i, a) if a.nbytes <= COPIED else None for i, a in enumerate(empty)]
+
+    sources = buffers(compiled.inputs, request.set_input_tensor)
+    results = buffers(compiled.outputs, request.set_output_tensor)
+    large = [(i, tuple(port.shape), port.element_type.to_dtype()) for i, port in enumerate(compiled.outputs)
+             if results[i] is None]  # fmt: skip
 
     def call(inputs: tuple) -> list[Tensor]:
-        arrays = {i: t.contiguous().numpy() for i, t in enumerate(inputs)}  # contiguous: shared, not copied
-        request.infer(arrays, share_inputs=True)
-        # copies: the request writes its next results into the same buffers, and a state is a value
-        return [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in outputs]
+        held = []  # until the call is over
+        for i, (buffer, tensor) in enumerate(zip(sources, inputs, strict=True)):
+            if buffer is None:
+                held.append(attach(request.set_input_tensor, i, tensor.contiguous().numpy()))
+            else:
+                buffer[...] = tensor.numpy()
+        fresh = {i: attach(request.set_output_tensor, i, np.empty(shape, kind)) for i, shape, kind in large}
+        request.infer()
+        return [torch.from_numpy(fresh[i] if a is None else a.copy()) for i, a in enumerate(results)]
 
     return call
 
