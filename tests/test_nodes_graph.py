@@ -17,7 +17,7 @@ from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.data.images import decode_depth
 from vla_nodes.msg import ActionChunk, PolicyStatus
-from vla_nodes.nodes.convert import seconds, trajectory_from
+from vla_nodes.pipeline.messages import seconds, trajectory_from
 from vla_nodes.share import share_path
 
 wait_for = support.wait_for
