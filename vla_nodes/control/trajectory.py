@@ -142,7 +142,16 @@ _FIRST = np.zeros((6, 5))
 _FIRST[:5] = _HERMITE[1:] * _POWERS[1:, None]
 _SECOND = np.zeros((6, 5))
 _SECOND[:5] = _FIRST[1:] * _POWERS[1:, None]
+_THIRD = np.zeros((6, 5))
+_THIRD[:5] = _SECOND[1:] * _POWERS[1:, None]
 _WEIGHTS = np.concatenate([_HERMITE, _FIRST, _SECOND], axis=1)  # (6, 15)
+_ALL_WEIGHTS = np.concatenate([_WEIGHTS, _THIRD], axis=1).reshape(6, 4, 5)
+
+
+def quintic_weights(u: np.ndarray) -> np.ndarray:
+    """(U, 4, 5): what a quintic over a time h takes of p1 - p0, v0 h, v1 h, a0 h^2, a1 h^2 at u = t/h (U,) for its
+    position less p0 and its first three derivatives times h, h^2, h^3."""
+    return np.tensordot(u[:, None] ** _POWERS, _ALL_WEIGHTS, axes=1)
 
 
 def _quintic(trajectory: Trajectory, t: np.ndarray, i: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
