@@ -25,9 +25,9 @@ def version() -> str:
 
 
 def share_files() -> list[tuple[str, list[str]]]:
-    """config/, launch/ and the checkpoints under <prefix>/share/vla_nodes, where vla_nodes.share looks."""
+    """config/, launch/, msg/ and the checkpoints under <prefix>/share/vla_nodes, where vla_nodes.share looks."""
     folders: dict[str, list[str]] = {}
-    for top in ("config", "launch", "resource/checkpoints"):
+    for top in ("config", "launch", "msg", "resource/checkpoints"):
         for file in sorted((ROOT / top).rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
                 relative = file.relative_to(ROOT)

@@ -14,9 +14,9 @@ from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import SafetySettings
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.control.trajectory import refusal, sample
-from vla_nodes.nodes.action_core import ActionCore
 from vla_nodes.nodes.peers import Rate, Watch
-from vla_nodes.nodes.policy_core import PolicyCore, State, Worker
+from vla_nodes.pipeline.action_core import ActionCore
+from vla_nodes.pipeline.policy_core import PolicyCore, State, Worker
 from vla_nodes.share import share_path
 
 READY = np.array([0.0, -0.40, 0.0, -2.30, 0.0, 1.90, 0.785])

@@ -53,7 +53,7 @@ def test_every_ros_package_that_is_imported_is_an_exec_depend():
     assert needed - depends("depend", "exec_depend") == set()
 
 
-@pytest.mark.parametrize("room", ["policy", "control", "data", "sim", "train"])
+@pytest.mark.parametrize("room", ["policy", "control", "data", "sim", "train", "pipeline", "replay"])
 def test_rooms_below_the_nodes_never_import_ros(room):
     files = list((ROOT / "vla_nodes" / room).rglob("*.py"))
     assert files

@@ -22,11 +22,11 @@ from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, St
 from vla_nodes.data.joints import JointReader, JointStatesError, parse_joint_map
 from vla_nodes.msg import ActionChunk as ActionChunkMessage
 from vla_nodes.msg import PolicyStatus
-from vla_nodes.nodes.action_core import ActionCore, Answer
 from vla_nodes.nodes.base import ERROR, LATCHED, OK, RELIABLE_LATEST, WARN, BaseNode, run
 from vla_nodes.nodes.convert import seconds, trajectory_message
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.peers import Change
+from vla_nodes.pipeline.action_core import ActionCore, Answer
 from vla_nodes.share import share_path
 
 E, S = ExecutorSettings(), SafetySettings()

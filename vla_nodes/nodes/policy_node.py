@@ -31,7 +31,7 @@ from vla_nodes.nodes.camera_pose import CameraPose
 from vla_nodes.nodes.convert import seconds
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.peers import Change, Rate
-from vla_nodes.nodes.policy_core import PolicyCore, Result, State, Ticket, Worker
+from vla_nodes.pipeline.policy_core import PolicyCore, Result, State, Ticket, Worker
 from vla_nodes.policy import engine as engines
 from vla_nodes.share import share_path
 
