@@ -78,7 +78,7 @@ def test_latency_is_compensated(robot, latency):
 def test_at_rest_path_starts_at_the_first_row(robot):
     executor = start(robot, at_rest="path")
     output = executor.submit(sine(robot, T0), T0 + 0.3)
-    assert output.dropped == 0 and output.gap < 1e-9
+    assert output.dropped == 0 and output.gap < 5e-3  # rad, of the first row drawn back in line with the second
     t = np.arange(output.begin + 0.3, output.begin + 1.0, 0.05)
     np.testing.assert_allclose(at(output.arm, t)[0], wanted(robot, t - output.begin + T0), atol=4e-3)
 
