@@ -30,6 +30,7 @@ PLANNED = 0.95  # share of the limits the time law uses
 HARD = 0.95  # share of the limits a join may ask for that is not to be had with less
 # How a chunk may join the motion in flight, smoothest first, and how often each is tried slower.
 MODES = (("moving", 4), ("rest", 6))
+AGAIN = 1.0  # s after which a gripper that has nothing to do is told so again
 FINEST = 1.0 / 64.0  # s, rows closer together than that are thinned out: an arm cannot follow faster ones
 
 
@@ -86,6 +87,7 @@ class ChunkExecutor:
         self._plan: Trajectory | None = None
         self._finger: Trajectory | None = None
         self._finger_measured: float | None = None
+        self._finger_said = -math.inf  # when the gripper was last sent anything
         self._measured.clear()
         self._lag: list[tuple[float, float]] = []  # (time, s of nominal progress lost up to then)
         self._guess: tuple[float, ChunkPath] | None = None
@@ -404,10 +406,15 @@ class ChunkExecutor:
             position = gripper.position(rows.opening[0]) if position is None else position
             position = float(np.clip(position, *sorted((gripper.closed, gripper.open))))
             base = hold((gripper.joint,), np.array([position]), begin - 1.0, knot)
+            self._finger_said = -math.inf
+        wanted = gripper.position(rows.opening)
+        if gripper_channel.settled(base, begin, wanted) and begin < self._finger_said + AGAIN:
+            return None  # at rest where it is wanted: nothing to say
+        self._finger_said = begin
         t = np.arange(0.0, t0 + law.duration + knot, knot)
         s = law.evaluate(np.maximum(t - t0, 0.0))[0]
         times = chunk.period * np.arange(1, len(rows.opening) + 1)
-        targets = gripper.position(np.interp(s, times, rows.opening))
+        targets = np.interp(s, times, wanted)
         after = gripper_channel.follow(gripper, base, begin, t, targets, knot)
         self._finger = with_prefix(base, now, after, knot)
         return self._finger

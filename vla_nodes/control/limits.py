@@ -61,7 +61,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest value per joint (J,) over a trajectory; velocity_per_segment (N - 1, J)."""
+    """Largest value per joint (J,) over a trajectory; velocity_per_segment (N - 1, J); hull (5, N - 1, J): velocities
+    whose convex combinations the trajectory's are."""
 
     low: np.ndarray
     high: np.ndarray
@@ -69,6 +70,7 @@ class Bounds:
     acceleration: np.ndarray
     jerk: np.ndarray
     velocity_per_segment: np.ndarray
+    hull: np.ndarray
 
 
 def bounds(trajectory: Trajectory, start: int = 0) -> Bounds:
@@ -98,6 +100,7 @@ def bounds(trajectory: Trajectory, start: int = 0) -> Bounds:
         np.abs(acceleration).reshape(-1, joints).max(axis=0),
         _quadratic_peak(jerk),
         segment,
+        velocity,
     )
 
 
@@ -119,8 +122,8 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     """How far a quintic trajectory is from its limits: the largest ratio value/limit, and whose it is.
 
     A ratio <= 1 proves that position, velocity, acceleration and jerk limits hold at every instant from knot
-    `start` on. Position counts as ratio inf when outside. The tool's speed is evaluated every
-    TOOL_PERIOD where the joint velocities could make it exceed, with 2 % kept for the instants between.
+    `start` on. Position counts as ratio inf when outside. The tool's speed is bounded too;
+    where its bound does not prove enough it is evaluated every TOOL_PERIOD, with 2 % kept for the instants between.
     """
     b = bounds(trajectory, start)
     ratio = np.array([b.velocity, b.acceleration, b.jerk]) / limits.rates
@@ -134,9 +137,8 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     whose = f"{('velocity', 'acceleration', 'jerk')[kind]} of {trajectory.joint_names[j]}"
     if worst > 1.0:
         return worst, whose
-    reachable = b.velocity_per_segment @ robot.lever
-    fast = np.flatnonzero(reachable > limits.tool_speed)
-    if fast.size:
+    fast = np.flatnonzero(b.velocity_per_segment @ robot.lever > limits.tool_speed)
+    if fast.size and _tool_speed(trajectory, b, robot, start) > 0.98 * limits.tool_speed:
         h = trajectory.times[fast + start + 1] - trajectory.times[fast + start]
         if h.max() <= TOOL_PERIOD * (1.0 + 1e-9):  # the knots are close enough
             q, qd = trajectory.positions[fast + start], trajectory.velocities[fast + start]
@@ -148,3 +150,17 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
         if ratio > worst:
             worst, whose = ratio, "tool speed"
     return worst, whose
+
+
+def _tool_speed(trajectory: Trajectory, b: Bounds, robot: RobotModel, start: int) -> float:
+    """An upper bound (m/s) of the tool's speed: Jacobians J_c at every other knot on the segments either side of it,
+
+    |J(q) q'| <= |J_c q'| + |J(q) - J_c| |q'|,  the first at most that of the hull of q', the second at most the lever
+    of each joint times how far the joints are from the knot.
+    """
+    segments = b.hull.shape[1]
+    jacobians = robot.kinematics(trajectory.positions[start + 1 : start + segments + 1 : 2])[2][:, :3]
+    jacobians = np.repeat(jacobians, 2, axis=0)
+    hull = jacobians[:segments] @ b.hull.transpose(1, 2, 0)  # (N - 1, 3, 5)
+    away = b.velocity_per_segment.sum(axis=1) * np.diff(trajectory.times[start:])
+    return float((np.sqrt((hull * hull).sum(axis=1)).max(axis=1) + (b.velocity_per_segment @ robot.lever) * away).max())

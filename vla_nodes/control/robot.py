@@ -126,6 +126,17 @@ class RobotModel:
             positions[k], rotations[k] = placement.translation, placement.rotation
         return positions, rotations, jacobians
 
+    def poses(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tool positions (H, 3) and rotations (H, 3, 3) at rows of q (H, J): `kinematics` at half of its cost."""
+        model, data, frame = self._model, self._data, self._frame
+        positions, rotations = np.empty((len(q), 3)), np.empty((len(q), 3, 3))
+        placement, forward, update = data.oMf[frame], pinocchio.forwardKinematics, pinocchio.updateFramePlacement
+        for k, row in enumerate(np.ascontiguousarray(q, dtype=float)):
+            forward(model, data, row)
+            update(model, data, frame)
+            positions[k], rotations[k] = placement.translation, placement.rotation
+        return positions, rotations
+
     def tool_speed(self, q: np.ndarray, qd: np.ndarray) -> np.ndarray:
         """Translation speed (N,) m/s of the tool at positions and velocities (N, J)."""
         _, _, jacobians = self.kinematics(q)

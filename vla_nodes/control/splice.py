@@ -21,9 +21,10 @@ from vla_nodes.control.trajectory import Trajectory, quintic_weights, sample
 RESOLVE = 32  # knots a stop along the plan is resolved with
 SPACING = 0.06  # s between knots at most, roughly, where the path is followed
 TAIL_KNOTS = 8  # knots the final deceleration has at least
-_LOOK = np.linspace(0.0, 1.0, 13)  # where on a candidate the limits are looked at
+_LOOK = np.linspace(0.0, 1.0, 11)  # where on a candidate the limits are looked at
 _LOOKS = quintic_weights(_LOOK).transpose(1, 0, 2).reshape(-1, 5)  # positions, then velocities, then ...
-_LATER = 1.2 ** np.arange(1, 13)
+_LATER = 1.35 ** np.arange(1, 8)
+_APART = 1.1  # one candidate's time over the one before
 
 
 def power_of_two_below(x: float) -> int:
@@ -82,33 +83,40 @@ def join_path(
     t = t[t >= shortest]
     followed = len(t)
     t = np.concatenate([t, max(law.duration, shortest) * _LATER])  # later than the path's end: to where it ends
+    chosen, least = [], 0.0
+    for i, x in enumerate(t.tolist()):
+        if x >= least:
+            chosen.append(i)
+            least = _APART * x
     s, ds, dds = law.evaluate(t)
     ds, dds = ds[:, None], dds[:, None]
     p, p1, p2 = path.evaluate(s)
     v, a = p1 * ds, p2 * (ds * ds) + p1 * dds
     q0, v0, a0 = state
-    h = t[:, None]
-    data = np.empty((len(t), 5, len(q0)))
-    np.subtract(p, q0, out=data[:, 0])
-    np.multiply(v0, h, out=data[:, 1])
-    np.multiply(v, h, out=data[:, 2])
+    h = t[chosen, None]
     hh = h * h
+    data = np.empty((len(h), 5, len(q0)))
+    np.subtract(p[chosen], q0, out=data[:, 0])
+    np.multiply(v0, h, out=data[:, 1])
+    np.multiply(v[chosen], h, out=data[:, 2])
     np.multiply(a0, hh, out=data[:, 3])
-    np.multiply(a, hh, out=data[:, 4])
-    looks = (_LOOKS @ data).reshape(len(t), 4, len(_LOOK), len(q0))
-    positions = looks[:, 0] + q0
-    peaks = np.abs(looks[:, 1:]).max(axis=2)  # (N, 3, J)
-    peaks /= np.stack([h, hh, hh * h], axis=1) * limits.rates
-    good = peaks.reshape(len(t), -1).max(axis=1) <= share
-    good &= ((positions >= limits.lower) & (positions <= limits.upper)).reshape(len(t), -1).all(axis=1)
-    k = int(good.argmax())
-    if not good[k]:
+    np.multiply(a[chosen], hh, out=data[:, 4])
+    looks = _LOOKS @ data
+    positions = looks[:, : len(_LOOK)]
+    peaks = np.maximum.reduce(np.abs(looks[:, len(_LOOK) :]).reshape(len(h), 3, len(_LOOK), len(q0)), axis=2)
+    peaks /= np.concatenate([h, hh, hh * h], axis=1)[:, :, None] * limits.rates
+    good = peaks.reshape(len(h), -1).max(axis=1) <= share
+    inside = (positions >= limits.lower - q0) & (positions <= limits.upper - q0)
+    good &= inside.reshape(len(h), -1).all(axis=1)
+    best = int(good.argmax())
+    if not good[best]:
         return None
+    k, data = chosen[best], data[best]
     after = slice(k, max(followed, k + 1))
     over = t[k]
     count = max(4, math.ceil(over / (1.5 * SPACING)))
     u = np.arange(1, count) / count
-    way = quintic_weights(u)[:, :3] @ data[k]
+    way = quintic_weights(u)[:, :3] @ data
     times = np.concatenate([[0.0], over * u, t[after]])
     q = np.concatenate([q0[None], q0 + way[:, 0], p[after]])
     qd = np.concatenate([v0[None], way[:, 1] / over, v[after]])
