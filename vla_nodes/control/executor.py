@@ -175,8 +175,7 @@ class ChunkExecutor:
         found = self._splice(base, begin, path, law)
         if found is None:
             return _refuse("no_splice", "no motion within the limits joins this chunk to the reference in flight")
-        after, law, mode, t0, over = found
-        return self._publish(chunk, now, begin, base, path, rows, after, law, mode, t0, over)
+        return self._publish(chunk, now, begin, base, rows, *found)
 
     def stop(self, now: float) -> Trajectory | None:
         """Decelerate to rest and hold: along the planned path, or faster off it where that would take too long.
@@ -286,7 +285,8 @@ class ChunkExecutor:
     def _law(self, path: ChunkPath, rows: JointRows, start: float) -> TimeLaw:
         limits = self.limits
         tool = np.concatenate([self.robot.forward(path.points[0])[None, :3, 3], rows.tool[: rows.reachable]])
-        step = float(np.linalg.norm(np.diff(tool, axis=0), axis=1).max())
+        steps = tool[1:] - tool[:-1]
+        step = math.sqrt(float((steps * steps).sum(axis=1).max()))
         fastest = min(1.0, PLANNED * limits.tool_speed * path.period / max(step, 1e-9))
         return time_law(
             path, start, PLANNED * limits.velocity, PLANNED * limits.acceleration, PLANNED * limits.jerk, fastest
@@ -294,9 +294,9 @@ class ChunkExecutor:
 
     def _splice(
         self, base: Trajectory, begin: float, path: ChunkPath, law: TimeLaw
-    ) -> tuple[Trajectory, TimeLaw, str, float, float] | None:
+    ) -> tuple[Trajectory, TimeLaw, str, float, float, tuple[float, float]] | None:
         """The first candidate proven within the limits: its trajectory from begin on, law, mode, when the join
-        begins (s after begin) and how long it takes."""
+        begins (s after begin), how long it takes, and what it bridges (rad, rad/s)."""
         limits, names, s = self.limits, base.joint_names, self.settings
         share = tuple(PLANNED * x for x in limits.rates)
         state, t0, stopping = sample(base, begin - base.stamp), 0.0, None
@@ -309,12 +309,12 @@ class ChunkExecutor:
             for _ in range(attempts):
                 found = join_path(names, begin + t0, state, path, tried, limits, s.blend, effort)
                 if found is not None:
-                    after, over = found
+                    after, over, gaps = found
                     if stopping is not None and t0 > 0.0:
                         after = joined(stopping, after)
                     ratio, whose = excess(after, limits, self.robot)
                     if ratio <= 1.0:
-                        return after, tried, mode, t0, over
+                        return after, tried, mode, t0, over, gaps
                     if not math.isfinite(ratio):
                         break
                     effort *= 0.9 / ratio
@@ -360,18 +360,17 @@ class ChunkExecutor:
         now: float,
         begin: float,
         base: Trajectory,
-        path: ChunkPath,
         rows: JointRows,
         after: Trajectory,
         law: TimeLaw,
         mode: str,
         t0: float,
         over: float,
+        gaps: tuple[float, float],
     ) -> ExecutorOutput:
         s = self.settings
         arm = with_prefix(base, now, after, s.knot)
         old, new = sample(base, begin - base.stamp), sample(arm, begin - arm.stamp)
-        p, p1, _ = path.evaluate(np.array([law.start]))
         starved = max(now - base.end, 0.0) if self._plan is not None else 0.0
         self._keep_lag(begin, t0, law)
         self._plan = arm
@@ -382,8 +381,8 @@ class ChunkExecutor:
             begin=begin,
             mode=mode,
             blend=over,
-            gap=float(np.abs(p[0] - old[0]).max()),
-            gap_velocity=float(np.abs(p1[0] - old[1]).max()),
+            gap=gaps[0],
+            gap_velocity=gaps[1],
             seam_position=float(np.abs(new[0] - old[0]).max()),
             seam_velocity=float(np.abs(new[1] - old[1]).max()),
             latency=begin - chunk.stamp,

@@ -116,7 +116,7 @@ def _inverse(jacobian: np.ndarray, settings: IkSettings) -> np.ndarray:
     gram += _TINY
     inverse = np.linalg.inv(gram)
     # The trace is the sum of 1 / sigma^2: at least that of the smallest, at most six of it.
-    smallest = 1.0 / np.sqrt(np.maximum(np.einsum("hii->h", inverse), 1e-12))
+    smallest = 1.0 / np.sqrt(np.maximum(inverse.reshape(-1, 36)[:, ::7].sum(axis=1), 1e-12))
     if smallest.min() < settings.singular:
         near = settings.damping * np.maximum(0.0, 1.0 - smallest / settings.singular)
         inverse = np.linalg.inv(gram + (near * near)[:, None, None] * np.eye(6))
@@ -140,8 +140,11 @@ def rotation_vector(rotations: np.ndarray) -> np.ndarray:
     r = rotations
     flat = r.reshape(-1, 9)
     axis = 0.5 * (flat[:, _PLUS] - flat[:, _MINUS])
-    sine = np.sqrt((axis * axis).sum(axis=1))
+    squared = (axis * axis).sum(axis=1)
     cosine = 0.5 * (flat[:, 0] + flat[:, 4] + flat[:, 8] - 1.0)
+    if squared.max(initial=0.0) < 0.04 and cosine.min(initial=1.0) > 0.0:  # asin(x)/x to 1e-6
+        return axis * (1.0 + squared * (1 / 6 + squared * (3 / 40 + squared * (15 / 336))))[:, None]
+    sine = np.sqrt(squared)
     angle = np.arctan2(sine, cosine)
     vector = axis * np.where(sine > 1e-7, angle / np.maximum(sine, 1e-7), 1.0)[:, None]
     if cosine.min(initial=1.0) > -0.9999:

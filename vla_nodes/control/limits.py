@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vla_nodes.control.robot import RobotModel
 
 
+REACH = 3  # segments either side of a knot that a Jacobian there stands for
 TOOL_PERIOD = 1.0 / 32.0  # s between the instants at which the tool's speed is evaluated
 
 
@@ -61,7 +62,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest value per joint (J,) over a trajectory; velocity_per_segment (N - 1, J); hull (5, N - 1, J): velocities
+    """Largest value per joint (J,) over a trajectory; low, high: of the knots only; velocity_per_segment (N - 1, J); hull (5, N - 1, J): velocities
     whose convex combinations the trajectory's are."""
 
     low: np.ndarray
@@ -85,17 +86,12 @@ def bounds(trajectory: Trajectory, start: int = 0) -> Bounds:
     velocity[2] = 5.0 * (p[1:] - p[:-1]) / h - (velocity[0] + velocity[1] + velocity[3] + velocity[4])
     acceleration = (velocity[1:] - velocity[:-1]) / quarter
     jerk = (acceleration[1:] - acceleration[:-1]) / (h / 3)
-    # Bernstein coefficients of the position: running sum of the velocity's, h/5 apart (the sixth is the next knot).
-    position = np.add.accumulate(velocity, axis=0)
-    position *= h / 5
-    position += p[:-1]
     # Peaks over all coefficients and knots: flattened, because numpy reduces one long axis much faster than two.
     joints = p.shape[1]
-    position = position.reshape(-1, joints)
     segment = np.abs(velocity).max(axis=0)
     return Bounds(
-        np.minimum(position.min(axis=0), p[0]),
-        np.maximum(position.max(axis=0), p[0]),
+        p.min(axis=0),
+        p.max(axis=0),
         segment.max(axis=0),
         np.abs(acceleration).reshape(-1, joints).max(axis=0),
         _quadratic_peak(jerk),
@@ -130,6 +126,11 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     if not (np.isfinite(ratio).all() and np.isfinite(b.low).all() and np.isfinite(b.high).all()):
         return np.inf, "non-finite trajectory"  # NaN would compare as within any limit
     outside = (b.low < limits.lower) | (b.high > limits.upper)
+    # Between its knots a joint is no farther from the nearer one than it moves in half of the time.
+    away = 0.5 * float(np.diff(trajectory.times[start:]).max()) * b.velocity
+    if not outside.any() and ((b.low - away < limits.lower) | (b.high + away > limits.upper)).any():
+        low, high = _positions(trajectory, b, start)
+        outside = (low < limits.lower) | (high > limits.upper)
     if outside.any():
         return np.inf, f"position of {trajectory.joint_names[int(np.argmax(outside))]}"
     kind, j = divmod(int(ratio.argmax()), ratio.shape[1])
@@ -152,15 +153,27 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     return worst, whose
 
 
+def _positions(trajectory: Trajectory, b: Bounds, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest positions (J,): their Bernstein coefficients are the running sums of the velocity's, h/5
+    apart (the sixth is the next knot)."""
+    p, h = trajectory.positions[start:-1], np.diff(trajectory.times[start:])[:, None]
+    position = np.add.accumulate(b.hull, axis=0) * (h / 5) + p
+    return (np.minimum(position.min(axis=(0, 1)), b.low), np.maximum(position.max(axis=(0, 1)), b.high))
+
+
 def _tool_speed(trajectory: Trajectory, b: Bounds, robot: RobotModel, start: int) -> float:
-    """An upper bound (m/s) of the tool's speed: Jacobians J_c at every other knot on the segments either side of it,
+    """An upper bound (m/s) of the tool's speed: Jacobians J_c at every 2 * REACH-th knot on the segments around it,
 
     |J(q) q'| <= |J_c q'| + |J(q) - J_c| |q'|,  the first at most that of the hull of q', the second at most the lever
     of each joint times how far the joints are from the knot.
     """
     segments = b.hull.shape[1]
-    jacobians = robot.kinematics(trajectory.positions[start + 1 : start + segments + 1 : 2])[2][:, :3]
-    jacobians = np.repeat(jacobians, 2, axis=0)
-    hull = jacobians[:segments] @ b.hull.transpose(1, 2, 0)  # (N - 1, 3, 5)
-    away = b.velocity_per_segment.sum(axis=1) * np.diff(trajectory.times[start:])
+    middle = np.minimum(start + np.arange(REACH, segments + REACH, 2 * REACH), start + segments)
+    jacobians = robot.kinematics(trajectory.positions[middle])[2][:, :3]
+    of = np.arange(segments) // (2 * REACH)
+    hull = jacobians[of] @ b.hull.transpose(1, 2, 0)  # (N - 1, 3, 5)
+    moved = np.zeros(2 * REACH * len(middle))
+    moved[:segments] = b.velocity_per_segment.sum(axis=1) * np.diff(trajectory.times[start:])
+    halves = moved.reshape(-1, REACH).sum(axis=1)  # how far the joints are from the knot at most, either side of it
+    away = np.repeat(np.maximum(halves[::2], halves[1::2]), 2 * REACH)[:segments]
     return float((np.sqrt((hull * hull).sum(axis=1)).max(axis=1) + (b.velocity_per_segment @ robot.lever) * away).max())

@@ -11,6 +11,7 @@ blend (1 - w) old + w new starts from w = 0 at every chunk and lets an arm that 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,6 +24,7 @@ SPACING = 0.06  # s between knots at most, roughly, where the path is followed
 TAIL_KNOTS = 8  # knots the final deceleration has at least
 _LOOK = np.linspace(0.0, 1.0, 11)  # where on a candidate the limits are looked at
 _LOOKS = quintic_weights(_LOOK).transpose(1, 0, 2).reshape(-1, 5)  # positions, then velocities, then ...
+_NOW = np.zeros(1)
 _LATER = 1.35 ** np.arange(1, 8)
 _APART = 1.1  # one candidate's time over the one before
 
@@ -72,18 +74,18 @@ def join_path(
     limits: Limits,
     shortest: float,
     share: float,
-) -> tuple[Trajectory, float] | None:
+) -> tuple[Trajectory, float, tuple[float, float]] | None:
     """From a state q, q', q'' (J,) at `begin` onto the path, and along it to rest.
 
     Args: shortest: s, least time until on the path; share: of the limits, that getting there may ask for.
-    Returns: a quintic trajectory stamped `begin` and the time (s) after which it is on the path, None if there is none
-    within the limits.
+    Returns: a quintic trajectory stamped `begin`, the time (s) after which it is on the path, and what it bridges (how
+    far the path is at begin, rad and rad/s, at the policy's pace); None if there is none within the limits.
     """
     t = instants(path, law)
-    t = t[t >= shortest]
+    t = np.concatenate([_NOW, t[t >= shortest]])
     followed = len(t)
     t = np.concatenate([t, max(law.duration, shortest) * _LATER])  # later than the path's end: to where it ends
-    chosen, least = [], 0.0
+    chosen, least = [], 1e-6
     for i, x in enumerate(t.tolist()):
         if x >= least:
             chosen.append(i)
@@ -95,34 +97,40 @@ def join_path(
     q0, v0, a0 = state
     h = t[chosen, None]
     hh = h * h
-    data = np.empty((len(h), 5, len(q0)))
-    np.subtract(p[chosen], q0, out=data[:, 0])
-    np.multiply(v0, h, out=data[:, 1])
-    np.multiply(v[chosen], h, out=data[:, 2])
-    np.multiply(a0, hh, out=data[:, 3])
-    np.multiply(a[chosen], hh, out=data[:, 4])
-    looks = _LOOKS @ data
-    positions = looks[:, : len(_LOOK)]
-    peaks = np.maximum.reduce(np.abs(looks[:, len(_LOOK) :]).reshape(len(h), 3, len(_LOOK), len(q0)), axis=2)
-    peaks /= np.concatenate([h, hh, hh * h], axis=1)[:, :, None] * limits.rates
-    good = peaks.reshape(len(h), -1).max(axis=1) <= share
-    inside = (positions >= limits.lower - q0) & (positions <= limits.upper - q0)
-    good &= inside.reshape(len(h), -1).all(axis=1)
+    data = np.empty((5, len(h), len(q0)))
+    np.subtract(p[chosen], q0, out=data[0])
+    np.multiply(v0, h, out=data[1])
+    np.multiply(v[chosen], h, out=data[2])
+    np.multiply(a0, hh, out=data[3])
+    np.multiply(a[chosen], hh, out=data[4])
+    looks = (_LOOKS @ data.reshape(5, -1)).reshape(4, len(_LOOK), len(h), len(q0))
+    low, high = np.minimum.reduce(looks, axis=1), np.maximum.reduce(looks, axis=1)  # (4, C, J)
+    inside = (low[0] >= limits.lower - q0) & (high[0] <= limits.upper - q0)
+    peaks = np.maximum(high[1:], -low[1:]) / (limits.rates[:, None] * np.stack([h, hh, hh * h]))
+    good = inside.all(axis=1) & (np.maximum.reduce(peaks, axis=0).max(axis=1) <= share)
     best = int(good.argmax())
     if not good[best]:
         return None
-    k, data = chosen[best], data[best]
+    k, data = chosen[best], data[:, best]
     after = slice(k, max(followed, k + 1))
     over = t[k]
     count = max(4, math.ceil(over / (1.5 * SPACING)))
-    u = np.arange(1, count) / count
-    way = quintic_weights(u)[:, :3] @ data
+    u, weights = _parts(count)
+    way = weights @ data
     times = np.concatenate([[0.0], over * u, t[after]])
     q = np.concatenate([q0[None], q0 + way[:, 0], p[after]])
     qd = np.concatenate([v0[None], way[:, 1] / over, v[after]])
     qdd = np.concatenate([a0[None], way[:, 2] / (over * over), a[after]])
     q[-1], qd[-1], qdd[-1] = path.points[-1], 0.0, 0.0
-    return Trajectory(names, times, q, qd, qdd, begin), float(over)
+    gaps = float(np.abs(p[0] - q0).max()), float(np.abs(p1[0] - v0).max())
+    return Trajectory(names, times, q, qd, qdd, begin), float(over), gaps
+
+
+@lru_cache(maxsize=128)
+def _parts(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fractions u (count - 1,) that divide a quintic into equal parts, and its weights there (count - 1, 3, 5)."""
+    u = np.arange(1, count) / count
+    return u, quintic_weights(u)[:, :3]
 
 
 def slow_along(base: Trajectory, begin: float, duration: float, knot: float) -> Trajectory:
