@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vla_nodes.control import gripper as gripper_channel
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
+from vla_nodes.control.guards import Guard
 from vla_nodes.control.limits import Limits, excess
 from vla_nodes.control.path import ChunkPath, TimeLaw, smoothed, time_law
 from vla_nodes.control.robot import RobotModel
@@ -75,8 +77,13 @@ class ChunkExecutor:
     Use: observe(...) for every joint state, submit(...) for every chunk, publish what comes back.
     """
 
-    def __init__(self, robot: RobotModel, settings: ExecutorSettings | None = None) -> None:
+    def __init__(
+        self, robot: RobotModel, settings: ExecutorSettings | None = None, guards: Sequence[tuple[str, Guard]] = ()
+    ) -> None:
+        """guards: (cause, guard) pairs that every splice must pass (guards.py)."""
         self.robot = robot
+        self._guards = tuple(guards)
+        self._objection = ("", "")
         self.settings = s = settings or ExecutorSettings()
         self.limits = Limits.scaled(robot, s.velocity_scale, s.acceleration_scale, s.jerk_scale, s.tool_speed)
         self._measured: deque[tuple[float, np.ndarray, np.ndarray]] = deque()
@@ -173,6 +180,8 @@ class ChunkExecutor:
         if law.rate < s.slowest:
             return _refuse("too_fast", f"rows too far apart: the limits allow only {law.rate:.1%} of the asked pace")
         found = self._splice(base, begin, path, law)
+        if found is None and self._objection[0]:
+            return _refuse(*self._objection)
         if found is None:
             return _refuse("no_splice", "no motion within the limits joins this chunk to the reference in flight")
         return self._publish(chunk, now, begin, base, rows, *found)
@@ -297,7 +306,7 @@ class ChunkExecutor:
     ) -> tuple[Trajectory, TimeLaw, str, float, float, tuple[float, float]] | None:
         """The first candidate proven within the limits: its trajectory from begin on, law, mode, when the join
         begins (s after begin), how long it takes, and what it bridges (rad, rad/s)."""
-        limits, names, s = self.limits, base.joint_names, self.settings
+        limits, names, s, self._objection = self.limits, base.joint_names, self.settings, ("", "")
         share = tuple(PLANNED * x for x in limits.rates)
         state, t0, stopping = sample(base, begin - base.stamp), 0.0, None
         for mode, attempts in MODES:
@@ -313,6 +322,8 @@ class ChunkExecutor:
                     if stopping is not None and t0 > 0.0:
                         after = joined(stopping, after)
                     ratio, whose = excess(after, limits, self.robot)
+                    if ratio <= 1.0 and self._objects(after, t0 + over):
+                        break
                     if ratio <= 1.0:
                         return after, tried, mode, t0, over, gaps
                     if not math.isfinite(ratio):
@@ -324,6 +335,13 @@ class ChunkExecutor:
                 slower *= 1.25 if found is None else 1.03 * ratio
                 tried = time_law(path, law.start, *share, law.rate / slower)
         return None
+
+    def _objects(self, after: Trajectory, over: float) -> bool:
+        for cause, guard in self._guards:
+            if reason := guard(after, over):
+                self._objection = cause, reason
+                return True
+        return False
 
     def _stopping(self, base: Trajectory, begin: float) -> Trajectory:
         """To rest from the base's state at begin, within limits: along its path, else off it, else as planned."""

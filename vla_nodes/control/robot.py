@@ -193,8 +193,8 @@ class RobotModel:
             raise RobotError(f"{where}: accelerations, jerks and tool_speed must be above zero")
 
 
-def _parse(urdf: str | Path) -> ElementTree.Element:
-    """The URDF as XML, with continuous joints made revolute: a chunk's joint columns are plain angles."""
+def read_urdf(urdf: str | Path) -> str:
+    """The text of a URDF given as such or as a path. Raises FileNotFoundError, RobotError."""
     text = urdf if isinstance(urdf, str) and urdf.lstrip().startswith("<") else None
     if text is None:
         path = Path(urdf)
@@ -203,6 +203,12 @@ def _parse(urdf: str | Path) -> ElementTree.Element:
         text = path.read_text()
     if len(text) > MAX_URDF_BYTES or "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise RobotError("URDF refused: too large, or it declares XML entities")
+    return text
+
+
+def _parse(urdf: str | Path) -> ElementTree.Element:
+    """The URDF as XML, with continuous joints made revolute: a chunk's joint columns are plain angles."""
+    text = read_urdf(urdf)
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
