@@ -62,8 +62,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest value per joint (J,) over a trajectory; low, high: of the knots only; velocity_per_segment (N - 1, J); hull (5, N - 1, J): velocities
-    whose convex combinations the trajectory's are."""
+    """Largest value per joint (J,) over a trajectory; low, high: of the knots only; velocity_per_segment (N - 1, J);
+    hull (5, N - 1, J): velocities whose convex combinations the trajectory's are."""
 
     low: np.ndarray
     high: np.ndarray

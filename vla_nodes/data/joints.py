@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +96,34 @@ class JointReader:
         qd = np.asarray(velocity, dtype=float)[self._index]
         # Drivers that cannot measure a velocity send NaN: that is "none", not an error.
         return q, (qd if np.isfinite(qd).all() else None)
+
+
+class JointInput:
+    """The joint_states of one robot, read by name; what is wrong with them is said once, until they are right again."""
+
+    def __init__(
+        self, joint_names: Sequence[str], joint_map: Sequence[str], report: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """joint_map: pairs as `parse_joint_map` takes them; report: told what is wrong. Raises JointStatesError."""
+        mapping = parse_joint_map(joint_map, joint_names)
+        self.robot_names = tuple(mapping[name] for name in joint_names)
+        self.problem = ""
+        """What is wrong with the newest message, or ''."""
+        self._reader, self._report = JointReader(joint_names, mapping), report
+
+    def read(
+        self, names: Sequence[str], position: Sequence[float], velocity: Sequence[float] = ()
+    ) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """As `JointReader.read`, but None where that raises."""
+        try:
+            joints = self._reader.read(names, position, velocity)
+        except JointStatesError as error:
+            if str(error) != self.problem:
+                self.problem = str(error)
+                self._report(self.problem)
+            return None
+        self.problem = ""
+        return joints
 
 
 class JointHistory:

@@ -13,17 +13,20 @@ import numpy as np
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
 
 from vla_nodes.control.chunk import MAX_COLUMNS, MAX_ROWS, ActionChunk, ActionSpace
+from vla_nodes.control.guards import SelfCollisionGuard
+from vla_nodes.control.outputs import Output
+from vla_nodes.control.report import SeamLog
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import SafetySettings
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
-from vla_nodes.data.joints import JointReader, JointStatesError, parse_joint_map
+from vla_nodes.data.joints import JointInput
 from vla_nodes.msg import ActionChunk as ActionChunkMessage
 from vla_nodes.msg import PolicyStatus
+from vla_nodes.nodes import doors
 from vla_nodes.nodes.base import ERROR, LATCHED, OK, RELIABLE_LATEST, WARN, BaseNode, run
-from vla_nodes.nodes.convert import seconds, trajectory_message
+from vla_nodes.nodes.convert import seconds
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.peers import Change
 from vla_nodes.pipeline.action_core import ActionCore, Answer
@@ -43,6 +46,17 @@ class ActionNode(BaseNode):
         Param(
             "joint_map", [""], "Pairs 'our_joint:robot_joint' where joint_states and the controllers use other names."
         ),
+        Param(
+            "output",
+            Output.TOPIC.value,
+            "How trajectories reach the controllers: JointTrajectory on a topic, FollowJointTrajectory goals (needs "
+            "control_msgs), or Float64MultiArray positions for a forward_command_controller.",
+            choices=tuple(o.value for o in Output),
+        ),
+        Param("command_rate", 100.0, "Rate of forward_positions commands [Hz].", 10.0, 1000.0),
+        Param("limits", "", "File with what the URDF lacks (see config/panda/limits.yaml); empty: the robot's own."),
+        Param("self_collision", False, "Refuse motions in which links would touch, by the URDF's collision geometry."),
+        Param("seam_log", "", "File to which the seam of every chunk is appended, for 'python -m vla_nodes seams'."),
         Param("dry_run", False, "Publish to vla/preview/... only; the arm does not move."),
         Param(
             "strategy",
@@ -61,7 +75,9 @@ class ActionNode(BaseNode):
         Param("jerk_scale", E.jerk_scale, "Share of its jerk limits used.", 0.01, 1.0),
         Param("tool_speed", E.tool_speed, "Largest speed of the tool [m/s].", 0.01, 5.0),
         Param("lead", E.lead, "How far ahead of now a splice begins [s].", 0.0, 0.5),
-        Param("blend", E.blend, "Shortest blend onto a new chunk [s].", 0.05, 2.0),
+        Param("blend", E.blend, "Shortest time in which a new chunk is joined [s].", 0.05, 2.0),
+        Param("effort", E.effort, "Share of the limits that joining a new chunk may use.", 0.1, 1.0),
+        Param("smoothing", E.smoothing, "How far rows may be moved to take noise out [rad]; 0: off.", 0.0, 0.1),
         Param("workspace_low", list(S.workspace_low), "Low corner x y z of the box the tool stays in [m], base frame."),
         Param("workspace_high", list(S.workspace_high), "High corner of that box [m]."),
         Param("table", S.table, "Height below which the tool does not go [m].", -5.0, 5.0),
@@ -95,27 +111,36 @@ class ActionNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("action_node")
+        self._doors: dict = {}
+        self._seams: SeamLog | None = None
 
     # -- lifecycle ---------------------------------------------------------------------------------
     def configure(self) -> None:
-        urdf = Path(self.value("urdf"))
-        robot = RobotModel(urdf if urdf.is_absolute() else share_path(str(urdf)), self.value("tool_frame"))
-        self._core = ActionCore(robot, self._executor_settings(), self._safety_settings())
+        urdf = self._file("urdf")
+        robot = RobotModel(urdf, self.value("tool_frame"), limits=self._file("limits"))
+        guards = [("self_collision", SelfCollisionGuard(urdf, robot))] if self.value("self_collision") else []
+        self._seams = SeamLog(Path(self.value("seam_log"))) if self.value("seam_log") else None
+        self._core = ActionCore(robot, self._executor_settings(), self._safety_settings(), guards=guards,
+                                record=self._seams and self._seams.write)  # fmt: skip
         joints = (*robot.joint_names, *((robot.gripper.joint,) if robot.gripper else ()))
-        mapping = parse_joint_map(self.value("joint_map"), joints)
-        self._arm_names = [mapping[name] for name in robot.joint_names]
-        self._gripper_names = [mapping[robot.gripper.joint]] if robot.gripper else []
-        self._reader = JointReader(joints, mapping)
-        self._joint_problem = ""
-        prefix = "vla/preview/" if self.value("dry_run") else ""
-        self._arm_pub = self.publish_on(JointTrajectory, f"{prefix}arm_controller/joint_trajectory")
-        self._gripper_pub = self.publish_on(JointTrajectory, f"{prefix}gripper_controller/joint_trajectory")
+        self._joints = JointInput(joints, self.value("joint_map"), self.get_logger().error)
+        names = self._joints.robot_names
+        parts = {"arm": names[: robot.dof], "gripper": names[robot.dof :]}
+        prefix, output = "vla/preview/" if self.value("dry_run") else "", Output(self.value("output"))
+        self._doors = {
+            part: doors.make(self, output, part, its, self.value("command_rate"), prefix, self._on_lost)
+            for part, its in parts.items()
+            if its
+        }
         self.subscribe(ActionChunkMessage, "vla/action_chunk", self._on_chunk, RELIABLE_LATEST)
         self.subscribe(PolicyStatus, "vla/status", self._on_status, RELIABLE_LATEST)
         self.subscribe(JointState, "joint_states", self._on_joints, 10)
         self._last_instruction_pub = self.publish_on(String, "vla/last_instruction", LATCHED, managed=False)
         self.subscribe(String, "vla/active_instruction", self._last_instruction_pub.publish, LATCHED)
+        # Twice: one keeps what was latched before, the other hears publishers that latch nothing (ros2 topic pub).
         self.subscribe(Bool, "estop", self._on_estop, LATCHED)
+        self.subscribe(Bool, "estop", self._on_estop, RELIABLE_LATEST)
+        self._estop = False
         self.subscribe(Bool, "vla/deadman", self._on_deadman, RELIABLE_LATEST)
         self.serve(Trigger, "vla/stop", self._on_stop)
         self.serve(Trigger, "vla/resume", self._on_resume)
@@ -133,11 +158,27 @@ class ActionNode(BaseNode):
     def deactivate(self) -> None:
         self._publish(Answer(arm=self._core.stop(self.now())))
 
+    def cleanup(self) -> None:
+        for door in self._doors.values():
+            door.close()
+        self._doors = {}
+        if self._seams is not None:
+            self._seams.close()
+            self._seams = None
+
     def clock_jumped(self) -> None:
         self._core.reset()
+        for door in self._doors.values():
+            door.reset()
+
+    def _file(self, name: str) -> Path | None:
+        """The file a parameter names, absolute or below the package's share folder; None if it is empty."""
+        path = Path(self.value(name))
+        return None if not self.value(name) else path if path.is_absolute() else share_path(str(path))
 
     def _executor_settings(self) -> ExecutorSettings:
-        names = ("velocity_scale", "acceleration_scale", "jerk_scale", "tool_speed", "lead", "blend")
+        names = ("velocity_scale", "acceleration_scale", "jerk_scale", "tool_speed")
+        names += ("lead", "blend", "effort", "smoothing")
         return ExecutorSettings(
             strategy=Strategy(self.value("strategy")),
             on_instruction_change=OnInstructionChange(self.value("on_instruction_change")),
@@ -152,20 +193,15 @@ class ActionNode(BaseNode):
 
     # -- inputs ------------------------------------------------------------------------------------
     def _on_joints(self, message: JointState) -> None:
-        try:
-            position, velocity = self._reader.read(message.name, message.position, message.velocity)
-        except JointStatesError as error:
-            if str(error) != self._joint_problem:
-                self._joint_problem = str(error)
-                self.get_logger().error(self._joint_problem)
+        joints = self._joints.read(message.name, message.position, message.velocity)
+        if joints is None:
             return
-        steady = time.monotonic()
-        self._joint_problem = ""
+        (position, velocity), steady = joints, time.monotonic()
         self.inputs.heard("joint_states", steady)
         if not self.active:
             return
         dof = self._core.robot.dof
-        finger = float(position[dof]) if self._gripper_names else None
+        finger = float(position[dof]) if "gripper" in self._doors else None
         velocity = np.zeros(dof) if velocity is None else velocity[:dof]
         answer = self._core.joints(seconds(message.header.stamp), position[:dof], velocity, finger, steady)
         if answer.new:
@@ -190,6 +226,9 @@ class ActionNode(BaseNode):
 
     def _on_estop(self, message: Bool) -> None:
         self._core.gate.estop(message.data)
+        if message.data == self._estop:
+            return
+        self._estop = message.data
         self.get_logger().warning("emergency stop" if message.data else "emergency stop released; vla/resume to go on")
 
     def _on_deadman(self, message: Bool) -> None:
@@ -214,17 +253,16 @@ class ActionNode(BaseNode):
             self._publish(self._core.tick(self.now(), time.monotonic(), self._idle))
 
     def _publish(self, answer: Answer) -> None:
-        if answer.arm is not None:
-            message = trajectory_message(answer.arm)
-            message.joint_names = self._arm_names
-            self._arm_pub.publish(message)
-        if answer.gripper is not None:
-            message = trajectory_message(answer.gripper)
-            message.joint_names = self._gripper_names
-            self._gripper_pub.publish(message)
+        for part, trajectory in (("arm", answer.arm), ("gripper", answer.gripper)):
+            if trajectory is not None and part in self._doors:
+                self._doors[part].send(trajectory)
         if answer.new:
             self._say(answer)
         self._last = answer if answer.reason else self._last
+
+    def _on_lost(self, reason: str) -> None:
+        """A goal was refused or given up: where the arm is going is no longer ours to say."""
+        self._publish(self._core.lost(reason))
 
     def _say(self, answer: Answer) -> None:
         self.get_logger().warning(f"{answer.cause}: {answer.reason[:300]}")
@@ -244,8 +282,11 @@ class ActionNode(BaseNode):
             "dry run": self.value("dry_run"),
             **core.numbers(),
         }
-        if self._joint_problem:
-            return ERROR, self._joint_problem, values
+        if self._seams is not None:
+            self._seams.flush()
+            values["seam log"] = self._seams.problem or self.value("seam_log")
+        if self._joints.problem:
+            return ERROR, self._joints.problem, values
         if core.holding in ("estop", "stop"):
             return WARN, f"held: {core.holding}", values
         if core.holding and core.holding != "policy":

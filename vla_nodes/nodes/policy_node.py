@@ -22,7 +22,7 @@ from std_msgs.msg import String
 from vla_nodes.control.chunk import ActionSpace
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.data.images import decode_color, decode_depth
-from vla_nodes.data.joints import JointReader, JointStatesError, parse_joint_map
+from vla_nodes.data.joints import JointInput
 from vla_nodes.data.sync import ObservationSync, Pair
 from vla_nodes.msg import ActionChunk, PolicyStatus
 from vla_nodes.nodes.base import ERROR, LATCHED, LATEST, OK, RELIABLE_LATEST, WARN, BaseNode, ConfigureError, run
@@ -100,8 +100,7 @@ class PolicyNode(BaseNode):
         self._core = PolicyCore(runtime, rate, self.value("max_image_age"))
         self._sync = ObservationSync(self.value("slop"), self.value("use_depth"))
         joints = (*config.joint_names, config.gripper_joint)
-        self._reader = JointReader(joints, parse_joint_map(self.value("joint_map"), joints))
-        self._joint_problem = ""
+        self._joints = JointInput(joints, self.value("joint_map"), self.get_logger().error)
         self._period, self._base = config.period, self.value("base_frame")
         self._camera = CameraPose(self, self.value("camera_pose_source"), self._base, self.value("camera_pose"))
         self._frame_rate, self._dropped_before = Rate(), 0
@@ -162,16 +161,11 @@ class PolicyNode(BaseNode):
         self._try()
 
     def _on_joints(self, message: JointState) -> None:
-        try:
-            position, velocity = self._reader.read(message.name, message.position, message.velocity)
-        except JointStatesError as error:
-            if str(error) != self._joint_problem:
-                self._joint_problem = str(error)
-                self.get_logger().error(self._joint_problem)
+        joints = self._joints.read(message.name, message.position, message.velocity)
+        if joints is None:
             return
-        self._joint_problem = ""
         self.inputs.heard("joint_states", time.monotonic())
-        self._sync.add_joints(seconds(message.header.stamp), position, velocity)
+        self._sync.add_joints(seconds(message.header.stamp), *joints)
         newest = self._sync.newest("color")
         if newest is not None and self._core.due(newest):
             self._try()
@@ -284,8 +278,8 @@ class PolicyNode(BaseNode):
 
     def _lack(self) -> str:
         """Why there is no observation to act upon: "" while they come."""
-        if self._joint_problem:
-            return self._joint_problem
+        if self._joints.problem:
+            return self._joints.problem
         silent = self.inputs.lost()
         if silent:
             return f"nothing on {', '.join(silent)}"
@@ -343,8 +337,8 @@ class PolicyNode(BaseNode):
         }
         if core.output is not None:
             values |= {f"time {name} [ms]": f"{ms:.1f}" for name, ms in core.output.timings.items()}
-        if self._joint_problem or self._camera.problem():
-            return ERROR, self._joint_problem or self._camera.problem(), values
+        if self._joints.problem or self._camera.problem():
+            return ERROR, self._joints.problem or self._camera.problem(), values
         if core.state in (State.RUNNING, State.DONE):
             return OK, core.state.name.lower(), values
         return (OK if core.state == State.WAITING_INSTRUCTION and not core.refused else WARN), core.reason, values
