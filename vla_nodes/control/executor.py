@@ -355,7 +355,7 @@ class ChunkExecutor:
             slowed = slow_along(base, begin, duration, knot)
             if excess(slowed, limits, self.robot)[0] <= 1.0:
                 return slowed
-            duration *= 1.35
+            duration *= 1.2
         if remaining > self.settings.stop_time:
             fast = fastest_stop(base.joint_names, limits, *state, begin, knot)
             if fast is not None and fast.times[-1] < remaining and excess(fast, limits, self.robot)[0] <= 1.0:
