@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,17 +99,15 @@ class JointReader:
 
 
 class JointInput:
-    """The joint_states of one robot, read by name; what is wrong with them is said once, until they are right again."""
+    """The joint_states of one robot, read by name; `problem` says what is wrong with the newest."""
 
-    def __init__(
-        self, joint_names: Sequence[str], joint_map: Sequence[str], report: Callable[[str], None] = lambda text: None
-    ) -> None:
-        """joint_map: pairs as `parse_joint_map` takes them; report: told what is wrong. Raises JointStatesError."""
+    def __init__(self, joint_names: Sequence[str], joint_map: Sequence[str]) -> None:
+        """joint_map: pairs as `parse_joint_map` takes them. Raises JointStatesError."""
         mapping = parse_joint_map(joint_map, joint_names)
         self.robot_names = tuple(mapping[name] for name in joint_names)
         self.problem = ""
         """What is wrong with the newest message, or ''."""
-        self._reader, self._report = JointReader(joint_names, mapping), report
+        self._reader = JointReader(joint_names, mapping)
 
     def read(
         self, names: Sequence[str], position: Sequence[float], velocity: Sequence[float] = ()
@@ -118,9 +116,7 @@ class JointInput:
         try:
             joints = self._reader.read(names, position, velocity)
         except JointStatesError as error:
-            if str(error) != self.problem:
-                self.problem = str(error)
-                self._report(self.problem)
+            self.problem = str(error)
             return None
         self.problem = ""
         return joints

@@ -20,13 +20,15 @@ from vla_nodes.control.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Answer:
-    """What to publish, and what to tell the operator. `new`: the cause was not there before, so log it once."""
+    """What to publish, and what to tell the operator. `new`: the cause was not there before, so log it once; `output`:
+    the seam in numbers, where the executor saw a chunk."""
 
     arm: Trajectory | None = None
     gripper: Trajectory | None = None
     cause: str = ""
     reason: str = ""
     new: bool = False
+    output: ExecutorOutput | None = None
 
 
 class ActionCore:
@@ -102,12 +104,12 @@ class ActionCore:
             self._record(SeamRecord.of(output, now))
         if output.refused is not None:
             new = self.gate.refused(output.cause)
-            return Answer(output.arm, output.gripper, output.cause, output.refused, new)
+            return Answer(output.arm, output.gripper, output.cause, output.refused, new, output)
         self.gate.used(now)
         self._stopped_for = ""
         self._commanded.append(now - chunk.stamp)
         self._count(output)
-        return Answer(output.arm, output.gripper, verdict.cause, verdict.reason, verdict.new)
+        return Answer(output.arm, output.gripper, verdict.cause, verdict.reason, verdict.new, output)
 
     def tick(self, now: float, steady: float, idle: str = "") -> Answer:
         """Fixed rate, 20 Hz or more: a stop to publish where one is called for.
