@@ -18,7 +18,8 @@ from vla_nodes.control.limits import Limits
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.trajectory import sample
 from vla_nodes.msg import ActionChunk, PolicyStatus
-from vla_nodes.nodes.convert import to_time, trajectory_from
+from vla_nodes.nodes.convert import to_time
+from vla_nodes.pipeline.messages import trajectory_from
 from vla_nodes.share import share_path
 
 wait_for = support.wait_for
@@ -71,8 +72,8 @@ def run():
             (JointTrajectory, "vla/preview/arm_controller/joint_trajectory"), (DiagnosticArray, "/diagnostics"),
         ):  # fmt: skip
             graph.hear(kind, topic, keep=100_000)
-        process = graph.start("action_node", *parameters, "use_sim_time:=false")
-        wait_for(lambda: "] active" in process.log or "cannot configure" in process.log, "action_node up")
+        process = graph.start("action_node", *parameters, clock=False)
+        wait_for(lambda: ": active" in process.log or "cannot configure" in process.log, "action_node up")
         return graph, process, Arm(graph)
 
     yield start
