@@ -74,7 +74,7 @@ def run():
             graph.hear(kind, topic, keep=100_000)
         process = graph.start("action_node", *parameters, clock=False)
         wait_for(lambda: ": active" in process.log or "cannot configure" in process.log, "action_node up")
-        return graph, process, Arm(graph)
+        return graph, process, Arm(graph) if ": active" in process.log else None
 
     yield start
     for graph in graphs:

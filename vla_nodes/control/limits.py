@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vla_nodes.control.robot import RobotModel
 
 
+OUTSIDE = 0.05  # rad, farther than that outside of its limits no joint is moved
+ROUNDING = 1e-12  # rad
 REACH = 3  # segments either side of a knot that a Jacobian there stands for
 TOOL_PERIOD = 1.0 / 32.0  # s between the instants at which the tool's speed is evaluated
 
@@ -39,6 +41,14 @@ class Limits:
     def rates(self) -> np.ndarray:
         """(3, J): velocity, acceleration and jerk."""
         return np.array([self.velocity, self.acceleration, self.jerk])
+
+    def around(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Position limits (J,), (J,) for a motion that starts at q (J,): a joint measured a little outside of its
+        limits may come back in, and go no farther out."""
+        return (
+            np.where(q > self.lower - OUTSIDE, np.minimum(self.lower, q), self.lower),
+            np.where(q < self.upper + OUTSIDE, np.maximum(self.upper, q), self.upper),
+        )
 
     @classmethod
     def scaled(
@@ -125,12 +135,13 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     ratio = np.array([b.velocity, b.acceleration, b.jerk]) / limits.rates
     if not (np.isfinite(ratio).all() and np.isfinite(b.low).all() and np.isfinite(b.high).all()):
         return np.inf, "non-finite trajectory"  # NaN would compare as within any limit
-    outside = (b.low < limits.lower) | (b.high > limits.upper)
+    lower, upper = limits.around(trajectory.positions[start])
+    outside = (b.low < lower) | (b.high > upper)
     # Between its knots a joint is no farther from the nearer one than it moves in half of the time.
     away = 0.5 * float(np.diff(trajectory.times[start:]).max()) * b.velocity
-    if not outside.any() and ((b.low - away < limits.lower) | (b.high + away > limits.upper)).any():
+    if not outside.any() and ((b.low - away < lower) | (b.high + away > upper)).any():
         low, high = _positions(trajectory, b, start)
-        outside = (low < limits.lower) | (high > limits.upper)
+        outside = (low < lower - ROUNDING) | (high > upper + ROUNDING)
     if outside.any():
         return np.inf, f"position of {trajectory.joint_names[int(np.argmax(outside))]}"
     kind, j = divmod(int(ratio.argmax()), ratio.shape[1])

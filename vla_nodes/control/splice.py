@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from vla_nodes.control.limits import Limits
+from vla_nodes.control.limits import ROUNDING, Limits
 from vla_nodes.control.path import ChunkPath, TimeLaw
 from vla_nodes.control.trajectory import Trajectory, quintic_weights, sample
 
@@ -105,7 +105,8 @@ def join_path(
     np.multiply(a[chosen], hh, out=data[4])
     looks = (_LOOKS @ data.reshape(5, -1)).reshape(4, len(_LOOK), len(h), len(q0))
     low, high = np.minimum.reduce(looks, axis=1), np.maximum.reduce(looks, axis=1)  # (4, C, J)
-    inside = (low[0] >= limits.lower - q0) & (high[0] <= limits.upper - q0)
+    lowest, highest = limits.around(q0)
+    inside = (low[0] >= lowest - q0 - ROUNDING) & (high[0] <= highest - q0 + ROUNDING)
     peaks = np.maximum(high[1:], -low[1:]) / (limits.rates[:, None] * np.stack([h, hh, hh * h]))
     good = inside.all(axis=1) & (np.maximum.reduce(peaks, axis=0).max(axis=1) <= share)
     best = int(good.argmax())
