@@ -141,3 +141,11 @@ def test_a_guard_says_where_the_tool_leaves(robot):
     tool = robot.forward(robot.rest)[:3, 3]
     assert WorkspaceGuard(robot, tool - 1.0, tool + 1.0)(output.arm, 0.4) == ""
     assert WorkspaceGuard(robot, tool - 1.0, tool - [-1, 0.5, -1])(output.arm, 0.4) == ""  # both ends are outside
+
+
+def test_the_example_limits_fit_an_arm_with_those_joints():
+    arm = RobotModel(six_axis.urdf(), "tool0", limits=share_path("config/ur5e/limits.yaml"))
+    assert arm.gripper is None and arm.max_acceleration.tolist() == [5.0] * 6
+    executor = ChunkExecutor(arm, ExecutorSettings(acceleration_scale=0.6, jerk_scale=1.0))
+    executor.observe(T0, arm.rest, np.zeros(6))
+    assert executor.submit(rows(arm, ActionSpace.EE_DELTA, T0), T0 + 0.05).refused is None
