@@ -1,6 +1,9 @@
 """What training reads: demonstrations made from a seed, frames drawn from them, and their cache."""
 
+import os
+
 import numpy as np
+import policy_tiny
 import pytest
 import torch
 
@@ -121,9 +124,7 @@ def test_sampler_drops_damaged_and_unlabelled_episodes(tmp_path):
     rng = np.random.default_rng(0)
     for _ in range(30):
         sampler.draw(rng)
-    assert {p.stem for p in sampler.damaged} == {"0000002", "0000003"} and [p.stem for p in sampler.paths] == [
-        "0000001"
-    ]
+    assert {p.stem for p in sampler.damaged} == {"0000002", "0000003"}
     (tmp_path / "0000001.safetensors").unlink()
     with pytest.raises(DataError):
         frames.FrameSampler(tmp_path).draw(rng)
@@ -168,9 +169,53 @@ def test_cache_skips_what_is_damaged_and_says_so(tmp_path):
     tokens = cache.load(done[0])
     assert tokens["state"].shape == (5, 17) and tokens["summary"].shape == (cache.PHRASINGS, 2, 5)
     assert tokens["step"].tolist() == [0, 0, 0, 1, 1] and tokens["done"].tolist() == [0, 0, 1, 0, 0]
-    assert [p.name for p in store.iterdir()] == ["0000001.safetensors"]
+    assert sorted(p.name for p in store.iterdir()) == ["0000001.safetensors", cache.MADE_BY]
     stamp = done[0].stat().st_mtime_ns
     assert cache.fill(Eyes(), data, store, report=said.append) == done and done[0].stat().st_mtime_ns == stamp
+
+
+def test_other_eyes_make_the_cache_anew(tmp_path):
+    tiny(tmp_path / "data" / "0000001.safetensors", ticks=5)
+    store, said = tmp_path / "cache", []
+
+    def filled(fingerprint: str) -> int:
+        (path,) = cache.fill(Eyes(), tmp_path / "data", store, report=said.append, fingerprint=fingerprint)
+        return path.stat().st_mtime_ns
+
+    first = filled("one")
+    assert filled("one") == first and not said
+    second = filled("two")
+    assert second > first and len(said) == 1 and "1 episodes seen by other stage 1 weights" in said[0]
+    (store / cache.MADE_BY).unlink()  # killed between throwing away and noting who makes it now
+    assert filled("two") > second
+    later = cache.load(store / "0000001.safetensors")
+    os.utime(tmp_path / "data" / "0000001.safetensors")  # the episode was collected again
+    assert filled("two") > second and cache.load(store / "0000001.safetensors").keys() == later.keys()
+
+
+def test_a_fingerprint_knows_the_eyes_and_nothing_else():
+    model = policy_tiny.tiny_model()
+    before = cache.made_by(model)
+    model.core.layers[0].norm.weight.data += 1  # not an eye
+    assert cache.made_by(model) == before == cache.made_by(policy_tiny.tiny_model())
+    assert len({before, cache.made_by(model, depth=False), cache.made_by(model, seed=1)}) == 3
+    for part in (model.vision, model.roles, model.language, model.judge):
+        next(part.parameters()).data.view(-1)[0] += 1e-3
+        assert cache.made_by(model) != before
+        before = cache.made_by(model)
+
+
+def test_cached_tokens_say_which_labels_are_missing(tmp_path):
+    writer = EpisodeWriter()
+    for t in range(3):
+        writer.add(np.zeros((SIZE, SIZE, 3), np.uint8), np.ones((SIZE, SIZE)), stamp=0.1 * t, gripper=1.0,
+                   joint_positions=np.zeros(7), joint_velocities=np.zeros(7), ee_pose=np.eye(4),
+                   actions=np.zeros((16, 7), np.float32))  # fmt: skip
+    header = {"instruction": "grab it", "intrinsics": np.eye(3).tolist(), "camera_pose": np.eye(4).tolist()}
+    writer.write(tmp_path / "data" / "kitchen_2.safetensors", header)
+    (path,) = cache.fill(Eyes(), tmp_path / "data", tmp_path / "cache")
+    tokens = cache.load(path)
+    assert tokens["primitive"].tolist() == [-1, -1, -1] and tokens["done"].isnan().all()
 
 
 def test_a_killed_cache_run_leaves_nothing_that_looks_done(tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def frame(text: str, thing: int | None, goal: int | None, wanted: tuple, present
     grounded = any(wanted) and wanted == present
     aim = middle[1] + np.float32([0, 0, 0.05]) if goal is not None else np.full(3, np.nan, np.float32)
     named = np.array(wanted), np.array(present)
-    return Frame(color, depth, k, pose, tool, text, 0, 1, cells, *named, middle, aim, grounded)
+    return Frame(0, color, depth, k, pose, tool, text, 0, 1, cells, *named, middle, aim, grounded)
 
 
 FRAMES = [
@@ -194,11 +194,22 @@ def test_noise_touches_inputs_only(model):
     assert (other["view_points"] - batch["view_points"]).abs().max() < 0.012  # m
 
 
-def test_averaged_parameters_come_back():
-    parameter, mean = torch.nn.Parameter(torch.tensor([1.0])), torch.tensor([5.0])
-    with act.averaged([parameter], [mean]):
-        assert parameter.item() == 5.0
-    assert parameter.item() == 1.0 and mean.item() == 5.0
+def test_labels_that_are_not_there_do_not_count(model):
+    """Half the ticks without labels: the terms are those of the other half; without any they are zero, not NaN."""
+    tokens = {**episode(model, 6, 0)}
+    tokens["primitive"][3:], tokens["done"][3:] = -1, float("nan")
+    model.eval()
+    with torch.no_grad():
+        some = act.losses(model, act.stack([act.window(tokens, 6, _Start())]))
+        half = {k: v if k == "summary" else v[:3] for k, v in tokens.items()}
+        known = act.losses(model, act.stack([act.window(half, 3, _Start())]))
+        tokens["primitive"][:], tokens["done"][:] = -1, float("nan")
+        none = act.losses(model, act.stack([act.window(tokens, 6, _Start())]))
+    for name in ("primitive", "done"):
+        assert float(some[0][name]) == pytest.approx(float(known[0][name]), rel=1e-4), name
+        assert float(none[0][name]) == 0.0 and float(known[0][name]) > 0.0
+        assert some[1][f"{name} right"] == pytest.approx(known[1][f"{name} right"])
+    assert all(torch.isfinite(t) for t in (*some[0].values(), *none[0].values()))
 
 
 def test_normalised_actions_are_the_inverse_of_physical(model):

@@ -13,8 +13,8 @@ COMMANDS = {  # name: (module with main(argv) -> int, what it does)
     "collect": ("vla_nodes.train.collect", "demonstrations by the scripted expert"),
     "stills": ("vla_nodes.train.stills", "still scenes, labelled, for training stage 1"),
     "distill": ("vla_nodes.train.distill", "the instruction encoder, from a sentence model"),
-    "ground": ("vla_nodes.train.ground", "training stage 1: language meets vision"),
-    "act": ("vla_nodes.train.act", "training stage 2: action chunks"),
+    "train": ("vla_nodes.train.train", "training: either stage, the whole recipe, or fine-tuning on your own data"),
+    "ablations": ("vla_nodes.train.ablations", "what each part of the design is good for, as a table"),
     "export": ("vla_nodes.train.export", "a checkpoint folder from training weights"),
 }
 

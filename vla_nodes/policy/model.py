@@ -155,8 +155,10 @@ class VlaPolicy(nn.Module):
             self.embed_state(body.state).unsqueeze(2), self.embed_change(body.change).unsqueeze(2),
             self.embed_tool(view.tool).unsqueeze(2), self.embed_view(seen),
             self.embed_summary(torch.cat([summary, to_aim, aim], -1)).unsqueeze(2)], 2) + self.kind  # fmt: skip
-        out, state = self.core(tokens.flatten(1, 2).to(self.core.norm_f.weight.dtype), state)  # may be bf16 on a GPU
-        last = out.unflatten(1, (ticks, self.tokens))[:, :, -1].to(tokens.dtype)
+        # Without memory every tick is a sequence of its own.
+        rows, state = (tokens.flatten(1, 2), state) if self.config.memory else (tokens.flatten(0, 1), None)
+        out, state = self.core(rows.to(self.core.norm_f.weight.dtype), state)  # may be bf16 on a GPU
+        last = out.reshape(batch, ticks, self.tokens, -1)[:, :, -1].to(tokens.dtype)
         near = torch.cat([relative[..., :2, :].clamp(-4, 4) * found[..., :2, :], found[..., :2, :]], -1).flatten(2)
         geometry = torch.cat([near, to_aim, body.state[..., :3], body.state[..., 9:10], body.change], -1)
         actions, primitive, done = self.head(last, geometry)

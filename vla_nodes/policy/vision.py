@@ -106,11 +106,18 @@ class Vision(nn.Module):
 
     def forward(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
                 queries: Tensor) -> Scan:  # fmt: skip
-        """color (B, 3, S, S) 0..1, depth (B, S, S) m with 0 = invalid, tool (B, 3) m in base, queries (B, R, C)."""
+        """color (B, 3, S, S) 0..1, depth (B, S, S) m with 0 = invalid, tool (B, 3) m in base, queries (B, R, C).
+
+        In training each image may serve n questions in a row: queries (n B, R, C) then give a scan of n B rows.
+        """
         points, valid = point_map(depth, intrinsics, camera_pose)
         seen = (depth > 0).to(depth.dtype)
         channels = torch.stack([(depth - 1.0) * seen / DEPTH_SCALE, seen], 1)
         features = self.encoder(torch.cat([color - 0.5, channels], 1), torch.cat([points, valid], 1))
+        if (questions := len(queries) // len(color)) > 1:
+            features, points, tool, intrinsics, camera_pose = (
+                part.repeat_interleave(questions, 0) for part in (features, points, tool, intrinsics, camera_pose)
+            )
         flat = features.flatten(2)  # (B, C, cells)
         keys = F.normalize(flat, dim=1)
         logits = self.scale * torch.einsum("brc,bcn->brn", queries, keys)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from vla_nodes.sim.tasks import RELATIONS, Task, destination, kind_of
 class Frame(NamedTuple):
     """One example: an image, a sentence, and one step of it. ``cells`` is uint8: 1 the thing, 2 the goal."""
 
+    tick: int  # of its episode
     color: np.ndarray  # (S, S, 3) uint8
     depth: np.ndarray  # (S, S) float32 m
     intrinsics: np.ndarray  # (3, 3)
@@ -78,34 +81,47 @@ def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str
     return language.phrase(task, rng), task
 
 
-class FrameSampler:
-    """Draws frames from a folder of episodes; ``refresh`` picks up files written since."""
+def number(path: Path) -> int:
+    """The number of an episode, which says whether it is held out: its name's, or one that follows from its name."""
+    return int(path.stem) if path.stem.isdecimal() else zlib.crc32(path.stem.encode())
 
-    def __init__(self, folder: Path, held_out: bool = False, every: int = 12) -> None:
-        self.folder, self.held_out, self.every = folder, held_out, every
+
+class FrameSampler:
+    """Draws frames from folders of episodes. What it draws follows from the generator alone, also from threads."""
+
+    def __init__(self, folders: Path | Sequence[Path], held_out: bool = False, every: int = 12) -> None:
+        """Every ``every``-th episode, by number, is held out for measuring and never trained on."""
+        found = [p for folder in ([folders] if isinstance(folders, Path) else folders) for p in episodes.files(folder)]
+        self.paths = [p for p in found if (number(p) % every == 0) == held_out]
         self._cache: dict[Path, episodes.Episode] = {}
         self.damaged: dict[Path, str] = {}
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Every ``every``-th episode, by number, is held out for measuring and never trained on."""
-        self.paths = [p for p in episodes.files(self.folder)
-                      if (int(p.stem) % self.every == 0) == self.held_out and p not in self.damaged]  # fmt: skip
 
     def draw(self, rng: np.random.Generator) -> Frame:
-        while True:
+        return self.questions(rng, 1)[0]
+
+    def questions(self, rng: np.random.Generator, count: int) -> list[Frame]:
+        """One image and ``count`` sentences about it: the image is what costs.
+
+        DataError when there is no episode, or none that can be used.
+        """
+        while len(self.damaged) < len(self.paths):
             path = self.paths[rng.integers(len(self.paths))]
+            inner = np.random.default_rng(rng.integers(2**63))  # a damaged file costs as many draws however it is met
+            if path in self.damaged:
+                continue
             try:
                 episode = self._cache.get(path) or episodes.read(path)
                 self._cache[path] = episode
-                return self._frame(episode, int(rng.integers(len(episode))), rng)
+                first = self._frame(episode, int(inner.integers(len(episode))), inner)
+                return [first, *(self._frame(episode, first.tick, inner, first) for _ in range(count - 1))]
             except episodes.DataError as error:
+                if path not in self.damaged:
+                    print(f"skipped: {error}", flush=True)
                 self.damaged[path] = str(error)
-                self.refresh()
-                if not self.paths:
-                    raise
+        raise episodes.DataError(next(iter(self.damaged.values()), "no episode to draw from"))
 
-    def _frame(self, episode: episodes.Episode, tick: int, rng: np.random.Generator) -> Frame:
+    def _frame(self, episode: episodes.Episode, tick: int, rng: np.random.Generator, like: Frame | None = None
+               ) -> Frame:  # fmt: skip
         episode.require("things", "segmentation", "thing_positions", "drawer_opening")
         episode.require("intrinsics", "camera_pose", "ee_pose")
         header, things = episode.header, list(episode.header["things"])
@@ -129,8 +145,9 @@ class FrameSampler:
                 aim = destination(step, places[things.index(step.goal)]).astype(np.float32)
             shut = float(episode.arrays["drawer_opening"][tick]) < 0.08
             possible = bool((present == wanted).all()) and not (step.goal == "drawer" and shut and at == 0)
+        color, depth = (like.color, like.depth) if like else (episode.color(tick), episode.depth(tick))
         return Frame(
-            episode.color(tick), episode.depth(tick), np.asarray(header["intrinsics"], np.float32),
+            tick, color, depth, np.asarray(header["intrinsics"], np.float32),
             np.asarray(header["camera_pose"], np.float32), episode.arrays["ee_pose"][tick, :3, 3].astype(np.float32),
             text, at, max(1, len(steps)), cells, wanted, present, middle, aim, possible)  # fmt: skip
 

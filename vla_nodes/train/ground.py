@@ -7,37 +7,31 @@ before action). The masks and positions are training-only: goal-aware segmentati
 
 from __future__ import annotations
 
-import argparse
-import threading
-import time
-from pathlib import Path
-from queue import Queue
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vla_nodes.policy.config import preset
-from vla_nodes.policy.language import InstructionEncoder
 from vla_nodes.policy.model import NEARBY, VlaPolicy
 from vla_nodes.sim import held_out
 from vla_nodes.sim.scene import COLORS
 from vla_nodes.sim.tasks import RELATIONS, Task, kind_of
-from vla_nodes.train.frames import Frame, FrameSampler, augment, random_instruction
+from vla_nodes.train.frames import Frame, augment, random_instruction
 
 TRAINED = ("roles", "vision", "middle", "offset", "judge")  # language stays as it was distilled
 
 
-def collate(frames: list[Frame], rng: np.random.Generator | None) -> dict[str, Tensor | list[str]]:
-    """A batch of tensors; augmented when a generator is given."""
-    images = [augment(f.color, f.depth, rng) if rng else (f.color.astype(np.float32) / 255, f.depth) for f in frames]
+def collate(frames: list[Frame], rng: np.random.Generator | None, questions: int = 1) -> dict:
+    """A batch of tensors, augmented when a generator is given. ``questions`` frames in a row share their image."""
+    seen = frames[::questions]
+    images = [augment(f.color, f.depth, rng) if rng else (f.color.astype(np.float32) / 255, f.depth) for f in seen]
     batch = {
         "color": torch.from_numpy(np.stack([i[0] for i in images])).permute(0, 3, 1, 2),  # channels last in memory
         "depth": torch.from_numpy(np.stack([i[1] for i in images])),
     }
-    for name in ("intrinsics", "camera_pose", "tool", "cells", "wanted", "present", "middle", "aim"):
+    for name in ("intrinsics", "camera_pose", "tool"):
+        batch[name] = torch.from_numpy(np.stack([getattr(f, name) for f in seen]))
+    for name in ("cells", "wanted", "present", "middle", "aim"):
         batch[name] = torch.from_numpy(np.stack([getattr(f, name) for f in frames]))
     batch["step"], batch["steps"] = (torch.tensor([getattr(f, n) for f in frames]) for n in ("step", "steps"))
     batch["grounded"] = torch.tensor([float(f.grounded) for f in frames])
@@ -141,109 +135,3 @@ def sentences(rng: np.random.Generator, count: int) -> list[tuple[str, Task]]:
         if task is not None:
             found.append((text, task))
     return found
-
-
-def feed(sampler: FrameSampler, size: int, seed: int, depth: int = 4) -> Queue:
-    """A thread that keeps a few batches ready (decoding releases the interpreter lock)."""
-    ready: Queue = Queue(maxsize=depth)
-
-    def work() -> None:
-        rng = np.random.default_rng(seed)
-        count = 0
-        while True:
-            ready.put((collate([sampler.draw(rng) for _ in range(size)], rng), sentences(rng, 2 * size)))
-            count += 1
-            if count % 200 == 0:
-                sampler.refresh()
-
-    threading.Thread(target=work, daemon=True).start()
-    return ready
-
-
-@torch.no_grad()
-def measure(
-    model: VlaPolicy, sampler: FrameSampler, batches: int = 8, size: int = 32, seed: int = 7
-) -> dict[str, float]:
-    """Accuracy on held-out episodes, the same frames each time."""
-    training = model.training
-    model.eval()
-    rng = np.random.default_rng(seed)
-    rows = [losses(model, collate([sampler.draw(rng) for _ in range(size)], None))[1] for _ in range(batches)]
-    model.train(training)
-    model.language.eval()
-    return {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
-
-
-def save(model: VlaPolicy, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
-
-
-def line(values: dict[str, float]) -> str:
-    return ", ".join(f"{key} {value:.3f}" for key, value in values.items())
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes ground", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of episodes")
-    parser.add_argument("--language", type=Path, required=True, help="folder the distilled language student is in")
-    parser.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
-    parser.add_argument("--resume", type=Path, help="weights to start from")
-    parser.add_argument("--only-judge", action="store_true", help="refine only the answer to: is all of it there?")
-    parser.add_argument("--minutes", type=float, default=25.0)
-    parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    model = VlaPolicy(preset("nano"))
-    if args.resume:
-        kept = {k: v for k, v in load_file(args.resume).items() if not (args.only_judge and k.startswith("judge."))}
-        model.load_state_dict(kept, strict=False)
-    model.language = InstructionEncoder.from_folder(args.language).requires_grad_(False)
-    model.vision.encoder.to(memory_format=torch.channels_last)
-    trained = ("judge",) if args.only_judge else TRAINED
-    model.requires_grad_(False)
-    parameters = [p.requires_grad_(True) for name in trained for p in getattr(model, name).parameters()]
-    words = Words(model)
-    learning = [*parameters, *words.parameters()]
-    optimiser = torch.optim.AdamW(learning, lr=args.rate, weight_decay=1e-3, betas=(0.9, 0.98))
-    training, holdout = FrameSampler(args.data), FrameSampler(args.data, held_out=True)
-    ready = feed(training, args.batch, args.seed)
-    started, step, shown = time.monotonic(), 0, 0.0
-    model.train(not args.only_judge)
-    model.language.eval()
-    while (share := (time.monotonic() - started) / (60 * args.minutes)) < 1.0:
-        for group in optimiser.param_groups:
-            group["lr"] = args.rate * min(1.0, step / 100) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * share)))
-        batch, said = ready.get()
-        terms, report = losses(model, batch)
-        if not args.only_judge:
-            terms["words"], report["words right"] = words.loss(model, said)
-        total = sum(WEIGHTS[name] * term for name, term in terms.items())
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        step += 1
-        if time.monotonic() - started - shown > 60:
-            shown = time.monotonic() - started
-            print(
-                f"{shown / 60:5.1f} min, step {step}, loss {total.item():.3f} "
-                f"({line({k: v.item() for k, v in terms.items()})}; words right {report.get('words right', 1):.3f})"
-            )
-            print(
-                f"          held out ({len(holdout.paths)} of {len(training.paths)} episodes): "
-                f"{line(measure(model, holdout, 4))}",
-                flush=True,
-            )
-            save(model, args.out)
-    print(f"held out: {line(measure(model, holdout, 16))}")
-    save(model, args.out)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
