@@ -249,7 +249,8 @@ def episode(options: argparse.Namespace, client: Any, job: Job, folder: Path, sa
         film.add(stamp, image, [said, f"{max(0.0, stamp - begin['now']):5.1f} s   {last['told']}"])
 
     def on_suite_frame(stamp: float, image: Any) -> None:
-        if not frames or stamp - frames[-1][0] >= 0.5:
+        stamp -= begin["now"]
+        if stamp >= 0 and (not frames or stamp - frames[-1][0] >= 0.5):
             frames.append((stamp, image))
 
     client.on_status = on_status

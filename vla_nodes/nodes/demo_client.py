@@ -144,7 +144,7 @@ class Client(Node):
             if not result.successful:
                 raise DemoError(f"sim_node refuses scene {scene} with seed {seed}: {result.reason}")
         before = self.now
-        answer = self.call(Trigger, "sim/reset", Trigger.Request(), 20.0)
+        answer = self.call(Trigger, "sim/reset", Trigger.Request(), 60.0)
         if not answer.success:
             raise DemoError(f"sim/reset: {answer.message}")
         self.task = {}
