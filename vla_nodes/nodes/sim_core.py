@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class SimulatedRobot:
         else:
             progress = "no task known for this instruction" if self.instruction else "no instruction"
         return {
-            "task": None if self.task is None else vars(self.task),
+            "task": None if self.task is None else asdict(self.task),
             "instruction": self.instruction,
             "success": succeeded,
             "progress": progress,

@@ -16,30 +16,18 @@ from tqdm import tqdm
 
 from vla_nodes.data.episodes import EpisodeWriter
 from vla_nodes.policy.runtime import PolicyRuntime
-from vla_nodes.sim import language
+from vla_nodes.sim import suites
 from vla_nodes.sim.expert import PRIMITIVES, Expert
 from vla_nodes.sim.render import Camera
-from vla_nodes.sim.scene import Scene
-from vla_nodes.sim.tasks import Judge, Task
+from vla_nodes.sim.tasks import Judge
 from vla_nodes.sim.world import World
 from vla_nodes.train.rollout import Rollout
 
 HORIZON, PERIOD, TICK = 16, 0.05, 0.10  # rows of a chunk, s between them, s between observations
 IMAGE, CELLS = 224, 56  # camera image and label resolution
-TIME_LIMIT, AFTERWARDS = 20.0, 1.3  # s to succeed, s recorded after success so that rest is learnt too
-FAMILIES = {"pick": 0.34, "place": 0.46, "drawer": 0.20}
-
-
-def random_task(scene: Scene, rng: np.random.Generator, families: dict[str, float] = FAMILIES) -> Task:
-    """A task this scene allows."""
-    things = [t.name for t in scene.things if t.kind in ("block", "can")]
-    goals = [t.name for t in scene.things if t.kind in ("bowl", "tray")]
-    family = rng.choice(list(families), p=np.array(list(families.values())) / sum(families.values()))
-    if family == "drawer":
-        return Task("open" if scene.drawer_opening < 0.05 else "close", "drawer")
-    if family == "place" and goals:
-        return Task("place", str(rng.choice(things)), str(rng.choice(goals)))
-    return Task("pick", str(rng.choice(things)))
+TIME_LIMIT, AFTERWARDS = 20.0, 1.3  # s to succeed in a step, s recorded after success so that rest is learnt too
+SHARES = {"pick-and-place": 0.30, "drawer": 0.12, "rearrangement": 0.28, "multi-step": 0.30}
+DEMO = 0.3  # share of scenes like the one ./run starts with
 
 
 class Disturbance:
@@ -81,8 +69,9 @@ def collect_one(seed: int, path: Path, policy: Path | None = None) -> str:
     (DAgger, Ross et al., arXiv 1011.0686): the data then holds the states the policy's own mistakes lead to.
     """
     rng = np.random.default_rng(seed)
-    scene = Scene.random(seed) if rng.random() < 0.8 else Scene.demo(seed)
-    task = random_task(scene, rng)
+    family = rng.choice(list(SHARES), p=list(SHARES.values()))
+    scene, task, text = suites.draw(str(family), seed, demo=DEMO)
+    limit = TIME_LIMIT * len(list(task.steps))
     world = World(scene)
     rollout = Rollout(world)
     if rng.random() < 0.45:
@@ -91,23 +80,25 @@ def collect_one(seed: int, path: Path, policy: Path | None = None) -> str:
     camera = Camera(world, IMAGE, IMAGE)
     names, table = label_table(world)
     expert, judge, disturb, writer = Expert(task, scene), Judge(task), Disturbance(rng), EpisodeWriter()
-    text = language.phrase(task, rng)
     runtime = None
     if policy is not None:
         runtime = PolicyRuntime.load(policy, device="cpu")
         runtime.set_instruction(text)
-    help_after = rng.uniform(4.0, 14.0)  # s; then the expert takes over, so that every episode also shows the way out
+    # After so many seconds the expert takes over, so that every episode also shows the way out.
+    help_after = rng.uniform(4.0, 0.7 * limit)
     ended = None
     try:
-        while world.time < TIME_LIMIT and (ended is None or world.time - ended < AFTERWARDS):
+        while world.time < limit and (ended is None or world.time - ended < AFTERWARDS):
             actions, primitive = expert.plan(world, rollout.velocity, HORIZON, PERIOD)
             image = camera.render()
             q, qd, _ = world.joint_state()
+            step, finished = expert.step, expert.finished
             things = [world.position(n) for n in names[:-1]] + [world.handle_position()]
             writer.add(image.color, image.depth, stamp=world.time, joint_positions=q[:7], joint_velocities=qd[:7],
                        gripper=world.opening(), ee_pose=world.tool_pose(), actions=actions.astype(np.float32),
                        primitive=PRIMITIVES.index(primitive), segmentation=table[camera.segmentation(CELLS, CELLS)],
-                       thing_positions=np.array(things, np.float32))
+                       thing_positions=np.array(things, np.float32), drawer_opening=world.drawer_opening(),
+                       step=step, done=finished)
             executed = disturb(actions, world.time) if ended is None else actions
             if runtime is not None:
                 chosen = runtime.step(rollout.observation(camera, image))
