@@ -20,7 +20,8 @@ from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, St
 from vla_nodes.msg import ActionChunk as ActionChunkMessage
 from vla_nodes.msg import PolicyStatus
 from vla_nodes.nodes.base import ERROR, LATCHED, OK, RELIABLE_LATEST, WARN, BaseNode, run
-from vla_nodes.nodes.convert import trajectory_message
+from vla_nodes.nodes.convert import status_key, trajectory_message
+from vla_nodes.nodes.pacing import GATE
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.peers import Change
 from vla_nodes.pipeline.action_core import ActionCore, Answer
@@ -111,8 +112,8 @@ class ActionNode(BaseNode):
         self.serve(Trigger, "vla/resume", self._on_resume)
         self.inputs.expect("vla/status", self.value("policy_timeout"))
         self.inputs.expect("joint_states")
-        self._last = Answer()
-        self.every(GATE_PERIOD, self._tick_gate)
+        self._last, self._heard_status = Answer(), ""
+        self.every(GATE_PERIOD, self._tick_gate, GATE)
 
     def activate(self) -> None:
         self._core.reset()
@@ -125,18 +126,21 @@ class ActionNode(BaseNode):
     def clock_jumped(self) -> None:
         self._core.reset()
 
+    def progress(self) -> dict[str, object]:
+        return {"status": self._heard_status} if self.configured else {}
+
     # -- inputs ------------------------------------------------------------------------------------
     def _on_joints(self, message: JointState) -> None:
-        steady, before, answer = time.monotonic(), self._loop.joint_problem, Answer()
+        before, answer = self._loop.joint_problem, Answer()
         if self.active:
-            answer = self._loop.joints(message, steady)
+            answer = self._loop.joints(message, self.steady_now())
         else:
             self._loop.read_joints(message)
         if problem := self._loop.joint_problem:
             if problem != before:
                 self.get_logger().error(problem)
             return
-        self.inputs.heard("joint_states", steady)
+        self.inputs.heard("joint_states", time.monotonic())
         if answer.new:
             self._say(answer)
 
@@ -145,6 +149,7 @@ class ActionNode(BaseNode):
             self._publish(self._loop.chunk(message, self.now()))
 
     def _on_status(self, message: PolicyStatus) -> None:
+        self._heard_status = status_key(message)
         self.inputs.heard("vla/status", time.monotonic())
         self._loop.status(message.state, message.reason)
 
@@ -154,7 +159,7 @@ class ActionNode(BaseNode):
 
     def _on_deadman(self, message: Bool) -> None:
         if message.data:
-            self._core.gate.deadman(time.monotonic())
+            self._core.gate.deadman(self.steady_now())
 
     def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._core.gate.stop()
@@ -171,7 +176,7 @@ class ActionNode(BaseNode):
     # -- outputs -----------------------------------------------------------------------------------
     def _tick_gate(self) -> None:
         if self.active:
-            self._publish(self._loop.tick(self.now(), time.monotonic()))
+            self._publish(self._loop.tick(self.now(), self.steady_now()))
 
     def _publish(self, answer: Answer) -> None:
         if answer.arm is not None:

@@ -12,6 +12,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from vla_nodes.control.trajectory import Trajectory
+from vla_nodes.msg import PolicyStatus
 from vla_nodes.pipeline.messages import quaternion
 
 
@@ -40,6 +41,11 @@ def image(pixels: np.ndarray, encoding: str, stamp: Time, frame: str, step: int 
     message.header.stamp = stamp
     message.header.frame_id = frame
     return message
+
+
+def status_key(message: PolicyStatus) -> str:
+    """What action_node makes of a vla/status, so that sent and heard can be compared."""
+    return f"{message.state} {message.reason}"
 
 
 def camera_info(k: np.ndarray, width: int, height: int, stamp: Time, frame: str) -> CameraInfo:

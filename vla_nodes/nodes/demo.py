@@ -55,6 +55,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--robot", default="panda", help="folder of config/ (default panda)")
     parser.add_argument("--out", type=Path, help="folder for the GIF and the logs (default out/<time>)")
     parser.add_argument("--short", action="store_true", help="a quick check: no GIF, shorter time limit")
+    parser.add_argument(
+        "--record", type=Path, metavar="DIR", help="record each episode in DIR (rosbag2), marked with its outcome"
+    )
     parser.add_argument("--no-video", action="store_true", help="write no GIF")
     options = parser.parse_args(arguments)
     if not 0 <= options.seed < 2**31 - 1 - max(0, options.episodes):
@@ -98,24 +101,28 @@ def run(options: argparse.Namespace, say: Any) -> int:
     environment = ros_environment()
     os.environ.update(environment)
     params = share_path(f"config/{options.robot}/params.yaml")
+    nodes = [*NODES, *(["recorder_node"] if options.record else [])]
     common = ["--params-file", str(params), "-p", "use_sim_time:=true"]
     own = {"sim_node": ["-p", f"seed:={options.seed}"], "policy_node": ["-p", f"device:={options.device}"]}
     if options.checkpoint is not None:
         own["policy_node"] += ["-p", f"checkpoint:={options.checkpoint.resolve()}"]
 
+    if options.record:
+        own["recorder_node"] = ["-p", f"out:={options.record.resolve()}", "-p", "record_at_start:=false"]
+
     processes = Processes(folder, environment)
     try:
-        say(f"starting {', '.join(NODES)} (ROS_DOMAIN_ID={environment['ROS_DOMAIN_ID']}, logs in {folder}/)")
-        for name in NODES:  # before rclpy starts threads here, which a fork would not carry over
+        say(f"starting {', '.join(nodes)} (ROS_DOMAIN_ID={environment['ROS_DOMAIN_ID']}, logs in {folder}/)")
+        for name in nodes:  # before rclpy starts threads here, which a fork would not carry over
             processes.start(name, node_command(name, [*common, *own.get(name, [])]))
-        return conduct(options, processes, folder, say)
+        return conduct(options, nodes, processes, folder, say)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # nothing may cut the end short: it is bounded
         processes.stop()
 
 
-def conduct(options: argparse.Namespace, processes: Any, folder: Path, say: Any) -> int:
+def conduct(options: argparse.Namespace, nodes: list[str], processes: Any, folder: Path, say: Any) -> int:
     """Everything between the start of the processes and their end."""
     import rclpy
     from rclpy.signals import SignalHandlerOptions
@@ -139,7 +146,7 @@ def conduct(options: argparse.Namespace, processes: Any, folder: Path, say: Any)
     client.alive = alive
     results: list[dict[str, Any]] = []
     try:
-        client.bring_up(NODES, START_UP)
+        client.bring_up(nodes, START_UP)
         say("all nodes active")
         client.spin_until(lambda: client.frames > 0, 30.0, "no camera frame came")
         say("first camera frame")
@@ -147,7 +154,11 @@ def conduct(options: argparse.Namespace, processes: Any, folder: Path, say: Any)
             seed = options.seed + index
             if index:
                 client.reset(seed)
+            if options.record:
+                say(client.record("start"))
             results.append(episode(options, client, seed, folder, say))
+            if options.record:
+                say(client.record("success" if results[-1]["success"] else "failure"))
     except DemoError as error:
         say(f"failed: {error}")
         return 1

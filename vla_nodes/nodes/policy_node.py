@@ -21,7 +21,8 @@ from vla_nodes.msg import ActionChunk, PolicyStatus
 from vla_nodes.nodes.base import ERROR, LATCHED, LATEST, OK, RELIABLE_LATEST, WARN, BaseNode, ConfigureError, run
 from vla_nodes.nodes.camera_pose import SOURCES as POSE_SOURCES
 from vla_nodes.nodes.camera_pose import CameraPose
-from vla_nodes.nodes.convert import to_time
+from vla_nodes.nodes.convert import status_key, to_time
+from vla_nodes.nodes.pacing import WATCH
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.peers import Change, Rate
 from vla_nodes.pipeline.messages import chunk_fields, status_fields
@@ -52,6 +53,7 @@ class PolicyNode(BaseNode):
         Param("urdf", "config/panda/panda.urdf", "Robot description: a path, or one below the package's share folder."),
         Param("tool_frame", "panda_hand_tcp", "Tool frame of the robot; must be the checkpoint's."),
         Param("base_frame", "panda_link0", "Base frame of the robot; must be the checkpoint's."),
+        Param("paced_latency", 0.05, "What a step takes in the player's time, where paced [s].", 0.0, 5.0),
         Param("joint_map", [""], "Pairs 'our_joint:robot_joint' where joint_states uses other names."),
     )
 
@@ -91,13 +93,15 @@ class PolicyNode(BaseNode):
             self.subscribe(Image, "camera/aligned_depth_to_color/image_raw", self._on_depth, LATEST)
         self.subscribe(JointState, "joint_states", self._on_joints, 10)
         self.subscribe(String, "instruction", self._on_instruction, RELIABLE_LATEST)
-        self._worker = Worker(self._loop.compute, self._done)
-        self._status_at = 0.0
-        self.every(WATCH_PERIOD, self._watch)
+        self._worker = Worker(self._loop.compute, self._computed)
+        self._begun, self._pending = 0, False
+        self._status_at, self._chunks, self._said = 0.0, 0, ""
+        self.every(WATCH_PERIOD, self._watch, WATCH)
         if self.value("resume_instruction"):
             self.subscribe(String, "vla/last_instruction", self._on_last_instruction, LATCHED)
 
     def activate(self) -> None:
+        self._pending = False
         self._loop.clear()
         if not self._core.instruction and self.value("instruction"):
             self._instruct(self.value("instruction"))
@@ -169,20 +173,37 @@ class PolicyNode(BaseNode):
     # -- one step ----------------------------------------------------------------------------------
     def _try(self) -> None:
         """Give the worker the newest complete observation, if it is due and the worker is free."""
-        if not self.active or self._worker.busy:
+        if not self.active or self._computing:
             return
         job = self._loop.next(self.now(), self._camera.matrix)
-        if job is not None and self._worker.offer(job):
+        if job is None:
+            return
+        self._begun, self._pending = self.get_clock().now().nanoseconds, self.pacing.paced
+        if self._worker.offer(job):
             self._core.started(job.ticket)
 
+    @property
+    def _computing(self) -> bool:
+        """A step is under way: in the worker, or, paced, until the player's clock says that it has taken its time."""
+        return self._worker.busy or self._pending
+
+    def _computed(self, result: Result) -> None:
+        """Worker thread: a step has ended."""
+        if self.pacing.paced:
+            self.pacing.once(self._begun, self.value("paced_latency"), lambda: self._done(result))
+        else:
+            self._done(result)
+
     def _done(self, result: Result) -> None:
-        """Worker thread: publish the chunk, if it still serves what is asked for now."""
+        """Publish the chunk, if it still serves what is asked for now."""
+        self._pending = False
         ticket, output = result.job.ticket, result.output
         if result.error is not None:
             self.get_logger().error(f"policy step failed: {result.error!r}", throttle_duration_sec=2.0)
         with self._lock:
             if self._core.finished(ticket, output, result.error, result.seconds, self.now()) and self.active:
                 self._chunk_pub.publish(self._chunk_message(result.job, output.actions))
+                self._chunks += 1
             self._publish_status()
 
     def _chunk_message(self, job: Job, actions: np.ndarray) -> ActionChunk:
@@ -195,11 +216,12 @@ class PolicyNode(BaseNode):
     # -- status ------------------------------------------------------------------------------------
     def _watch(self) -> None:
         """Steady clock: notice that nothing comes, and keep vla/status going."""
-        if self.active and self._core.instruction and not self._worker.busy:
+        if self.active and self._core.instruction and not self._computing:
             self._try()
+        if self.active and self._core.instruction and not self._computing:
             silent = self.inputs.lost()
             self._loop.watch(self.now(), f"nothing on {', '.join(silent)}" if silent else self._camera.problem())
-        if time.monotonic() - self._status_at > STATUS_PERIOD:
+        if self.steady_now() - self._status_at > STATUS_PERIOD:
             self._publish_status()
 
     def _publish_status(self) -> None:
@@ -212,7 +234,14 @@ class PolicyNode(BaseNode):
         message.dropped_frames = max(0, self._loop.dropped_frames() - self._dropped_before)
         message.checkpoint = self._checkpoint
         self._status_pub.publish(message)
-        self._status_at = time.monotonic()
+        self._said = status_key(message)
+        self._status_at = self.steady_now()
+
+    def progress(self) -> dict[str, object]:
+        if self._worker is None:
+            return {}
+        busy = self._worker.busy  # first: what it is computing is sent before it is no longer busy
+        return {"busy": busy, "sent": {"vla/action_chunk": self._chunks}, "status": self._said}
 
     def input_changed(self, change: Change) -> None:
         if change.lost and self.active:

@@ -92,7 +92,7 @@ class SimNode(BaseNode):
         self._publish()
 
     def deactivate(self) -> None:
-        if self.destroy_timer(self._timer):
+        if self._timer is not None and self.destroy_timer(self._timer):
             self._resources.remove(self._timer)
 
     def cleanup(self) -> None:
