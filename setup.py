@@ -53,6 +53,7 @@ setup(
     extras_require={
         **{extra: [runtime[name] for name in names] for extra, names in EXTRAS.items()},
         "onnxruntime": ["onnxruntime", "onnx", "onnxscript"],  # another engine for policy_node
+        "lerobot": ["av>=15", "pyarrow>=21"],  # python -m vla_nodes dataset: LeRobot folders
         "dev": requirements("dev"),
     },
 )

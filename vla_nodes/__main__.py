@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {  # name: (module with main(argv) -> int, what it does)
     "replay": ("vla_nodes.replay.command", "a recording through the live pipeline without ROS: report, golden test"),
+    "dataset": ("vla_nodes.replay.dataset", "recordings to training data; LeRobot folders in and out; what is in them"),
     "eval": ("vla_nodes.train.evaluate", "closed-loop success of a checkpoint in the simulator"),
     "bench": ("vla_nodes.policy.bench", "ms per tick and memory, SSM against its transformer twin"),
     "engine": ("vla_nodes.train.engine", "a checkpoint's fast CPU graphs: exported, proven, calibrated for 8 bits"),
