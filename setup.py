@@ -29,7 +29,7 @@ def share_files() -> list[tuple[str, list[str]]]:
     folders: dict[str, list[str]] = {}
     for top in ("config", "launch", "msg", "resource/checkpoints"):
         for file in sorted((ROOT / top).rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
+            if file.is_file() and not {"__pycache__", "engines"} & set(file.parts):  # engines: graphs made here
                 relative = file.relative_to(ROOT)
                 folders.setdefault(f"share/vla_nodes/{relative.parent}", []).append(str(relative))
     return sorted(folders.items())
@@ -53,7 +53,8 @@ setup(
     extras_require={
         **{extra: [runtime[name] for name in names] for extra, names in EXTRAS.items() if extra != "train"},
         "train": [*(runtime[name] for name in EXTRAS["train"]), *requirements("train")],
-        "fast": ["openvino>=2026.4"],  # the engine parameter of policy_node
+        "onnxruntime": ["onnxruntime", "onnx", "onnxscript"],  # another engine for policy_node
+        "lerobot": ["av>=15", "pyarrow>=21"],  # python -m vla_nodes dataset: LeRobot folders
         "dev": requirements("dev") + requirements("train"),
     },
 )

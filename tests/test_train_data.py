@@ -52,6 +52,17 @@ def test_a_seed_makes_the_same_episode_twice(tmp_path, monkeypatch):
     assert header["things"][-1] == "drawer" and episode.arrays["segmentation"].max() <= len(header["things"])
 
 
+def test_collecting_goes_on_where_it_stopped(tmp_path):
+    """Written seeds and failed ones are done; a line that a kill cut off is not."""
+    (tmp_path / "0000004.safetensors").write_bytes(b"")
+    rows = ['{"seed": 5, "policy": false, "reason": "x"}', '{"seed": 6, "policy": true, "reason": "x"}', '{"seed": 7']
+    (tmp_path / collect.THROWN_AWAY).write_text("\n".join(rows))
+    jobs, failed = collect.open_jobs(tmp_path, range(4, 9), None)
+    assert [job[0] for job in jobs] == [6, 7, 8] and failed == 1
+    jobs, failed = collect.open_jobs(tmp_path, range(4, 9), tmp_path / "policy")
+    assert [job[0] for job in jobs] == [5, 7, 8] and failed == 1
+
+
 def test_disturbance_leaves_the_label_alone_and_stays_small():
     chunk = np.full((16, 7), 0.5)
     for seed in range(20):

@@ -15,7 +15,7 @@ import train_tiny
 from accelerate.state import AcceleratorState
 
 from vla_nodes.policy import checkpoint
-from vla_nodes.train import ablations, loop, models, progress, recipe, settings, state, train
+from vla_nodes.train import ablations, closed_loop, loop, models, progress, recipe, settings, state, train
 from vla_nodes.train.stage_act import ActStage, carried, split
 from vla_nodes.train.stage_ground import GroundStage
 
@@ -255,6 +255,28 @@ def test_every_shipped_configuration_is_valid():
             recipe.steps_of(values, str(path))
         else:
             settings.build({**values, "data": "somewhere", "out": values.get("out", "out")}, str(path))
+
+
+def test_the_closed_loop_score_comes_from_a_child_while_training_goes_on(place, monkeypatch):
+    """The child gets a checkpoint that loads; what it writes ends in the log; one that fails is told and not fatal."""
+    asked = []
+
+    def start(arguments, nice, **options):
+        asked.append(arguments)
+        where = Path(arguments[arguments.index("--save") + 1])
+        checkpoint.load(Path(arguments[arguments.index("--checkpoint") + 1]))
+        rows = json.dumps({"episodes": [{"success": True}, {"success": False}]})
+        text = f"open({str(where / 'eval.json')!r}, 'w').write({rows!r})" if len(asked) == 1 else "raise SystemExit(3)"
+        child = subprocess.Popen([sys.executable, "-c", text], **options)
+        child.wait()
+        return child
+
+    monkeypatch.setattr(closed_loop.child, "start", start)
+    argv = command(place, "act", "scored", "--steps", "8", score_minutes=1e-9, score_args="--suite drawer")
+    assert train.main(argv) == 0
+    assert asked[0][0] == "eval" and asked[0][-2:] == ["--suite", "drawer"]
+    found = [row for row in progress.rows(place / "scored" / progress.LOG) if "closed loop/success" in row]
+    assert len(found) == 1 and found[0]["closed loop/success"] == 0.5 and len(asked) > 1
 
 
 def test_a_recipe_does_each_step_once(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ Frame: base (panda_link0, REP 103: x forward, y left, z up); the table top is z 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -160,12 +161,13 @@ def _place(kinds: list[tuple[str, str]], rng: np.random.Generator, color_noise: 
         for kind, color in kinds:
             for _ in range(60):
                 margin = -beyond if kind in GRASPABLE else max(0.0, CLEARANCE[kind] - 0.05)
-                x = rng.uniform(REGION_X[0] + margin, REGION_X[1] - margin)
-                y = rng.uniform(REGION_Y[0] + margin, REGION_Y[1] - margin)
+                # rng.uniform to the last bit, and several times faster: a crowd takes thousands of tries
+                x = REGION_X[0] + margin + (REGION_X[1] - margin - (REGION_X[0] + margin)) * rng.random()
+                y = REGION_Y[0] + margin + (REGION_Y[1] - margin - (REGION_Y[0] + margin)) * rng.random()
                 if beyond and kind in GRASPABLE and reachable(x, y):
                     continue
                 if reachable(x, y, beyond) and all(
-                    np.hypot(x - o.x, y - o.y) > CLEARANCE[kind] + CLEARANCE[o.kind] for o in things
+                    math.hypot(x - o.x, y - o.y) > CLEARANCE[kind] + CLEARANCE[o.kind] for o in things
                 ):
                     break
             else:

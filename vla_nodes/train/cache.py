@@ -104,7 +104,7 @@ def freshen(cache: Path, fingerprint: str, report: Callable[[str], None] = print
     try:
         known = json.loads((cache / MADE_BY).read_text())["fingerprint"]
     except (OSError, ValueError, LookupError, TypeError):
-        known = ""
+        known = None
     if known == fingerprint:
         return
     stale = sorted(cache.glob("*.safetensors"))

@@ -6,6 +6,7 @@ Every episode is made from its seed alone, so a folder can be filled by several 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import time
 from dataclasses import asdict
@@ -27,6 +28,7 @@ HORIZON, PERIOD, TICK = 16, 0.05, 0.10  # rows of a chunk, s between them, s bet
 IMAGE, CELLS = 224, 56  # camera image and label resolution
 TIME_LIMIT, AFTERWARDS = 20.0, 1.3  # s to succeed in a step, s recorded after success so that rest is learnt too
 SHARES = {"pick-and-place": 0.30, "drawer": 0.12, "rearrangement": 0.28, "multi-step": 0.30}
+THROWN_AWAY = "thrown_away.jsonl"  # beside the episodes: seeds that failed, so that they are not tried again
 DEMO = 0.3  # share of scenes like the one ./run starts with
 
 
@@ -134,8 +136,22 @@ def collect_one(seed: int, path: Path, policy: Path | None = None) -> str:
         camera.close()
 
 
-def _job(job: tuple[int, Path, Path | None]) -> str:
-    return collect_one(*job)
+def _job(job: tuple[int, Path, Path | None]) -> tuple[int, str]:
+    return job[0], collect_one(*job)
+
+
+def open_jobs(out: Path, seeds: range, policy: Path | None) -> tuple[list[tuple[int, Path, Path | None]], int]:
+    """What is still to do of these seeds, and how many of them are known to fail (with or without a policy, as now)."""
+    failed = set()
+    for text in (out / THROWN_AWAY).read_text().splitlines() if (out / THROWN_AWAY).exists() else []:
+        try:
+            row = json.loads(text)
+            failed |= {row["seed"]} if row["policy"] == bool(policy) else set()
+        except (ValueError, LookupError, TypeError):
+            continue  # a line cut off by a kill: that seed is tried again
+    left = [(seed, out / f"{seed:07d}.safetensors", policy) for seed in seeds]
+    left = [job for job in left if not job[1].exists()]
+    return [job for job in left if job[0] not in failed], sum(job[0] in failed for job in left)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -146,18 +162,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--policy", type=Path, help="checkpoint that drives while the expert only labels")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     args = parser.parse_args(argv)
-    jobs = [
-        (seed, args.out / f"{seed:07d}.safetensors", args.policy)
-        for seed in range(args.seed, args.seed + args.episodes)
-    ]
-    jobs = [job for job in jobs if not job[1].exists()]
+    jobs, noted = open_jobs(args.out, range(args.seed, args.seed + args.episodes), args.policy)
+    if noted:
+        print(f"{noted} seeds failed before and are left out; delete {args.out / THROWN_AWAY} to try them again")
     started, thrown = time.monotonic(), 0
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool, tqdm(total=len(jobs), unit="episode") as bar:
-        for reason in pool.imap_unordered(_job, jobs):
+    args.out.mkdir(parents=True, exist_ok=True)
+    with (multiprocessing.get_context("spawn").Pool(args.workers) as pool, tqdm(total=len(jobs), unit="episode") as bar,
+          open(args.out / THROWN_AWAY, "a") as failures):  # fmt: skip
+        for seed, reason in pool.imap_unordered(_job, jobs):
             bar.update()
+            bar.set_postfix_str(f"{60 * bar.n / max(time.monotonic() - started, 1e-9):.1f} a minute", refresh=False)
             if reason:
                 thrown += 1
                 tqdm.write(reason)
+                failures.write(json.dumps({"seed": seed, "policy": bool(args.policy), "reason": reason}) + "\n")
+                failures.flush()
     rate = len(jobs) / max(time.monotonic() - started, 1e-9) * 60
     print(f"{len(jobs) - thrown} episodes written, {thrown} failed and thrown away, {rate:.1f} a minute, in {args.out}")
     return 0

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -50,8 +52,19 @@ def _job(checkpoint: str, suite: str, seed: int, instruction: str | None, limit:
         return Result(suite, seed, family, text, False, 0.0, "error", f"{type(error).__name__}: {error}"), []
 
 
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+def _worker_starts() -> None:
+    """A worker leaves Ctrl-C to its parent, and outlives it in no case."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def run(checkpoint: str, jobs: list[tuple[str, int]], instruction: str | None = None, workers: int = 1,
@@ -59,7 +72,7 @@ def run(checkpoint: str, jobs: list[tuple[str, int]], instruction: str | None = 
     """Every job by ``workers`` processes, with a progress bar; Ctrl-C ends it early with what there is."""
     outcomes: dict[Future, Outcome] = {}
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_worker_starts)
     futures = [pool.submit(_job, checkpoint, suite, seed, instruction, limit) for suite, seed in jobs]
     try:
         with tqdm(total=len(jobs), unit="episode", smoothing=0.1) as bar:
@@ -137,6 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = "" if args.expert else str(args.checkpoint or share_path(SHIPPED))
     if checkpoint and not Path(checkpoint, "config.json").is_file():
         made.error(f"--checkpoint {checkpoint}: no checkpoint folder (it has no config.json)")
+    signal.signal(signal.SIGTERM, _interrupt)
     started = time.monotonic()
     outcomes = run(checkpoint, jobs, args.instruction, args.workers, args.time_limit)
     took = time.monotonic() - started

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vla_nodes.train import state as states
 from vla_nodes.train.progress import Progress
-from vla_nodes.train.settings import BUDGET, Settings, plain
+from vla_nodes.train.settings import BUDGET, Settings, SettingsError, plain
 
 Terms = tuple[Tensor, dict[str, Tensor], dict[str, float]]  # total to descend, its terms, what a person wants to know
 
@@ -50,18 +50,19 @@ class Stage(Protocol):
 
 def launch(settings: Settings):
     """The accelerator of this process: device, precision and peers."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
+    except ImportError:
+        raise SettingsError("training needs accelerate: pip install -r requirements/train.txt") from None
 
     torch.set_num_threads(settings.threads)
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     if settings.device == "cuda" and cpu:
-        raise ValueError("device is cuda and this machine has none that torch can use; set device to cpu or auto")
-    # The first rank may fill a cache for hours while the others wait; a term may leave a parameter without gradient.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+        raise SettingsError("device is cuda and this machine has none that torch can use; set device to cpu or auto")
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # of the others while the first fills the cache
     precision = "bf16" if settings.precision == "bf16" else "no"
-    handlers = [patience, DistributedDataParallelKwargs(find_unused_parameters=True)]
-    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
+    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[patience])
 
 
 def to_device(value: Any, device: torch.device) -> Any:

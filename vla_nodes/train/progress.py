@@ -101,8 +101,11 @@ class Progress:
             self._board.close()
         if self._file is not None:
             self._file.close()
-            picture = draw(rows(self.path), self.path.parent / CURVES, str(self.path.parent))
-            self.say(f"{self.path}, {picture}" if picture else f"{self.path}")
+            try:
+                picture = draw(rows(self.path), self.path.parent / CURVES, str(self.path.parent))
+                self.say(f"{self.path}, {picture}" if picture else f"{self.path}")
+            except ImportError:
+                self.say(f"{self.path}; no picture of the curves: pip install matplotlib would add it")
 
 
 def smooth(values: list[float], share: float = 0.04) -> list[float]:

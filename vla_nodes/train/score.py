@@ -57,8 +57,8 @@ def groups(results: Iterable[Result]) -> dict[str, list[Result]]:
     trained = {name: by_suite.pop(name) for name in FAMILIES if name in by_suite}
     _add(rows, trained, "all families")
     for axis in held_out.AXES:
-        _add(rows, {name: by_suite.pop(name) for name in sorted(by_suite) if name.endswith(f"/{axis}")},
-             f"held-out {axis}")  # fmt: skip
+        names = [f"{family}/{axis}" for family in FAMILIES]
+        _add(rows, {name: by_suite.pop(name) for name in names if name in by_suite}, f"held-out {axis}")
     for name, part in sorted(by_suite.items()):  # demo and random scenes hold tasks of every family
         families = {f"{name}: {family}": [r for r in part if r.family == family] for family in FAMILIES}
         _add(rows, {row: found for row, found in families.items() if found} if name != "absent" else {name: part}, name)
