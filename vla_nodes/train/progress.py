@@ -147,7 +147,7 @@ def draw(log: list[dict[str, Any]], path: Path, title: str) -> Path | None:
         colours: dict[str, str] = {}
         for key, name, held in sorted(entries, key=lambda entry: entry[1]):
             times, values = curves[key]
-            colour = colours.setdefault(name, f"C{len(colours) % 10}" if len(colours) < 10 else f"C{len(colours) % 10}")
+            colour = colours.setdefault(name, f"C{len(colours) % 10}")
             if held:
                 axis.plot(times, values, "o-", markersize=3, color=colour, label=f"{name}, held out"
                           if panel != "closed loop" else name)  # fmt: skip
