@@ -183,8 +183,8 @@ class BagSink(Sink):
     """Writes results below /replay beside what was recorded, as MCAP: for Foxglove, PlotJuggler, rosbag2."""
 
     def __init__(self, folder: Path, bag: Bag, base_frame: str, images: bool, names: Sequence[Any]) -> None:
-        """folder: replaced when the bag is whole, see `close`; names: of the arm's and the gripper's joints. What is taken
-        over from the recording: see `copied`."""
+        """folder: replaced when the bag is whole, see `close`; names: of the arm's and the gripper's joints. What is
+        taken over from the recording: see `copied`."""
         self._folder, self._partial = folder, folder.parent / ".partial"
         shutil.rmtree(self._partial, ignore_errors=True)
         self._store, self._base, self._bag = bag.typestore, base_frame, bag
