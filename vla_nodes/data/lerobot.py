@@ -192,9 +192,9 @@ class LeRobotWriter:
         }  # fmt: skip
         if self.features and features != self.features:
             key = next(k for k in features if features[k] != self.features[k])
+            now, before = features[key]["shape"], self.features[key]["shape"]
             raise DataError(
-                f"{episode.path}: {key} is {features[key]['shape']}, in the episodes before {self.features[key]['shape']}: "
-                "a LeRobot folder holds one image size and one horizon"
+                f"{episode.path}: {key} is {now}, in the episodes before it was {before}: one size a folder"
             )
         self.features = features
 
@@ -298,10 +298,11 @@ def _column(pa: Any, values: np.ndarray) -> Any:
 def _tasks_table(pa: Any, tasks: list[str]) -> Any:
     """task_index by task, with the note by which pandas makes `task` the index again, where LeRobot looks it up."""
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    types = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}
     columns = [
-        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
-        {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
-    ]  # fmt: skip
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": stored, "metadata": None}
+        for name, (kind, stored) in types.items()
+    ]
     note = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0",
             "creator": {"library": "pyarrow", "version": pa.__version__}}  # fmt: skip
     return table.replace_schema_metadata({b"pandas": json.dumps(note).encode()})

@@ -91,7 +91,7 @@ class LeRobotFolder:
         return out
 
     def images(self, index: int, key: str) -> Iterator[np.ndarray]:
-        """Episode `index`, frame by frame: colour (H, W, 3) uint8 RGB, or depth (H, W) float32 m for a depth feature."""
+        """Episode `index`, frame by frame: colour (H, W, 3) uint8 RGB, or depth (H, W) float32 m, by the feature."""
         feature, row = self.features[key], self.episodes[index]
         height, width = _size(feature)
         depth = _is_depth(feature)
@@ -103,7 +103,9 @@ class LeRobotFolder:
         coding = depth_coding(feature, self.folder) if depth and feature["dtype"] == "video" else None
         for t, frame in enumerate(frames):
             if frame.shape[:2] != (height, width):
-                raise DataError(f"{self.folder}: {key}, episode {index}, frame {t} is {frame.shape}, not {height, width}")
+                raise DataError(
+                    f"{self.folder}: {key}, episode {index}, frame {t} is {frame.shape}, not {height, width}"
+                )
             yield frame if coding is None else coding.decode(frame)
 
     # -- files -------------------------------------------------------------------------------------------------------

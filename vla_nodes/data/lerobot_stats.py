@@ -41,9 +41,7 @@ def aggregate(parts: list[dict[str, dict[str, np.ndarray]]]) -> dict[str, dict[s
             return sum(w * row[name] for w, row in zip(share, rows, strict=True))
 
         centre = mean("mean")
-        spread = sum(
-            w * (row["std"] ** 2 + (row["mean"] - centre) ** 2) for w, row in zip(share, rows, strict=True)
-        )
+        spread = sum(w * (row["std"] ** 2 + (row["mean"] - centre) ** 2) for w, row in zip(share, rows, strict=True))
         total[key] = {
             "min": np.min([row["min"] for row in rows], axis=0), "max": np.max([row["max"] for row in rows], axis=0),
             "mean": centre, "std": np.sqrt(spread), "count": np.array([int(counts.sum())]),
