@@ -17,6 +17,7 @@ COMMANDS = {  # name: (module with main(argv) -> int, what it does)
     "distill": ("vla_nodes.train.distill", "the instruction encoder, from a sentence model"),
     "ground": ("vla_nodes.train.ground", "training stage 1: language meets vision"),
     "act": ("vla_nodes.train.act", "training stage 2: action chunks"),
+    "dataset": ("vla_nodes.replay.dataset", "recordings to training data; LeRobot folders in and out; what is in them"),
     "export": ("vla_nodes.train.export", "a checkpoint folder from training weights"),
 }
 

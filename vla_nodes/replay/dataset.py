@@ -12,21 +12,20 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from vla_nodes.control.robot import RobotError, RobotModel
 from vla_nodes.data import episodes
 from vla_nodes.data.episodes import DataError
-from vla_nodes.data.joints import JointStatesError
-from vla_nodes.data.lerobot_read import LeRobotFolder
-from vla_nodes.policy.checkpoint import CheckpointConfig, CheckpointError, read_config
 from vla_nodes.replay.bag import BagError, open_bag
-from vla_nodes.replay.build import BagResult, BuildSettings, build, pose_argument
-from vla_nodes.replay.inspect_data import contact_sheet, inspect
-from vla_nodes.replay.lerobot_convert import Importer, Mapping, export
 from vla_nodes.share import share_path
+
+if TYPE_CHECKING:  # torch and pinocchio take seconds to import: only where a command needs them
+    from vla_nodes.control.robot import RobotModel
+    from vla_nodes.policy.checkpoint import CheckpointConfig
+    from vla_nodes.replay.build import BagResult
 
 POSE = ("X", "Y", "Z", "QX", "QY", "QZ", "QW")
 CHECKPOINT = "resource/checkpoints/nano"
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     try:
         return args.run(args)
-    except (BagError, DataError, CheckpointError, RobotError, JointStatesError, FileNotFoundError, OSError) as error:
+    except (OSError, ValueError) as error:  # BagError, DataError, CheckpointError, RobotError and the like: one line
         print(f"vla_nodes dataset: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
 
@@ -50,8 +49,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         if fits:
-            sub.add_argument("--checkpoint", type=Path, help="whose tick, horizon, image size and joints the data is for "
-                             "(default: the shipped one)")  # fmt: skip
+            text = "whose tick, horizon, image size and joints the data is for (default: the shipped one)"
+            sub.add_argument("--checkpoint", type=Path, help=text)
             sub.add_argument("--urdf", default="config/panda/panda.urdf", help="default %(default)s")
         return sub
 
@@ -68,8 +67,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         default="measured",
         help="actions lead where the arm went, or where its controller was told to go (default measured)",
     )
-    sub.add_argument("--camera-pose", nargs=7, type=float, metavar=POSE, help="colour optical frame in base, instead of "
-                     "the bag's camera/pose")  # fmt: skip
+    text = "colour optical frame in base, instead of the bag's camera/pose"
+    sub.add_argument("--camera-pose", nargs=7, type=float, metavar=POSE, help=text)
     sub.add_argument("--no-depth", action="store_true", help="do not wait for depth images, nor use them")
     sub.add_argument("--slop", type=float, default=0.02, help="s, largest difference of colour and depth stamps")
     sub.add_argument("--clock", choices=("auto", "received", "topic", "header"), default="auto")
@@ -107,6 +106,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def _fit(args: argparse.Namespace) -> tuple[CheckpointConfig, RobotModel]:
     """What the data is for."""
+    from vla_nodes.control.robot import RobotModel
+    from vla_nodes.policy.checkpoint import read_config
+
     config = read_config(args.checkpoint or share_path(CHECKPOINT))
     if config.action_space != "ee_delta":
         raise DataError(f"the checkpoint acts in {config.action_space}: data is made for ee_delta")
@@ -146,6 +148,9 @@ def _recordings(given: list[Path]) -> list[Path]:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from vla_nodes.data.joints import JointStatesError
+    from vla_nodes.replay.build import BagResult, BuildSettings, build, pose_argument
+
     config, robot = _fit(args)
     pose = None if args.camera_pose is None else pose_argument(args.camera_pose)
     settings = BuildSettings(
@@ -153,7 +158,13 @@ def _build(args: argparse.Namespace) -> int:
         not args.no_depth, tuple(args.joint_map), config.base_frame)  # fmt: skip
     folder = _Folder(args.out, args.append)
     bags, results, left_out = _recordings(args.bags), [], Counter()
-    with tqdm(total=len(bags), unit="bag", bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]") as bar:
+    with tqdm(
+        total=len(bags),
+        unit="bag",
+        disable=None,
+        mininterval=0.5,
+        bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]",
+    ) as bar:
         for number, path in enumerate(bags):
             result = BagResult(path)
             try:
@@ -199,6 +210,8 @@ def _report(results: list[BagResult], left_out: Counter[str]) -> None:
 
 
 def _to_lerobot(paths: list[Path], folder: Path, config: CheckpointConfig, robot: RobotModel) -> None:
+    from vla_nodes.replay.lerobot_convert import export
+
     writer = export(paths, folder, config, robot.name, print)
     print(f"{folder}: LeRobotDataset v3.0, {writer.frames} frames at {writer.fps} fps")
     if writer.out_of_range:
@@ -213,6 +226,10 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
+    from vla_nodes.data.lerobot_read import LeRobotFolder
+    from vla_nodes.replay.build import pose_argument
+    from vla_nodes.replay.lerobot_convert import Importer, Mapping
+
     config, robot = _fit(args)
     joints = dict(pair.split(":", 1) for pair in args.joint if ":" in pair)
     if len(joints) != len(args.joint) or set(joints) - set(config.joint_names):
@@ -229,7 +246,7 @@ def _import(args: argparse.Namespace) -> int:
     source = LeRobotFolder(args.folder)
     reader, folder = Importer(source, mapping, config, robot), _Folder(args.out, args.append)
     skipped = 0
-    for index in tqdm(range(len(source)), unit="episode"):
+    for index in tqdm(range(len(source)), unit="episode", disable=None):
         try:
             writer, header = reader.read(index)
             folder.write(writer, header)
@@ -247,6 +264,8 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from vla_nodes.replay.inspect_data import contact_sheet, inspect
+
     strips = inspect(args.path, print, args.remap)
     sheet = args.sheet or Path(f"{args.path.resolve().name}_sheet.png")
     if strips:

@@ -150,11 +150,14 @@ def _lerobot(path: Path, say: Say) -> list[Strip]:
     say(f"{path}: LeRobot v3.0, {len(folder)} episodes, {frames} frames, {folder.fps:g} fps, robot {folder.robot_type}")
     rows = [("feature", "kind", "shape", "names")]
     for key, feature in folder.features.items():
-        names = "" if feature["dtype"] in ("video", "image") else ", ".join(folder.names(key))[:60]
+        names = ", ".join(folder.names(key))[:60] if len(feature["shape"]) == 1 < feature["shape"][0] else ""
         rows.append((key, feature["dtype"], " x ".join(map(str, feature["shape"])), names))
     table(rows, say)
     tasks = [(str((row.get("tasks") or ["?"])[0]), int(row["length"]) / folder.fps) for row in folder.episodes]
     _instructions(say, tasks)
+    vectors = [key for key in ("observation.state", "action") if key in folder.features]
+    parts = [folder.columns(i, vectors) for i in range(min(len(folder), 1000))] if vectors else []
+    _statistics(say, {key: [part[key] for part in parts] for key in vectors})
     camera = next(iter(folder.cameras()), None)
     strips = []
     for index in range(min(ROWS, len(folder))) if camera else ():
