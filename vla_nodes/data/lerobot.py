@@ -219,7 +219,7 @@ class LeRobotWriter:
         for key in (self.color_key, self.depth_key):
             height, width, _ = self.features[key]["shape"]
             where, writer = self._video_file[key], self._videos.get(key)
-            if writer is not None and writer.bytes > VIDEO_MB << 20:
+            if writer is not None and writer.bytes >= VIDEO_MB << 20:
                 writer.close()
                 writer = None
                 _advance(where)
