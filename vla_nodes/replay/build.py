@@ -285,6 +285,7 @@ class _Build:
         track = self.track
         if why == "clock set back":
             self.track, self.told_arm, self.wanted = Track(), False, np.nan
+            self.core.reset()  # the next observation is due, however early its stamp
         else:  # the newest samples also belong to what follows
             self.track = Track(*(list(part[-100:]) for part in vars(track).values()))
         if stretch is None:
