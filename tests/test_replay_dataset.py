@@ -11,7 +11,6 @@ from dataset_support import (
     GRIPPER,
     NAMES,
     arm_at,
-    demonstration,
     plain,
     posed,
     spoken,
@@ -241,9 +240,10 @@ def test_build_says_what_it_did(rows, checkpoint, tmp_path, capsys):
     broken = write(bags / "d", rows, outcome="success")
     file = next(broken.glob("*.mcap"))
     file.write_bytes(file.read_bytes()[:20000])
+    (write(bags / "e", rows) / "metadata.yaml").unlink()
     code, text, _ = run(capsys, "build", bags, "--out", out, "--checkpoint", checkpoint)
     assert code == 1 and "2 episodes, 100 observations (10.0 s)" in text and "recordings marked discarded" in text
-    assert "error   " in text and "truncated" in text
+    assert "error   " in text and "truncated" in text and "no metadata.yaml" in text
     assert [p.name for p in episodes.files(out)] == ["0000001.safetensors", "0000002.safetensors"]
     assert [episodes.read_header(p)["success"] for p in episodes.files(out)] == [True, False]
 
@@ -377,48 +377,3 @@ def test_inspect_shows_each_kind(rows, checkpoint, tmp_path, capsys):
     assert code == 1 and error.count("\n") == 1
     code, _, error = run(capsys, "inspect", tmp_path)
     assert code == 1 and "neither" in error
-
-
-# -- the path to a better robot ---------------------------------------------------------------------------------------
-def test_recordings_fine_tune_a_policy(checkpoint, tmp_path, capsys):
-    """Bags of the simulated robot -> episodes -> train -> a checkpoint that loads, acts, and fits the data better."""
-    import torch
-
-    from vla_nodes.policy import checkpoint as checkpoints
-    from vla_nodes.policy.runtime import Observation, PolicyRuntime
-    from vla_nodes.train import act, cache
-    from vla_nodes.train.train import main as train
-
-    for seed in (0, 1):
-        recorded, _ = demonstration(seed, seconds=1.5)
-        write(tmp_path / "bags" / f"{seed}", recorded, outcome="success")
-    data, out = tmp_path / "data", tmp_path / "run"
-    assert run(capsys, "build", tmp_path / "bags", "--out", data, "--checkpoint", checkpoint)[0] == 0
-    paths = episodes.files(data)
-    assert len(paths) == 2 and episodes.read_header(paths[0])["gripper"] == "commanded"
-    code = train(["--data", str(data), "--out", str(out), "--steps", "25", "--minutes", "2", "--set",
-                  f"start={checkpoint}", "--set", "batch=4", "--set", "length=8", "--set", "rate=5e-3", "--set",
-                  "cache_workers=1", "--set", "device=cpu"])  # fmt: skip
-    assert code == 0, capsys.readouterr()
-
-    def loss(folder) -> float:
-        model, _ = checkpoints.load(folder)
-        rng = np.random.default_rng(0)
-        tokens = [cache.tokens_of(model, episodes.read(path), rng) for path in paths]
-        tokens = [{key: torch.as_tensor(value) for key, value in t.items()} for t in tokens]
-        with torch.no_grad():
-            terms, _ = act.losses(model, act.stack([act.window(t, 10, np.random.default_rng(1)) for t in tokens]))
-        assert float(terms["primitive"]) == 0  # nobody named any
-        return float(sum(terms.values()))
-
-    before, after = loss(checkpoint), loss(out / "checkpoint")
-    assert after < 0.9 * before, (before, after)
-    runtime = PolicyRuntime.load(out / "checkpoint", device="cpu")
-    runtime.set_instruction(SENTENCE)
-    episode = episodes.read(paths[0])
-    arrays = episode.arrays
-    output = runtime.step(Observation(
-        float(arrays["stamp"][0]), episode.color(0), episode.depth(0), np.array(episode.header["intrinsics"]),
-        np.array(episode.header["camera_pose"]), arrays["joint_positions"][0], arrays["joint_velocities"][0],
-        float(arrays["gripper"][0]), arrays["ee_pose"][0]))  # fmt: skip
-    assert np.isfinite(output.grounding) and (output.actions is None or output.actions.shape == (HORIZON, 7))

@@ -115,9 +115,11 @@ class _Build:
         self, bag: Bag, config: CheckpointConfig, robot: RobotModel, settings: BuildSettings, emit: Emit
     ) -> None:
         self.bag, self.config, self.robot, self.settings, self.emit = bag, config, robot, settings, emit
-        self.result = BagResult(bag.path, bag.custom.get("outcome", "unmarked"), bag.duration)
+        self.result = BagResult(bag.path, bag.custom.get("outcome", "unmarked")[:40], bag.duration)
         needed = ("color", "info", "joints", *(("depth",) if settings.use_depth else ()))
         self.topics: Topics = resolve(bag, settings.remaps, settings.namespace, needed)
+        if settings.commanded and self.topics["arm"] is None:
+            raise BagError(f"{bag.path}: --motion commanded, but the bag has no arm_controller/joint_trajectory")
         self.pose = settings.camera_pose
         if self.pose is None and self.topics["camera_pose"] is None:
             raise BagError(f"{bag.path}: no camera/pose in the bag: give --camera-pose X Y Z QX QY QZ QW")
@@ -154,13 +156,9 @@ class _Build:
         except BagError as error:
             result.error = str(error)
         self._break("")
-        if self.settings.commanded and not self.told_arm:
-            raise BagError(f"{bag.path}: --motion commanded, but the bag has no arm_controller/joint_trajectory")
         result.dropped.update(self.loop.sync.dropped)
         result.dropped.update(self.refused_trajectories)
-        result.notes = list(bag.notes)
-        if self.loop.joint_problem:
-            result.notes.append(self.loop.joint_problem)
+        result.notes[:0] = bag.notes
         if not result.episodes and not result.error and not result.dropped:
             result.notes.append(self.loop.sync.why_not() or "no instruction came into force")
         return result
@@ -210,7 +208,8 @@ class _Build:
         self.pose = pose
 
     def _joints(self, message: Any) -> None:
-        if new := self.loop.joints(message):
+        new = self.loop.joints(message)
+        if new and new not in self.result.notes:
             self.result.notes.append(new)
         if self.loop.joint_problem:
             self.result.dropped["joints: unusable"] += 1
@@ -293,6 +292,9 @@ class _Build:
         result, config = self.result, self.config
         if why:
             result.dropped[f"episode cut: {why}"] += 1
+        if self.settings.commanded and np.isnan(track.command).all():
+            result.dropped["episode: its arm was never commanded"] += 1
+            return
         stamps = stretch.writer.rows("stamp")
         actions, usable, reasons = chunks(
             track, stamps, self.robot, config.horizon, config.period, self.settings.commanded
@@ -310,7 +312,11 @@ class _Build:
             return
         stretch.writer.column("actions", actions)
         stretch.writer.keep(np.arange(run.start, run.stop))
-        outcome = result.outcome
+        outcome, kept = result.outcome, stamps[run]
+        apart = float(np.diff(kept).mean())
+        note = f"observations are {apart:.3f} s apart, the policy's tick is {config.tick} s: is the camera so slow?"
+        if apart > 1.15 * config.tick and note not in result.notes:
+            result.notes.append(note)
         header = {
             "instruction": stretch.instruction,
             "intrinsics": stretch.intrinsics.tolist(),
@@ -321,7 +327,7 @@ class _Build:
             "success": {"success": True, "failure": False}.get(outcome),
             "outcome": outcome,
             "source": f"recording {self.bag.path.name}",
-            "start": float(stamps[run.start]),
+            "start": float(kept[0]),
             "motion": "commanded" if self.settings.commanded else "measured",
             "gripper": "commanded" if self.told_gripper else "last direction",
         }

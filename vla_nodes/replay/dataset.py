@@ -142,8 +142,9 @@ def _recordings(given: list[Path]) -> list[Path]:
     """Bags as they are; a folder of bags stands for those in it, except the discarded."""
     found = []
     for path in given:
-        inside = sorted(p.parent for p in path.glob("*/metadata.yaml")) if path.is_dir() else []
-        found += inside if inside and not (path / "metadata.yaml").is_file() else [path]
+        inside = sorted({p.parent for kind in ("metadata.yaml", "*.mcap", "*.db3") for p in path.glob(f"*/{kind}")})
+        itself = any(any(path.glob(kind)) for kind in ("metadata.yaml", "*.mcap", "*.db3"))
+        found += inside if inside and not itself else [path]
     return found
 
 
