@@ -40,7 +40,7 @@ class PolicyNode(BaseNode):
     params = (
         Param("checkpoint", "", "Checkpoint folder; empty: resource/checkpoints/nano of this package."),
         Param("device", "auto", "Where the policy runs.", choices=("auto", "cpu", "cuda")),
-        Param("engine", "torch", "What computes it on a CPU; see policy/engine.py.", choices=engines.NAMES),
+        Param("engine", "auto", "What computes it on a CPU; see policy/engine.py.", choices=engines.NAMES),
         Param("threads", 1, "CPU threads of the policy.", 1, 256),
         Param("rate", 0.0, "Policy steps per second of observation time [Hz]; 0: the checkpoint's own.", 0.0, 100.0),
         Param("max_image_age", 0.5, "Oldest observation acted upon [s], ROS clock.", 0.02, 10.0),
