@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     policy = parameters["policy_node"]
     if args.engine:
         policy["engine"] = args.engine
+    if args.golden and not args.engine:
+        policy["engine"] = "torch"  # which engine auto takes depends on the machine; PyTorch is the reference
     if args.golden and policy["engine"] == "auto":
         raise ReplayError("--golden with engine auto: which engine is fastest changes; name one")
     if args.camera_pose:
