@@ -12,15 +12,18 @@ from pathlib import Path
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
 
+from vla_nodes.control.guards import SelfCollisionGuard
+from vla_nodes.control.outputs import Output
+from vla_nodes.control.report import SeamLog
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import SafetySettings
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
 from vla_nodes.msg import ActionChunk as ActionChunkMessage
 from vla_nodes.msg import PolicyStatus
+from vla_nodes.nodes import doors
 from vla_nodes.nodes.base import ERROR, LATCHED, OK, RELIABLE_LATEST, WARN, BaseNode, run
-from vla_nodes.nodes.convert import status_key, trajectory_message
+from vla_nodes.nodes.convert import status_key
 from vla_nodes.nodes.pacing import GATE
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.peers import Change
@@ -39,6 +42,17 @@ class ActionNode(BaseNode):
         Param(
             "joint_map", [""], "Pairs 'our_joint:robot_joint' where joint_states and the controllers use other names."
         ),
+        Param(
+            "output",
+            Output.TOPIC.value,
+            "How trajectories reach the controllers: JointTrajectory on a topic, FollowJointTrajectory goals (needs "
+            "control_msgs), or Float64MultiArray positions for a forward_command_controller.",
+            choices=tuple(o.value for o in Output),
+        ),
+        Param("command_rate", 100.0, "Rate of forward_positions commands [Hz].", 10.0, 1000.0),
+        Param("limits", "", "File with what the URDF lacks (see config/panda/limits.yaml); empty: the robot's own."),
+        Param("self_collision", False, "Refuse motions in which links would touch, by the URDF's collision geometry."),
+        Param("seam_log", "", "File to which the seam of every chunk is appended, for 'python -m vla_nodes seams'."),
         Param("dry_run", False, "Publish to vla/preview/... only; the arm does not move."),
         Param(
             "strategy",
@@ -57,7 +71,9 @@ class ActionNode(BaseNode):
         Param("jerk_scale", E.jerk_scale, "Share of its jerk limits used.", 0.01, 1.0),
         Param("tool_speed", E.tool_speed, "Largest speed of the tool [m/s].", 0.01, 5.0),
         Param("lead", E.lead, "How far ahead of now a splice begins [s].", 0.0, 0.5),
-        Param("blend", E.blend, "Shortest blend onto a new chunk [s].", 0.05, 2.0),
+        Param("blend", E.blend, "Shortest time in which a new chunk is joined [s].", 0.05, 2.0),
+        Param("effort", E.effort, "Share of the limits that joining a new chunk may use.", 0.1, 1.0),
+        Param("smoothing", E.smoothing, "How far rows may be moved to take noise out [rad]; 0: off.", 0.0, 0.02),
         Param("workspace_low", list(S.workspace_low), "Low corner x y z of the box the tool stays in [m], base frame."),
         Param("workspace_high", list(S.workspace_high), "High corner of that box [m]."),
         Param("table", S.table, "Height below which the tool does not go [m].", -5.0, 5.0),
@@ -91,22 +107,28 @@ class ActionNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("action_node")
+        self._doors: dict = {}
+        self._seams: SeamLog | None = None
 
     # -- lifecycle ---------------------------------------------------------------------------------
     def configure(self) -> None:
-        urdf = Path(self.value("urdf"))
-        robot = RobotModel(urdf if urdf.is_absolute() else share_path(str(urdf)), self.value("tool_frame"))
-        self._core = ActionCore(robot, executor_settings(self.value), safety_settings(self.value))
+        urdf = self._file("urdf")
+        robot = RobotModel(urdf, self.value("tool_frame"), limits=self._file("limits"))
+        guards = [("self_collision", SelfCollisionGuard(urdf, robot))] if self.value("self_collision") else []
+        self._seams = SeamLog(Path(self.value("seam_log"))) if self.value("seam_log") else None
+        self._core = ActionCore(robot, executor_settings(self.value), safety_settings(self.value), guards=guards,
+                                record=self._seams and self._seams.write)  # fmt: skip
         self._loop = ActionLoop(self._core, self.value("joint_map"))
-        prefix = "vla/preview/" if self.value("dry_run") else ""
-        self._arm_pub = self.publish_on(JointTrajectory, f"{prefix}arm_controller/joint_trajectory")
-        self._gripper_pub = self.publish_on(JointTrajectory, f"{prefix}gripper_controller/joint_trajectory")
+        self._doors = self._made_doors()
         self.subscribe(ActionChunkMessage, "vla/action_chunk", self._on_chunk, RELIABLE_LATEST)
         self.subscribe(PolicyStatus, "vla/status", self._on_status, RELIABLE_LATEST)
         self.subscribe(JointState, "joint_states", self._on_joints, 10)
         self._last_instruction_pub = self.publish_on(String, "vla/last_instruction", LATCHED, managed=False)
         self.subscribe(String, "vla/active_instruction", self._last_instruction_pub.publish, LATCHED)
+        # Twice: one keeps what was latched before, the other hears publishers that latch nothing (ros2 topic pub).
         self.subscribe(Bool, "estop", self._on_estop, LATCHED)
+        self.subscribe(Bool, "estop", self._on_estop, RELIABLE_LATEST)
+        self._estop = False
         self.subscribe(Bool, "vla/deadman", self._on_deadman, RELIABLE_LATEST)
         self.serve(Trigger, "vla/stop", self._on_stop)
         self.serve(Trigger, "vla/resume", self._on_resume)
@@ -123,8 +145,32 @@ class ActionNode(BaseNode):
     def deactivate(self) -> None:
         self._publish(Answer(arm=self._core.stop(self.now())))
 
+    def cleanup(self) -> None:
+        for door in self._doors.values():
+            door.close()
+        self._doors = {}
+        if self._seams is not None:
+            self._seams.close()
+            self._seams = None
+
     def clock_jumped(self) -> None:
         self._core.reset()
+        for door in self._doors.values():
+            door.reset()
+
+    def _made_doors(self) -> dict[str, doors.TopicDoor | doors.ActionDoor | doors.ForwardDoor]:
+        prefix, output = "vla/preview/" if self.value("dry_run") else "", Output(self.value("output"))
+        parts = {"arm": self._loop.arm_names, "gripper": self._loop.gripper_names}
+        return {
+            part: doors.make(self, output, part, joints, self.value("command_rate"), prefix, self._on_lost)
+            for part, joints in parts.items()
+            if joints
+        }
+
+    def _file(self, name: str) -> Path | None:
+        """The file a parameter names, absolute or below the package's share folder; None if it is empty."""
+        path = Path(self.value(name))
+        return None if not self.value(name) else path if path.is_absolute() else share_path(str(path))
 
     def progress(self) -> dict[str, object]:
         return {"status": self._heard_status} if self.configured else {}
@@ -155,6 +201,9 @@ class ActionNode(BaseNode):
 
     def _on_estop(self, message: Bool) -> None:
         self._core.gate.estop(message.data)
+        if message.data == self._estop:
+            return
+        self._estop = message.data
         self.get_logger().warning("emergency stop" if message.data else "emergency stop released; vla/resume to go on")
 
     def _on_deadman(self, message: Bool) -> None:
@@ -179,17 +228,16 @@ class ActionNode(BaseNode):
             self._publish(self._loop.tick(self.now(), self.steady_now()))
 
     def _publish(self, answer: Answer) -> None:
-        if answer.arm is not None:
-            message = trajectory_message(answer.arm)
-            message.joint_names = self._loop.arm_names
-            self._arm_pub.publish(message)
-        if answer.gripper is not None:
-            message = trajectory_message(answer.gripper)
-            message.joint_names = self._loop.gripper_names
-            self._gripper_pub.publish(message)
+        for part, trajectory in (("arm", answer.arm), ("gripper", answer.gripper)):
+            if trajectory is not None and part in self._doors:
+                self._doors[part].send(trajectory)
         if answer.new:
             self._say(answer)
         self._last = answer if answer.reason else self._last
+
+    def _on_lost(self, reason: str) -> None:
+        """A goal was refused or given up: where the arm is going is no longer ours to say."""
+        self._publish(self._core.lost(reason))
 
     def _say(self, answer: Answer) -> None:
         self.get_logger().warning(f"{answer.cause}: {answer.reason[:300]}")
@@ -209,6 +257,9 @@ class ActionNode(BaseNode):
             "dry run": self.value("dry_run"),
             **core.numbers(),
         }
+        if self._seams is not None:
+            self._seams.flush()
+            values["seam log"] = self._seams.problem or self.value("seam_log")
         if self._loop.joint_problem:
             return ERROR, self._loop.joint_problem, values
         if core.holding in ("estop", "stop"):

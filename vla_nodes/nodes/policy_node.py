@@ -221,7 +221,7 @@ class PolicyNode(BaseNode):
         if self.active and self._core.instruction and not self._computing:
             silent = self.inputs.lost()
             self._loop.watch(self.now(), f"nothing on {', '.join(silent)}" if silent else self._camera.problem())
-        if self.steady_now() - self._status_at > STATUS_PERIOD:
+        if self.steady_now() - self._status_at > STATUS_PERIOD + 1e-6:  # the replay counts in ns: no rounding of floats
             self._publish_status()
 
     def _publish_status(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vla_nodes.control.safety import SafetySettings
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
-from vla_nodes.data.joints import JointReader, JointStatesError, parse_joint_map
+from vla_nodes.data.joints import JointInput
 from vla_nodes.pipeline.action_core import ActionCore, Answer
 from vla_nodes.pipeline.messages import chunk_from, seconds
 from vla_nodes.pipeline.policy_core import State
@@ -25,25 +25,28 @@ class ActionLoop:
         """joint_map: as data.joints.parse_joint_map, raises JointStatesError."""
         robot = core.robot
         joints = (*robot.joint_names, *((robot.gripper.joint,) if robot.gripper else ()))
-        mapping = parse_joint_map(joint_map, joints)
         self.core = core
-        self.arm_names = [mapping[name] for name in robot.joint_names]
-        self.gripper_names = [mapping[robot.gripper.joint]] if robot.gripper else []
-        self.joint_problem = ""
+        self.last: tuple[np.ndarray, np.ndarray, float | None] | None = None  # of joint_states, as read
+        self._joints = JointInput(joints, joint_map)
+        self.arm_names = list(self._joints.robot_names[: robot.dof])
+        self.gripper_names = list(self._joints.robot_names[robot.dof :])
         self.idle = "no vla/status received yet: is policy_node active?"
-        self._reader = JointReader(joints, mapping)
+
+    @property
+    def joint_problem(self) -> str:
+        """What is wrong with the newest joint_states, or ""."""
+        return self._joints.problem
 
     def read_joints(self, message: Any) -> tuple[np.ndarray, np.ndarray, float | None] | None:
-        """Arm positions and velocities (J,) and the finger's position, or None with `joint_problem` saying why."""
-        try:
-            position, velocity = self._reader.read(message.name, message.position, message.velocity)
-        except JointStatesError as error:
-            self.joint_problem = str(error)
+        """Arm positions and velocities (J,) and the finger's position (kept as `last`), or None with `joint_problem`
+        saying why."""
+        joints = self._joints.read(message.name, message.position, message.velocity)
+        if joints is None:
             return None
-        self.joint_problem = ""
-        dof = self.core.robot.dof
+        (position, velocity), dof = joints, self.core.robot.dof
         finger = float(position[dof]) if self.gripper_names else None
-        return position[:dof], np.zeros(dof) if velocity is None else velocity[:dof], finger
+        self.last = (position[:dof], np.zeros(dof) if velocity is None else velocity[:dof], finger)
+        return self.last
 
     def joints(self, message: Any, steady: float) -> Answer:
         """A joint_states message, while active."""
@@ -70,7 +73,8 @@ class ActionLoop:
 
 def executor_settings(value: Callable[[str], Any]) -> ExecutorSettings:
     """From action_node's parameters; ValueError names one that is out of range."""
-    names = ("velocity_scale", "acceleration_scale", "jerk_scale", "tool_speed", "lead", "blend")
+    names = ("velocity_scale", "acceleration_scale", "jerk_scale", "tool_speed")
+    names += ("lead", "blend", "effort", "smoothing")
     return ExecutorSettings(
         strategy=Strategy(value("strategy")),
         on_instruction_change=OnInstructionChange(value("on_instruction_change")),

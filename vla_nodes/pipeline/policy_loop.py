@@ -16,7 +16,7 @@ import numpy as np
 
 from vla_nodes.control.chunk import ActionSpace
 from vla_nodes.control.robot import RobotModel
-from vla_nodes.data.joints import JointReader, JointStatesError, parse_joint_map
+from vla_nodes.data.joints import JointInput
 from vla_nodes.data.sync import ObservationSync, Pair
 from vla_nodes.pipeline.messages import seconds
 from vla_nodes.pipeline.observe import observation
@@ -48,8 +48,12 @@ class PolicyLoop:
         joints = (*config.joint_names, config.gripper_joint)
         self.core, self.robot = core, robot
         self.sync = ObservationSync(slop, use_depth)
-        self.joint_problem = ""
-        self._reader = JointReader(joints, parse_joint_map(joint_map, joints))
+        self._joints = JointInput(joints, joint_map)
+
+    @property
+    def joint_problem(self) -> str:
+        """What is wrong with the newest joint_states, or ""."""
+        return self._joints.problem
 
     def clear(self) -> None:
         """Activation, or a clock set back: what was received belongs to another time."""
@@ -67,14 +71,10 @@ class PolicyLoop:
 
     def joints(self, message: Any) -> str:
         """Returns "" or, once for each new problem, why it cannot be used (`joint_problem` while that lasts)."""
-        try:
-            position, velocity = self._reader.read(message.name, message.position, message.velocity)
-        except JointStatesError as error:
-            new = str(error) != self.joint_problem
-            self.joint_problem = str(error)
-            return self.joint_problem if new else ""
-        self.joint_problem = ""
-        self.sync.add_joints(seconds(message.header.stamp), position, velocity)
+        before, joints = self.joint_problem, self._joints.read(message.name, message.position, message.velocity)
+        if joints is None:
+            return self.joint_problem if self.joint_problem != before else ""
+        self.sync.add_joints(seconds(message.header.stamp), *joints)
         return ""
 
     # -- steps out ---------------------------------------------------------------------------------------------------
