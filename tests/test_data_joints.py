@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_nodes.data.joints import JointHistory, JointReader, JointStatesError, parse_joint_map
+from vla_nodes.data.joints import JointHistory, JointInput, JointReader, JointStatesError, parse_joint_map
 
 NAMES = ("a", "b", "c")
 
@@ -85,3 +85,14 @@ def test_velocity_by_difference_and_bounded_memory():
     np.testing.assert_allclose(history.newest.velocity, 2.0)
     assert len(history) <= 52
     assert not history.add(1.0, np.zeros(1), None)
+
+
+def test_a_problem_lasts_until_the_next_good_message():
+    joints = JointInput(("a", "b"), ["a:left_a"])
+    assert joints.robot_names == ("left_a", "b") and joints.problem == ""
+    good = (["b", "left_a"], [2.0, 1.0])
+    assert joints.read(*good)[0].tolist() == [1.0, 2.0]
+    assert joints.read(["a", "b"], [1.0, 2.0]) is None and "left_a" in joints.problem
+    assert joints.read(*good) is not None and joints.problem == ""
+    with pytest.raises(JointStatesError, match="none of"):
+        JointInput(("a",), ["c:d"])

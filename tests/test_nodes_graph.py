@@ -1,6 +1,7 @@
 """The four nodes as real processes over real DDS: streams, instructions, refusals, and nodes that die."""
 
 import re
+import signal
 import time
 
 import numpy as np
@@ -15,9 +16,10 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings
+from vla_nodes.control.trajectory import sample
 from vla_nodes.data.images import decode_depth
 from vla_nodes.msg import ActionChunk, PolicyStatus
-from vla_nodes.nodes.convert import seconds, trajectory_from
+from vla_nodes.pipeline.messages import seconds, trajectory_from
 from vla_nodes.share import share_path
 
 wait_for = support.wait_for
@@ -208,6 +210,35 @@ def test_killed_node_is_missed_and_its_return_resumes(graph, victim):
         assert (np.abs(np.diff(velocity, axis=0) / np.diff(stamps)[:, None]).max(axis=0) < 1.33 * allowed + 0.1).all()
     graph.running[victim] = graph.start(victim, *graph.parameters.get(victim, ()))
     wait_for(lambda: "active" in graph.running[victim].log, f"{victim} active again")
+    wait_for(lambda: status(graph).state == PolicyStatus.RUNNING and speed(graph) > 0.01, "the arm moving again")
+    hold(graph)
+
+
+def test_a_frozen_policy_leaves_the_arm_at_rest_on_its_planned_path(graph):
+    """SIGSTOP: the process is there and says nothing, as in a deadlock. And it goes on when the process does."""
+    home(graph)
+    moving(graph)
+    process = graph.running["policy_node"].process
+    frozen = len(graph.heard["joint_states"])
+    process.send_signal(signal.SIGSTOP)
+    try:
+        time.sleep(0.3)  # what was on its way has come
+        plan = trajectory_from(graph.heard["arm_controller/joint_trajectory"][-1])
+        wait_for(lambda: speed(graph) < 2e-3, "the arm at rest", 20)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    states = graph.heard["joint_states"][frozen:]
+    robot = RobotModel(share_path("config/panda/panda.urdf"))
+    index = [states[0].name.index(name) for name in ARM]
+    velocity = np.array([m.velocity for m in states])[:, index]
+    stamps = np.array([seconds(m.header.stamp) for m in states])
+    allowed = ExecutorSettings().acceleration_scale * robot.max_acceleration
+    assert (np.abs(np.diff(velocity, axis=0) / np.diff(stamps)[:, None]).max(axis=0) < 1.33 * allowed + 0.1).all()
+    times = np.arange(0.0, plan.times[-1] + 0.002, 0.002)
+    planned = robot.poses(sample(plan, times)[0])[0]
+    after = stamps > plan.stamp + 0.1
+    tool = robot.poses(np.array([m.position for m in states])[:, index][after][::5])[0]
+    assert max(np.linalg.norm(planned - p, axis=1).min() for p in tool) <= 0.01
     wait_for(lambda: status(graph).state == PolicyStatus.RUNNING and speed(graph) > 0.01, "the arm moving again")
     hold(graph)
 

@@ -33,6 +33,7 @@ def test_ours_moves_with_a_fifth_of_the_naive_jerk_at_most(played):
     rms, peak = ({n: f(p.jerk) for n, p in played.items()} for f in (lambda x: np.sqrt(np.mean(x * x)), np.max))
     for ours in ("ours", "ours-mean"):
         assert rms["naive"] > 5.0 * rms[ours] and peak["naive"] > 5.0 * peak[ours], (rms, peak)
+        assert rms["timed"] > 5.0 * rms[ours], rms
         assert rms["mean"] > 3.0 * rms[ours] and peak["mean"] > 3.0 * peak[ours], (rms, peak)
 
 
@@ -46,6 +47,7 @@ def test_latency_shows_in_the_tracking_of_those_that_do_not_compensate(played):
     steady = slice(100, 150)  # 1.0 to 1.5 s: under way, all chunks arriving
     error = {n: np.linalg.norm((p.tool - p.wanted)[steady], axis=1).mean() for n, p in played.items()}
     assert error["naive"] > 1.5 * error["ours"], error
+    assert error["naive"] > 1.5 * error["timed"], error  # a chunk with its stamp is compensated by the controller
 
 
 def test_nothing_succeeds_that_does_nothing(played):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -52,12 +53,13 @@ class ActionChunk:
                 f"{self.action_space.value} for {joints} joints has {expected} columns (gripper last), "
                 f"got {actions.shape[1]}"
             )
-        if not np.isfinite(self.stamp) or not np.isfinite(self.period) or not 1e-3 <= self.period <= 2.0:
+        if not math.isfinite(self.stamp) or not 1e-3 <= self.period <= 2.0:
             return f"stamp {self.stamp} or period {self.period} s is not usable (period 0.001 to 2 s)"
-        if not np.all(np.isfinite(actions)):
-            return f"{np.count_nonzero(~np.isfinite(actions))} of {actions.size} actions are NaN or infinite"
-        if np.abs(actions).max() > MAX_VALUE:
-            return f"an action of {np.abs(actions).max():.3g} is no position, angle or opening"
+        largest = float(np.abs(actions).max())  # NaN where there is one
+        if not largest <= MAX_VALUE:
+            if not math.isfinite(largest):
+                return f"{np.count_nonzero(~np.isfinite(actions))} of {actions.size} actions are NaN or infinite"
+            return f"an action of {largest:.3g} is no position, angle or opening"
         if self.action_space is ActionSpace.EE_POSE and np.linalg.norm(actions[:, 3:7], axis=1).min() < 1e-3:
             return "quaternion of length zero"
         return None

@@ -11,26 +11,29 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vla_nodes.control import gripper as gripper_channel
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
+from vla_nodes.control.guards import Guard
 from vla_nodes.control.limits import Limits, excess
-from vla_nodes.control.path import ChunkPath, TimeLaw, time_law
+from vla_nodes.control.path import ChunkPath, TimeLaw, smoothed, time_law
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.rows import JointRows, joint_rows
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
-from vla_nodes.control.splice import PER_ROW, blend_onto_path, hold, joined, power_of_two_below, slow_along, with_prefix
+from vla_nodes.control.splice import hold, join_path, joined, slow_along, with_prefix
 from vla_nodes.control.stop import approach, fastest_stop
 from vla_nodes.control.trajectory import Trajectory, sample
 
-PLANNED = 0.9  # share of the limits the time law uses; the rest is for the blend
-# Blends longer than half of the limits would ask for seldom need a second candidate, which costs as much as the first.
-AMPLE = 1.25
-# How a chunk may join the motion in flight, smoothest first, and how often each is tried slower and longer.
-MODES = (("moving", 4), ("stopping", 3), ("rest", 6))
+PLANNED = 0.95  # share of the limits the time law uses
+HARD = 0.95  # share of the limits a join may ask for that is not to be had with less
+# How a chunk may join the motion in flight, smoothest first, and how often each is tried slower.
+MODES = (("moving", 4), ("rest", 6))
+AGAIN = 1.0  # s after which a gripper that has nothing to do is told so again
+FINEST = 1.0 / 64.0  # s, rows closer together than that are thinned out: an arm cannot follow faster ones
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class ExecutorOutput:
     cause: str = ""
     begin: float = 0.0
     mode: str = ""
+    blend: float = 0.0
     gap: float = 0.0
     gap_velocity: float = 0.0
     seam_position: float = 0.0
@@ -73,8 +77,13 @@ class ChunkExecutor:
     Use: observe(...) for every joint state, submit(...) for every chunk, publish what comes back.
     """
 
-    def __init__(self, robot: RobotModel, settings: ExecutorSettings | None = None) -> None:
+    def __init__(
+        self, robot: RobotModel, settings: ExecutorSettings | None = None, guards: Sequence[tuple[str, Guard]] = ()
+    ) -> None:
+        """guards: (cause, guard) pairs that every splice must pass (guards.py)."""
         self.robot = robot
+        self._guards = tuple(guards)
+        self._objection = ("", "")
         self.settings = s = settings or ExecutorSettings()
         self.limits = Limits.scaled(robot, s.velocity_scale, s.acceleration_scale, s.jerk_scale, s.tool_speed)
         self._measured: deque[tuple[float, np.ndarray, np.ndarray]] = deque()
@@ -85,6 +94,7 @@ class ChunkExecutor:
         self._plan: Trajectory | None = None
         self._finger: Trajectory | None = None
         self._finger_measured: float | None = None
+        self._finger_said = -math.inf  # when the gripper was last sent anything
         self._measured.clear()
         self._lag: list[tuple[float, float]] = []  # (time, s of nominal progress lost up to then)
         self._guess: tuple[float, ChunkPath] | None = None
@@ -159,10 +169,9 @@ class ChunkExecutor:
         rows = joint_rows(self.robot, chunk, measured, s.ik, s.unreachable, self._guess_for(chunk))
         if rows.reachable == 0:
             return _refuse("unreachable", f"the first row is {rows.short * 1e3:.0f} mm out of the arm's reach")
-        q = rows.q[: rows.reachable]
-        path = ChunkPath(np.concatenate([self._origin(chunk, measured, q)[None], q]), chunk.period)
+        path = self._path(chunk, measured, rows)
         start = max(begin - chunk.stamp - (self._lag_at(begin) - self._lag_at(chunk.stamp)), 0.0)
-        if start > path.length - 0.5 * chunk.period:
+        if path is None or start > path.length - 0.5 * path.period:
             return _refuse("too_late", f"all {rows.reachable} usable rows are past, {start:.3f} s after the stamp")
         self._guess = (chunk.stamp, path)
         if s.strategy is Strategy.TEMPORAL_ENSEMBLE:
@@ -170,13 +179,12 @@ class ChunkExecutor:
         law = self._law(path, rows, start)
         if law.rate < s.slowest:
             return _refuse("too_fast", f"rows too far apart: the limits allow only {law.rate:.1%} of the asked pace")
-        # Rows closer together than the knots would be undersampled: such a chunk gets finer knots.
-        knot = s.knot / power_of_two_below(2.0 * PER_ROW * s.knot / chunk.period * (1 - 1e-9))
-        found = self._splice(base, begin, path, law, knot)
+        found = self._splice(base, begin, path, law)
+        if found is None and self._objection[0]:
+            return _refuse(*self._objection)
         if found is None:
             return _refuse("no_splice", "no motion within the limits joins this chunk to the reference in flight")
-        after, law, mode, t0 = found
-        return self._publish(chunk, now, begin, base, path, rows, after, law, mode, t0)
+        return self._publish(chunk, now, begin, base, rows, *found)
 
     def stop(self, now: float) -> Trajectory | None:
         """Decelerate to rest and hold: along the planned path, or faster off it where that would take too long.
@@ -239,15 +247,22 @@ class ChunkExecutor:
             self._recent.clear()  # an ensemble must not mix two instructions
         return None
 
+    def _path(self, chunk: ActionChunk, measured: np.ndarray, rows: JointRows) -> ChunkPath | None:
+        """The chunk's path, from where it is at its stamp on; None if it is too short to be one."""
+        q, period = rows.q[: min(rows.reachable, int(self.settings.span / chunk.period))], chunk.period
+        if period < FINEST:
+            each = math.ceil(FINEST / period - 1e-9)
+            q, period = q[each - 1 :: each], each * period
+        if not len(q):
+            return None
+        points = np.concatenate([self._origin(chunk, measured, q)[None], q])
+        return ChunkPath(smoothed(points, period, self.settings.smoothing), period)
+
     def _origin(self, chunk: ActionChunk, measured: np.ndarray, q: np.ndarray) -> np.ndarray:
-        """Where a chunk's path is at its stamp (J,), rows q (H, J): at the measured joints, unless rows are absolute
-        and far ahead of an arm that has fallen behind. Then in line with the rows, and the blend closes the distance:
-        as part of the path that one step would set the pace of all the others."""
+        """Where a chunk's path is at its stamp (J,), its rows being at q (H, J): deltas begin at the measured joints,
+        absolute rows in line with themselves. An arm that is elsewhere joins them; its distance is no part of the
+        path, whose every step sets the pace of all the others."""
         if chunk.action_space in (ActionSpace.EE_DELTA, ActionSpace.JOINT_DELTA) or len(q) < 2:
-            return measured
-        first = (np.abs(q[0] - measured) / self.limits.velocity).max()
-        later = (np.abs(q[1:] - q[:-1]) / self.limits.velocity).max()
-        if first <= max(2.0 * later, 0.25 * chunk.period):
             return measured
         return np.minimum(np.maximum(2.0 * q[0] - q[1], self.limits.lower), self.limits.upper)
 
@@ -279,51 +294,54 @@ class ChunkExecutor:
     def _law(self, path: ChunkPath, rows: JointRows, start: float) -> TimeLaw:
         limits = self.limits
         tool = np.concatenate([self.robot.forward(path.points[0])[None, :3, 3], rows.tool[: rows.reachable]])
-        step = float(np.linalg.norm(np.diff(tool, axis=0), axis=1).max())
+        steps = tool[1:] - tool[:-1]
+        step = math.sqrt(float((steps * steps).sum(axis=1).max()))
         fastest = min(1.0, PLANNED * limits.tool_speed * path.period / max(step, 1e-9))
         return time_law(
             path, start, PLANNED * limits.velocity, PLANNED * limits.acceleration, PLANNED * limits.jerk, fastest
         )
 
     def _splice(
-        self, base: Trajectory, begin: float, path: ChunkPath, law: TimeLaw, knot: float
-    ) -> tuple[Trajectory, TimeLaw, str, float] | None:
-        """The first candidate proven within the limits: its trajectory from begin on, law, mode and blend start."""
-        limits, stopping = self.limits, None
-        share = tuple(PLANNED * x for x in (limits.velocity, limits.acceleration, limits.jerk))
+        self, base: Trajectory, begin: float, path: ChunkPath, law: TimeLaw
+    ) -> tuple[Trajectory, TimeLaw, str, float, float, tuple[float, float]] | None:
+        """The first candidate proven within the limits: its trajectory from begin on, law, mode, when the join
+        begins (s after begin), how long it takes, and what it bridges (rad, rad/s)."""
+        limits, names, s, self._objection = self.limits, base.joint_names, self.settings, ("", "")
+        share = tuple(PLANNED * x for x in limits.rates)
+        state, t0, stopping = sample(base, begin - base.stamp), 0.0, None
         for mode, attempts in MODES:
-            onto, t0, slower, longer, tried, overlap = base, 0.0, 1.0, 1.0, None, 0.0
-            if mode != "moving":
-                stopping = onto = stopping or self._stopping(base, begin)
-                t0 = float(stopping.times[-1]) if mode == "rest" else 0.0
+            if mode == "rest":
+                stopping = self._stopping(base, begin)
+                t0 = float(stopping.times[-1])
+                state = stopping.positions[-1], stopping.velocities[-1], stopping.accelerations[-1]
+            slower, effort, tried = 1.0, s.effort, law
             for _ in range(attempts):
-                if tried is None or slower != 1.0:
-                    tried = law if slower == 1.0 else time_law(path, law.start, *share, law.rate / slower)
-                    overlap = self._overlap(onto, begin + t0, path, tried)
-                blend = longer * overlap
-                after = blend_onto_path(onto, begin + t0, path, tried, blend, knot)
-                if t0 > 0.0:
-                    after = joined(onto, after)
-                ratio, whose = excess(after, limits, self.robot)
-                if ratio <= 1.0:
-                    return after, tried, mode, t0
-                if not math.isfinite(ratio):
-                    break
-                # Speed is cured by a slower pace; acceleration and jerk first by a longer blend.
-                if whose.startswith(("velocity", "tool")) or longer > 1.8:
-                    slower *= 1.03 * ratio
-                longer *= min(1.2 * ratio, 2.0)
+                found = join_path(names, begin + t0, state, path, tried, limits, s.blend, effort)
+                if found is not None:
+                    after, over, gaps = found
+                    if stopping is not None and t0 > 0.0:
+                        after = joined(stopping, after)
+                    ratio, whose = excess(after, limits, self.robot)
+                    if ratio <= 1.0 and self._objects(after, t0 + over):
+                        break
+                    if ratio <= 1.0:
+                        return after, tried, mode, t0, over, gaps
+                    if not math.isfinite(ratio):
+                        break
+                    effort *= 0.9 / ratio
+                elif effort < HARD:
+                    effort, ratio = HARD, 1.0  # in less time, then
+                    continue
+                slower *= 1.25 if found is None else 1.03 * ratio
+                tried = time_law(path, law.start, *share, law.rate / slower)
         return None
 
-    def _overlap(self, base: Trajectory, at: float, path: ChunkPath, law: TimeLaw) -> float:
-        """Blend (s) that itself stays well within half of the limits (peaks of w' to w''')."""
-        q, qd, _ = sample(base, at - base.stamp)
-        p, p1, _ = path.evaluate(np.array([law.start]))
-        d, dd = np.abs(p[0] - q), np.abs(p1[0] * law.rate - qd)
-        v, a, j = 0.3 * self.limits.velocity, 0.5 * self.limits.acceleration, 0.5 * self.limits.jerk
-        peaks = np.array([1.875 * d / v, 5.78 * d / a, 60.0 * d / j, 3.75 * dd / a, 17.4 * dd / j]).max(axis=1)
-        dv, da, dj, dda, ddj = peaks.tolist()
-        return max(self.settings.blend, AMPLE * max(dv, math.sqrt(da), dj ** (1.0 / 3.0), dda, math.sqrt(ddj)))
+    def _objects(self, after: Trajectory, over: float) -> bool:
+        for cause, guard in self._guards:
+            if reason := guard(after, over):
+                self._objection = cause, reason
+                return True
+        return False
 
     def _stopping(self, base: Trajectory, begin: float) -> Trajectory:
         """To rest from the base's state at begin, within limits: along its path, else off it, else as planned."""
@@ -337,7 +355,7 @@ class ChunkExecutor:
             slowed = slow_along(base, begin, duration, knot)
             if excess(slowed, limits, self.robot)[0] <= 1.0:
                 return slowed
-            duration *= 1.35
+            duration *= 1.2
         if remaining > self.settings.stop_time:
             fast = fastest_stop(base.joint_names, limits, *state, begin, knot)
             if fast is not None and fast.times[-1] < remaining and excess(fast, limits, self.robot)[0] <= 1.0:
@@ -360,17 +378,17 @@ class ChunkExecutor:
         now: float,
         begin: float,
         base: Trajectory,
-        path: ChunkPath,
         rows: JointRows,
         after: Trajectory,
         law: TimeLaw,
         mode: str,
         t0: float,
+        over: float,
+        gaps: tuple[float, float],
     ) -> ExecutorOutput:
         s = self.settings
         arm = with_prefix(base, now, after, s.knot)
         old, new = sample(base, begin - base.stamp), sample(arm, begin - arm.stamp)
-        p, p1, _ = path.evaluate(np.array([law.start]))
         starved = max(now - base.end, 0.0) if self._plan is not None else 0.0
         self._keep_lag(begin, t0, law)
         self._plan = arm
@@ -380,8 +398,9 @@ class ChunkExecutor:
             gripper=self._gripper(chunk, rows, now, begin, law, t0),
             begin=begin,
             mode=mode,
-            gap=float(np.abs(p[0] - old[0]).max()),
-            gap_velocity=float(np.abs(p1[0] - old[1]).max()),
+            blend=over,
+            gap=gaps[0],
+            gap_velocity=gaps[1],
             seam_position=float(np.abs(new[0] - old[0]).max()),
             seam_velocity=float(np.abs(new[1] - old[1]).max()),
             latency=begin - chunk.stamp,
@@ -404,10 +423,15 @@ class ChunkExecutor:
             position = gripper.position(rows.opening[0]) if position is None else position
             position = float(np.clip(position, *sorted((gripper.closed, gripper.open))))
             base = hold((gripper.joint,), np.array([position]), begin - 1.0, knot)
+            self._finger_said = -math.inf
+        wanted = gripper.position(rows.opening)
+        if gripper_channel.settled(base, begin, wanted) and begin < self._finger_said + AGAIN:
+            return None  # at rest where it is wanted: nothing to say
+        self._finger_said = begin
         t = np.arange(0.0, t0 + law.duration + knot, knot)
         s = law.evaluate(np.maximum(t - t0, 0.0))[0]
         times = chunk.period * np.arange(1, len(rows.opening) + 1)
-        targets = gripper.position(np.interp(s, times, rows.opening))
+        targets = np.interp(s, times, wanted)
         after = gripper_channel.follow(gripper, base, begin, t, targets, knot)
         self._finger = with_prefix(base, now, after, knot)
         return self._finger

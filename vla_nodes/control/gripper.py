@@ -12,10 +12,30 @@ import math
 import numpy as np
 
 from vla_nodes.control.robot import Gripper
-from vla_nodes.control.trajectory import Trajectory, sample
+from vla_nodes.control.trajectory import Trajectory
 
 SETTLED = 1e-6  # m: where the finger counts as arrived
 MAX_KNOTS = 2000
+
+
+def state(base: Trajectory, at: float) -> tuple[float, float]:
+    """Position (m) and velocity (m/s) of one joint at `at` s, absolute, as `sample` has it: without its arrays."""
+    times = base.times
+    t = at - base.stamp
+    if not times[0] <= t < times[-1]:
+        return float(base.positions[0 if t < times[0] else -1, 0]), 0.0
+    i = int(times.searchsorted(t, side="right")) - 1
+    h = float(times[i + 1] - times[i])
+    u = (t - float(times[i])) / h
+    p0, p1 = base.positions[i : i + 2, 0].tolist()
+    v0, v1 = (x * h for x in base.velocities[i : i + 2, 0].tolist())
+    c2, c3 = 3.0 * (p1 - p0) - 2.0 * v0 - v1, v0 + v1 - 2.0 * (p1 - p0)
+    return p0 + u * (v0 + u * (c2 + u * c3)), (v0 + u * (2.0 * c2 + u * 3.0 * c3)) / h
+
+
+def settled(base: Trajectory, begin: float, targets: np.ndarray) -> bool:
+    """Whether the base is at rest from `begin` on, where all targets (N,) m are."""
+    return begin >= base.end and float(np.abs(targets - base.positions[-1, 0]).max()) <= SETTLED
 
 
 def follow(
@@ -25,7 +45,7 @@ def follow(
 
     Returns: a trajectory stamped `begin` on a grid of `knot` seconds.
     """
-    p, v, _ = (float(x[0]) for x in sample(base, begin - base.stamp))
+    p, v = state(base, begin)
     step = gripper.speed * knot / 1.5  # a monotone cubic's speed peaks at 1.5 times its secant's
     wanted = np.interp(knot * np.arange(1, math.ceil(times[-1] / knot) + 2), times, targets)
     moving = np.flatnonzero(np.abs(wanted - wanted[-1]) > SETTLED)

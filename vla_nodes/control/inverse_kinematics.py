@@ -1,14 +1,15 @@
 """Inverse kinematics of a whole chunk at once: damped least squares on Pinocchio's Jacobians.
 
-All H rows are refined together from the same seed (Newton steps with batched 6 x 6 solves), so the result is a
+All H rows are refined together from the same seed (Newton steps with batched 6 x 6 inverses), so the result is a
 smooth function of the target row by row and costs a few hundred microseconds; a QP per row (pink) costs more than
 the executor's whole budget. The equations, per row with error e = [p* - p; log(R* R^T)] in base axes:
 
     dq = J^T (J J^T + lambda^2 I)^-1 (e - J dq0) + dq0,     dq0 = posture - q
 
 dq0 moves along the null space towards a posture that drifts from the seed to the rest pose (Siciliano et al.,
-Robotics, 2009, section 3.5); lambda rises near singularities (Nakamura and Hanafusa, 1986). Joints at a limit that
-would be pushed further are frozen for the step.
+Robotics, 2009, section 3.5); lambda rises as the smallest singular value of J falls (Maciejewski and Klein, 1988).
+Joints at a limit that would be pushed further are frozen for the step. While steps converge well the inverse is
+kept for the next one (chord steps): a Jacobian costs more than a pose.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IkSettings:
-    """iterations: most Newton steps; tolerance: m and rad at which they stop; damping, manipulability: lambda's
-    largest value and the sqrt(det(J J^T)) below which it rises; posture: share of the way to the rest pose the
+    """iterations: most steps; tolerance: m and rad at which they stop; damping, singular: lambda's largest value and
+    the singular value of J (m and rad per rad) below which it rises; posture: share of the way to the rest pose the
     null space covers over one chunk; margin: rad kept from joint limits; step: rad, largest joint step at a time."""
 
-    iterations: int = 8
+    iterations: int = 10
     tolerance: float = 3e-4
     damping: float = 0.08
-    manipulability: float = 0.03
+    singular: float = 0.06
     posture: float = 0.1
     margin: float = 0.02
     step: float = 0.35
@@ -39,7 +40,8 @@ class IkSettings:
 
 @dataclass(frozen=True)
 class IkResult:
-    """q: (H, J) rad; position_error: (H,) m; rotation_error: (H,) rad, what is left of each target."""
+    """q: (H, J) rad; position_error: (H,) m; rotation_error: (H,) rad, what is left of each target: measured, or where
+    the last step is known to be far within the tolerance, predicted from the one before."""
 
     q: np.ndarray
     position_error: np.ndarray
@@ -65,54 +67,89 @@ def solve(
     posture = seed + share * (robot.rest - seed)
     same = guess is None  # all rows start at the seed: one evaluation serves them all
     q = np.minimum(np.maximum(np.repeat(seed[None], rows, axis=0) if same else guess, low), high)
-    eye = np.eye(6)
+    before, inverse, jacobian, largest = np.inf, None, None, np.inf
     for iteration in range(settings.iterations + 1):
-        p, r, jacobian = _repeat(robot.kinematics(q[:1]), rows) if same and not iteration else robot.kinematics(q)
+        fresh = inverse is None or largest > 0.25 * before
+        if not fresh:
+            p, r = robot.poses(q)
+        elif same and not iteration:
+            p, r, jacobian = _repeat(robot.kinematics(q[:1]), rows)
+        else:
+            p, r, jacobian = robot.kinematics(q)
         error = np.concatenate([positions - p, rotation_vector(rotations @ r.transpose(0, 2, 1))], axis=1)
-        if iteration == settings.iterations or (iteration and np.abs(error).max() < settings.tolerance):
+        before, largest = largest, float(np.abs(error).max())
+        if iteration == settings.iterations or (iteration and largest < settings.tolerance):
             break
         wanted = posture - q
         # A large error is approached in steps: a full Newton step from far away leaves the linear range.
-        length = np.sqrt((error * error).sum(axis=1, keepdims=True))
-        if length.max() > 0.6:
+        if largest > 0.3:
+            length = np.sqrt((error * error).sum(axis=1, keepdims=True))
             error *= 0.6 / np.maximum(length, 0.6)
-        dq = _step(jacobian, error, wanted, settings, eye)
+        if fresh:
+            inverse = _inverse(jacobian, settings)
+        dq = _step(jacobian, inverse, error, wanted)
         blocked = ((q <= low) & (dq < 0)) | ((q >= high) & (dq > 0))
         if blocked.any():
             free = ~blocked
-            dq = _step(jacobian * free[:, None, :], error, wanted * free, settings, eye) * free
-        largest = np.abs(dq).max(axis=1, keepdims=True)
-        q = q + dq * np.minimum(1.0, settings.step / np.maximum(largest, 1e-9))
-        q = np.minimum(np.maximum(q, low), high)
+            kept = jacobian * free[:, None, :]
+            dq = _step(kept, _inverse(kept, settings), error, wanted * free) * free
+            largest = np.inf  # the kept inverse does not know what is blocked
+        farthest = np.abs(dq).max(axis=1, keepdims=True)
+        if farthest.max() > settings.step:
+            dq *= np.minimum(1.0, settings.step / np.maximum(farthest, 1e-9))
+        q = np.minimum(np.maximum(q + dq, low), high)
+        # Steps that converge this well leave at most largest * (largest / before) to the next one.
+        if not fresh and 16.0 * largest * largest < settings.tolerance * before:
+            error *= largest / before
+            break
     squares = error * error
     return IkResult(q, np.sqrt(squares[:, :3].sum(axis=1)), np.sqrt(squares[:, 3:].sum(axis=1)))
 
 
-def _step(
-    jacobian: np.ndarray, error: np.ndarray, wanted: np.ndarray, settings: IkSettings, eye: np.ndarray
-) -> np.ndarray:
-    gram = jacobian @ jacobian.transpose(0, 2, 1)
-    manipulability = np.sqrt(np.maximum(np.linalg.det(gram), 0.0))
-    near = np.maximum(0.0, 1.0 - manipulability / settings.manipulability)
-    gram = gram + (1e-8 + (settings.damping * near) ** 2)[:, None, None] * eye
+_TINY = 1e-8 * np.eye(6)
+
+
+def _inverse(jacobian: np.ndarray, settings: IkSettings) -> np.ndarray:
+    """J^T (J J^T + lambda^2 I)^-1, (H, J, 6)."""
+    transposed = jacobian.transpose(0, 2, 1)
+    gram = jacobian @ transposed
+    gram += _TINY
+    inverse = np.linalg.inv(gram)
+    # The trace is the sum of 1 / sigma^2: at least that of the smallest, at most six of it.
+    smallest = 1.0 / np.sqrt(np.maximum(inverse.reshape(-1, 36)[:, ::7].sum(axis=1), 1e-12))
+    if smallest.min() < settings.singular:
+        near = settings.damping * np.maximum(0.0, 1.0 - smallest / settings.singular)
+        inverse = np.linalg.inv(gram + (near * near)[:, None, None] * np.eye(6))
+    return transposed @ inverse
+
+
+def _step(jacobian: np.ndarray, inverse: np.ndarray, error: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     residual = error[:, :, None] - jacobian @ wanted[:, :, None]
-    return wanted + (jacobian.transpose(0, 2, 1) @ np.linalg.solve(gram, residual))[:, :, 0]
+    return wanted + (inverse @ residual)[:, :, 0]
 
 
 def _repeat(arrays: tuple[np.ndarray, ...], rows: int) -> tuple[np.ndarray, ...]:
     return tuple(np.repeat(a, rows, axis=0) for a in arrays)
 
 
+_PLUS, _MINUS = np.array([7, 2, 3]), np.array([5, 6, 1])  # of a flat 3 x 3 matrix, its skew part
+
+
 def rotation_vector(rotations: np.ndarray) -> np.ndarray:
     """Rotation vectors (H, 3) rad, 0..pi, of rotation matrices (H, 3, 3)."""
     r = rotations
     flat = r.reshape(-1, 9)
-    axis = 0.5 * (flat[:, [7, 2, 3]] - flat[:, [5, 6, 1]])
-    sine = np.sqrt((axis * axis).sum(axis=1))
+    axis = 0.5 * (flat[:, _PLUS] - flat[:, _MINUS])
+    squared = (axis * axis).sum(axis=1)
     cosine = 0.5 * (flat[:, 0] + flat[:, 4] + flat[:, 8] - 1.0)
+    if squared.max(initial=0.0) < 0.04 and cosine.min(initial=1.0) > 0.0:  # asin(x)/x to 1e-6
+        return axis * (1.0 + squared * (1 / 6 + squared * (3 / 40 + squared * (15 / 336))))[:, None]
+    sine = np.sqrt(squared)
     angle = np.arctan2(sine, cosine)
     vector = axis * np.where(sine > 1e-7, angle / np.maximum(sine, 1e-7), 1.0)[:, None]
-    for k in np.flatnonzero(cosine < -0.9999):  # near a half turn the skew part vanishes: use the symmetric part
+    if cosine.min(initial=1.0) > -0.9999:
+        return vector
+    for k in np.flatnonzero(cosine <= -0.9999):  # near a half turn the skew part vanishes: use the symmetric part
         column = (r[k] + np.eye(3))[:, np.argmax(np.diag(r[k]))]
         direction = column / np.linalg.norm(column)
         vector[k] = angle[k] * (direction if direction @ axis[k] >= 0 else -direction)
@@ -124,7 +161,7 @@ def rotation_matrix(vectors: np.ndarray) -> np.ndarray:
     angle = np.sqrt((vectors * vectors).sum(axis=1))
     unit = vectors / np.maximum(angle, 1e-12)[:, None]
     k = np.zeros((len(vectors), 9))
-    k[:, [7, 2, 3]], k[:, [5, 6, 1]] = unit, -unit
+    k[:, _PLUS], k[:, _MINUS] = unit, -unit
     k = k.reshape(-1, 3, 3)
     return np.eye(3) + np.sin(angle)[:, None, None] * k + (1.0 - np.cos(angle))[:, None, None] * (k @ k)
 

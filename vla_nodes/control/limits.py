@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from vla_nodes.control.robot import RobotModel
 
 
+OUTSIDE = 0.05  # rad, farther than that outside of its limits no joint is moved
+ROUNDING = 1e-12  # rad
+REACH = 3  # segments either side of a knot that a Jacobian there stands for
 TOOL_PERIOD = 1.0 / 32.0  # s between the instants at which the tool's speed is evaluated
 
 
@@ -38,6 +41,14 @@ class Limits:
     def rates(self) -> np.ndarray:
         """(3, J): velocity, acceleration and jerk."""
         return np.array([self.velocity, self.acceleration, self.jerk])
+
+    def around(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Position limits (J,), (J,) for a motion that starts at q (J,): a joint measured a little outside of its
+        limits may come back in, and go no farther out."""
+        return (
+            np.where(q > self.lower - OUTSIDE, np.minimum(self.lower, q), self.lower),
+            np.where(q < self.upper + OUTSIDE, np.maximum(self.upper, q), self.upper),
+        )
 
     @classmethod
     def scaled(
@@ -61,7 +72,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest value per joint (J,) over a trajectory; velocity_per_segment (N - 1, J)."""
+    """Largest value per joint (J,) over a trajectory; low, high: of the knots only; velocity_per_segment (N - 1, J);
+    hull (5, N - 1, J): velocities whose convex combinations the trajectory's are."""
 
     low: np.ndarray
     high: np.ndarray
@@ -69,6 +81,7 @@ class Bounds:
     acceleration: np.ndarray
     jerk: np.ndarray
     velocity_per_segment: np.ndarray
+    hull: np.ndarray
 
 
 def bounds(trajectory: Trajectory, start: int = 0) -> Bounds:
@@ -83,21 +96,17 @@ def bounds(trajectory: Trajectory, start: int = 0) -> Bounds:
     velocity[2] = 5.0 * (p[1:] - p[:-1]) / h - (velocity[0] + velocity[1] + velocity[3] + velocity[4])
     acceleration = (velocity[1:] - velocity[:-1]) / quarter
     jerk = (acceleration[1:] - acceleration[:-1]) / (h / 3)
-    # Bernstein coefficients of the position: running sum of the velocity's, h/5 apart (the sixth is the next knot).
-    position = np.add.accumulate(velocity, axis=0)
-    position *= h / 5
-    position += p[:-1]
     # Peaks over all coefficients and knots: flattened, because numpy reduces one long axis much faster than two.
     joints = p.shape[1]
-    position = position.reshape(-1, joints)
     segment = np.abs(velocity).max(axis=0)
     return Bounds(
-        np.minimum(position.min(axis=0), p[0]),
-        np.maximum(position.max(axis=0), p[0]),
+        p.min(axis=0),
+        p.max(axis=0),
         segment.max(axis=0),
         np.abs(acceleration).reshape(-1, joints).max(axis=0),
         _quadratic_peak(jerk),
         segment,
+        velocity,
     )
 
 
@@ -119,14 +128,20 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     """How far a quintic trajectory is from its limits: the largest ratio value/limit, and whose it is.
 
     A ratio <= 1 proves that position, velocity, acceleration and jerk limits hold at every instant from knot
-    `start` on. Position counts as ratio inf when outside. The tool's speed is evaluated every
-    TOOL_PERIOD where the joint velocities could make it exceed, with 2 % kept for the instants between.
+    `start` on. Position counts as ratio inf when outside. The tool's speed is bounded too;
+    where its bound does not prove enough it is evaluated every TOOL_PERIOD, with 2 % kept for the instants between.
     """
     b = bounds(trajectory, start)
     ratio = np.array([b.velocity, b.acceleration, b.jerk]) / limits.rates
     if not (np.isfinite(ratio).all() and np.isfinite(b.low).all() and np.isfinite(b.high).all()):
         return np.inf, "non-finite trajectory"  # NaN would compare as within any limit
-    outside = (b.low < limits.lower) | (b.high > limits.upper)
+    lower, upper = limits.around(trajectory.positions[start])
+    outside = (b.low < lower) | (b.high > upper)
+    # Between its knots a joint is no farther from the nearer one than it moves in half of the time.
+    away = 0.5 * float(np.diff(trajectory.times[start:]).max()) * b.velocity
+    if not outside.any() and ((b.low - away < lower) | (b.high + away > upper)).any():
+        low, high = _positions(trajectory, b, start)
+        outside = (low < lower - ROUNDING) | (high > upper + ROUNDING)
     if outside.any():
         return np.inf, f"position of {trajectory.joint_names[int(np.argmax(outside))]}"
     kind, j = divmod(int(ratio.argmax()), ratio.shape[1])
@@ -134,9 +149,8 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     whose = f"{('velocity', 'acceleration', 'jerk')[kind]} of {trajectory.joint_names[j]}"
     if worst > 1.0:
         return worst, whose
-    reachable = b.velocity_per_segment @ robot.lever
-    fast = np.flatnonzero(reachable > limits.tool_speed)
-    if fast.size:
+    fast = np.flatnonzero(b.velocity_per_segment @ robot.lever > limits.tool_speed)
+    if fast.size and _tool_speed(trajectory, b, robot, start) > 0.98 * limits.tool_speed:
         h = trajectory.times[fast + start + 1] - trajectory.times[fast + start]
         if h.max() <= TOOL_PERIOD * (1.0 + 1e-9):  # the knots are close enough
             q, qd = trajectory.positions[fast + start], trajectory.velocities[fast + start]
@@ -148,3 +162,29 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
         if ratio > worst:
             worst, whose = ratio, "tool speed"
     return worst, whose
+
+
+def _positions(trajectory: Trajectory, b: Bounds, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest positions (J,): their Bernstein coefficients are the running sums of the velocity's, h/5
+    apart (the sixth is the next knot)."""
+    p, h = trajectory.positions[start:-1], np.diff(trajectory.times[start:])[:, None]
+    position = np.add.accumulate(b.hull, axis=0) * (h / 5) + p
+    return (np.minimum(position.min(axis=(0, 1)), b.low), np.maximum(position.max(axis=(0, 1)), b.high))
+
+
+def _tool_speed(trajectory: Trajectory, b: Bounds, robot: RobotModel, start: int) -> float:
+    """An upper bound (m/s) of the tool's speed: Jacobians J_c at every 2 * REACH-th knot on the segments around it,
+
+    |J(q) q'| <= |J_c q'| + |J(q) - J_c| |q'|,  the first at most that of the hull of q', the second at most the lever
+    of each joint times how far the joints are from the knot.
+    """
+    segments = b.hull.shape[1]
+    middle = np.minimum(start + np.arange(REACH, segments + REACH, 2 * REACH), start + segments)
+    jacobians = robot.kinematics(trajectory.positions[middle])[2][:, :3]
+    of = np.arange(segments) // (2 * REACH)
+    hull = jacobians[of] @ b.hull.transpose(1, 2, 0)  # (N - 1, 3, 5)
+    moved = np.zeros(2 * REACH * len(middle))
+    moved[:segments] = b.velocity_per_segment.sum(axis=1) * np.diff(trajectory.times[start:])
+    halves = moved.reshape(-1, REACH).sum(axis=1)  # how far the joints are from the knot at most, either side of it
+    away = np.repeat(np.maximum(halves[::2], halves[1::2]), 2 * REACH)[:segments]
+    return float((np.sqrt((hull * hull).sum(axis=1)).max(axis=1) + (b.velocity_per_segment @ robot.lever) * away).max())

@@ -8,8 +8,9 @@ second difference, which is what takes a policy's row-to-row noise out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -54,20 +55,15 @@ class ChunkPath:
         return steps, steps[1:] - steps[:-1]
 
     def derivative_bounds(self, s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Upper bounds (J,) of |d/ds|, |d2/ds2|, |d3/ds3| from s to the end."""
-        i = max(min(int(s / self.period), len(self.points) - 2) - 1, 0)
-        first = np.diff(self.points[i:], axis=0)
-        second, third = np.diff(first, axis=0), np.diff(first, 2, axis=0)
-        zero = np.zeros(self.points.shape[1])
+        """Upper bounds (J,) of |d/ds|, |d2/ds2|, |d3/ds3| from s to the end: derivatives of a B-spline are convex
+        combinations of its control points' differences."""
+        steps, bends = self._differences
+        i = max(min(int(s / self.period), len(self.points) - 2), 0)
+        bent = bends[i:]
         return (
-            np.abs(first).max(axis=0) / self.period,
-            np.abs(second).max(axis=0) / self.period**2 if len(second) else zero,
-            # The ends are straight (second difference zero), so the third difference there is the second itself.
-            np.maximum(
-                np.abs(third).max(axis=0) if len(third) else zero,
-                np.maximum(np.abs(second[0]), np.abs(second[-1])) if len(second) else zero,
-            )
-            / self.period**3,
+            np.abs(steps[i:]).max(axis=0) / self.period,
+            np.abs(bent).max(axis=0) / self.period**2,
+            np.abs(bent[1:] - bent[:-1]).max(axis=0) / self.period**3,
         )
 
 
@@ -104,6 +100,15 @@ class TimeLaw:
         return np.where(done, self.end, s), ds, dds
 
 
+# Of c = (the path's own acceleration at full rate) / (what is allowed), 0..STEADY: the factor g(c) by which rest takes
+# longer than rate * p' / allowed, the largest over the tail of 6u(1-u) / (1 - c f^2), f = 1 - 3u^2 + 2u^3.
+STEADY = 0.85  # share of the acceleration that the path may take at a constant rate; the rest is for slowing down
+_U = np.linspace(0.0, 1.0, 201)
+_F2 = (1.0 - _U * _U * (3.0 - 2.0 * _U)) ** 2
+_C = np.linspace(0.0, STEADY, 32)
+_SLOWING = (6.0 * _U * (1.0 - _U) / (1.0 - _C[:, None] * _F2)).max(axis=1)
+
+
 def time_law(
     path: ChunkPath,
     start: float,
@@ -115,26 +120,55 @@ def time_law(
 ) -> TimeLaw:
     """The fastest law, at most `fastest` times the policy's pace, whose motion along `path` keeps the limits (J,).
 
-    Bounds the chain rule q' = p's', q'' = p''s'^2 + p's'', q''' = p'''s'^3 + 3p''s's'' + p's''' term by term with the
-    spline's derivative bounds: half of the acceleration and jerk for the path's own, half for the tail.
+    Bounds the chain rule q' = p's', q'' = p''s'^2 + p's'', q''' = p'''s'^3 + 3p''s's'' + p's''' with the spline's
+    derivative bounds: STEADY of the acceleration for the path's own, half of the jerk.
     """
     p1, p2, p3 = path.derivative_bounds(start)
-    tiny = 1e-12
-    rate = min(
-        fastest,
-        float((velocity / np.maximum(p1, tiny)).min()),
-        float(np.sqrt((0.5 * acceleration / np.maximum(p2, tiny)).min())),
-        float(np.cbrt((0.5 * jerk / np.maximum(p3, tiny)).min())),
+    # Reciprocal rates: how many times too fast the policy's pace is.
+    slow = max(
+        float((p1 / velocity).max()),
+        math.sqrt(float((p2 / acceleration).max()) / STEADY),
+        float((p3 / jerk).max() * 2.0) ** (1.0 / 3.0),
+        1.0 / fastest,
     )
+    rate = 1.0 / slow
     left = max(path.length - start, 0.0)
     for _ in range(20):
+        slowing = np.interp(p2 * (rate * rate) / acceleration, _C, _SLOWING)
         tail = max(
             shortest_tail,
-            rate * float((3.0 * p1 / acceleration).max()),
-            float(np.sqrt((24.0 * rate * p1 / jerk).max())),
-            rate * rate * float((18.0 * p2 / jerk).max()),
+            rate * float((slowing * p1 / acceleration).max()),
+            math.sqrt(24.0 * rate * float((p1 / jerk).max())),
+            18.0 * rate * rate * float((p2 / jerk).max()),
         )
         if rate * tail * 0.5 <= left + 1e-12:
             break
         rate = 0.98 * min(rate, 2.0 * left / tail)  # too little path left to stop on: approach it slower
     return TimeLaw(start, path.length, rate, min(tail, 2.0 * left / rate) if rate > 0 else tail)
+
+
+SMOOTHED = 0.45  # s, wavelength below which a motion is a policy's noise rather than its intention
+
+
+def smoothed(points: np.ndarray, period: float, most: float) -> np.ndarray:
+    """Points (N, J) with what is faster than SMOOTHED taken out, none moved by more than `most` (rad); ends stay.
+
+    Least squares with a penalty on third differences (Whittaker, Proc. Edinburgh Math. Soc. 41, 1923), drawn back
+    towards the points where it would move one of them farther: noise goes, corners stay.
+    """
+    if len(points) < 5 or most <= 0.0:
+        return points
+    change = _smoother(len(points), round(period, 4)) @ points
+    farthest = float(np.abs(change).max())
+    return points + change * min(1.0, most / max(farthest, 1e-12))
+
+
+@lru_cache(maxsize=16)
+def _smoother(count: int, period: float) -> np.ndarray:
+    """(N, N): from points to how far smoothing moves them."""
+    third = np.diff(np.eye(count), 3, axis=0)
+    # A wave of wavelength L is halved where its third difference, (2 sin(pi period / L))^3, squared times this is 1.
+    strength = min((2.0 * math.sin(min(math.pi * period / SMOOTHED, 1.5))) ** -6.0, 1e4)
+    weight = np.eye(count)
+    weight[0, 0] = weight[-1, -1] = 1e9
+    return np.linalg.solve(weight + strength * third.T @ third, weight) - np.eye(count)

@@ -56,7 +56,7 @@ class SeamRecord:
         arm = output.arm
         if arm is None or arm.accelerations is None:
             return cls(now, output.cause, **numbers)
-        fields = (x.tolist() for x in (arm.times, arm.positions, arm.velocities, arm.accelerations))
+        fields = (np.round(x, 9).tolist() for x in (arm.times, arm.positions, arm.velocities, arm.accelerations))
         return cls(now, output.cause, **numbers, names=arm.joint_names, stamp=arm.stamp,
                    **dict(zip(("times", "positions", "velocities", "accelerations"), fields, strict=True)))  # fmt: skip
 
@@ -88,6 +88,38 @@ class SeamRecord:
         if t.ndim != 1 or any(x.shape != (len(t), len(self.names)) for x in fields) or (np.diff(t) <= 0.0).any():
             raise ValueError(f"a trajectory of {len(self.names)} joints and {t.size} points does not fit together")
         return Trajectory(tuple(self.names), t, *fields, self.stamp)
+
+
+class SeamLog:
+    """Records appended to a file, one line each, up to `most` bytes in all."""
+
+    def __init__(self, path: Path, most: int = 256_000_000) -> None:
+        """Raises OSError if the file cannot be written."""
+        self.problem = ""
+        self._file = path.open("a")
+        self._most = most
+
+    def write(self, record: SeamRecord) -> None:
+        """Append; what the disk refuses is kept in `problem`, because no log is worth a stop."""
+        if self.problem:
+            return
+        try:
+            if self._file.tell() > self._most:
+                self.problem = f"full at {self._most} bytes"
+                return
+            self._file.write(record.line() + "\n")
+        except OSError as error:
+            self.problem = str(error)
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            self.problem = str(error)
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
 
 
 def read(path: Path) -> list[SeamRecord]:
@@ -144,7 +176,7 @@ def report(records: list[SeamRecord]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vla_nodes seams", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="recorded run, JSON lines (control-bench --record writes one)")
+    parser.add_argument("run", type=Path, help="JSON lines, by action_node's seam_log or control-bench --record")
     parser.add_argument("--png", type=Path, help="also draw the run here")
     args = parser.parse_args(argv)
     try:

@@ -126,6 +126,17 @@ class RobotModel:
             positions[k], rotations[k] = placement.translation, placement.rotation
         return positions, rotations, jacobians
 
+    def poses(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tool positions (H, 3) and rotations (H, 3, 3) at rows of q (H, J): `kinematics` at half of its cost."""
+        model, data, frame = self._model, self._data, self._frame
+        positions, rotations = np.empty((len(q), 3)), np.empty((len(q), 3, 3))
+        placement, forward, update = data.oMf[frame], pinocchio.forwardKinematics, pinocchio.updateFramePlacement
+        for k, row in enumerate(np.ascontiguousarray(q, dtype=float)):
+            forward(model, data, row)
+            update(model, data, frame)
+            positions[k], rotations[k] = placement.translation, placement.rotation
+        return positions, rotations
+
     def tool_speed(self, q: np.ndarray, qd: np.ndarray) -> np.ndarray:
         """Translation speed (N,) m/s of the tool at positions and velocities (N, J)."""
         _, _, jacobians = self.kinematics(q)
@@ -182,8 +193,8 @@ class RobotModel:
             raise RobotError(f"{where}: accelerations, jerks and tool_speed must be above zero")
 
 
-def _parse(urdf: str | Path) -> ElementTree.Element:
-    """The URDF as XML, with continuous joints made revolute: a chunk's joint columns are plain angles."""
+def read_urdf(urdf: str | Path) -> str:
+    """The text of a URDF given as such or as a path. Raises FileNotFoundError, RobotError."""
     text = urdf if isinstance(urdf, str) and urdf.lstrip().startswith("<") else None
     if text is None:
         path = Path(urdf)
@@ -192,6 +203,12 @@ def _parse(urdf: str | Path) -> ElementTree.Element:
         text = path.read_text()
     if len(text) > MAX_URDF_BYTES or "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise RobotError("URDF refused: too large, or it declares XML entities")
+    return text
+
+
+def _parse(urdf: str | Path) -> ElementTree.Element:
+    """The URDF as XML, with continuous joints made revolute: a chunk's joint columns are plain angles."""
+    text = read_urdf(urdf)
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:

@@ -31,12 +31,11 @@ def tool_targets(chunk: ActionChunk, pose: np.ndarray) -> tuple[np.ndarray, np.n
     if chunk.action_space is ActionSpace.EE_POSE:
         return a[:, :3], quaternion_matrix(a[:, 3:7])
     positions = pose[:3, 3] + np.cumsum(a[:, :3], axis=0)
-    steps = rotation_matrix(a[:, 3:6])
-    rotations = np.empty_like(steps)
-    r = pose[:3, :3]
-    for k, step in enumerate(steps):  # increments in base axes apply on the left
-        r = rotations[k] = step @ r
-    return positions, rotations
+    rotations, reach = rotation_matrix(a[:, 3:6]), 1
+    while reach < len(rotations):  # increments in base axes apply on the left; row k holds the last `reach` of them
+        rotations[reach:] = rotations[reach:] @ rotations[:-reach]
+        reach *= 2
+    return positions, rotations @ pose[:3, :3]
 
 
 def joint_rows(
@@ -54,7 +53,7 @@ def joint_rows(
             q = measured + np.cumsum(q, axis=0)
         inside = np.clip(q, low, high)
         clipped = int(np.count_nonzero(np.any(np.abs(q - inside) > ik.margin, axis=1)))
-        return JointRows(inside, robot.kinematics(inside)[0], opening, clipped, len(q), 0.0)
+        return JointRows(inside, robot.poses(inside)[0], opening, clipped, len(q), 0.0)
     positions, rotations = tool_targets(chunk, robot.forward(measured))
     result = robot.solve(positions, rotations, measured, ik, guess)
     far = np.maximum(result.position_error, result.rotation_error / 5.0) > unreachable

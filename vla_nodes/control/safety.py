@@ -35,6 +35,8 @@ CAUSES = {
     "clock_jump": "the clock jumped",
     "silent_policy": "no usable chunk for chunk_timeout while moving",
     "stop": "vla/stop was called",
+    "self_collision": "the arm would touch itself",
+    "controller": "the controller gave the motion up",
     "estop": "emergency stop",
     "deadman": "the deadman signal stopped",
 }

@@ -53,6 +53,9 @@ class ExecutorSettings:
     tool_speed: float = 0.6
     lead: float = 0.03
     blend: float = 0.2
+    effort: float = 0.95
+    smoothing: float = 0.01
+    span: float = 20.0
     knot: float = 1.0 / 32.0
     history: float = 2.0
     max_joint_gap: float = 0.1

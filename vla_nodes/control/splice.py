@@ -1,24 +1,32 @@
-"""From a reference in flight onto a new chunk's path: C2 blend on a fixed grid of knots.
+"""From a reference in flight onto a new chunk's path: one quintic per joint.
 
-    q(t) = (1 - w(t)) base(t) + w(t) path(s(t)),    w = 10u^3 - 15u^4 + 6u^5,    u = (t - t0) / T
+    q(t), t in 0..T:  q, q', q'' at 0 are the reference's, at T those of path(s(t)), degree 5
 
-w and its first two derivatives vanish at t0, so position, velocity and acceleration are those of the base there
-whatever the path is; at t0 + T they are the path's. Knots carry analytic derivatives and lie on multiples of one
-period that is a power of two seconds: their times are exact in binary and in nanoseconds, and the knots two
-successive trajectories share are the same numbers.
+Position, velocity and acceleration are continuous at both ends whatever the path is. T is the shortest of the
+candidates that keeps the limits, so the arm is on its path as soon as it may be; and a quintic's remainder is a
+quintic: a new splice onto an unchanged path arrives when the old one would have, however often it is repeated. (A
+blend (1 - w) old + w new starts from w = 0 at every chunk and lets an arm that is behind fall further behind.)
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
+from vla_nodes.control.limits import ROUNDING, Limits
 from vla_nodes.control.path import ChunkPath, TimeLaw
-from vla_nodes.control.trajectory import Trajectory, sample
+from vla_nodes.control.trajectory import Trajectory, quintic_weights, sample
 
-RESOLVE = 32  # knots a long section is resolved with
-PER_ROW = 1.25  # knots a row of the chunk gets at least
+RESOLVE = 32  # knots a stop along the plan is resolved with
+SPACING = 0.06  # s between knots at most, roughly, where the path is followed
+TAIL_KNOTS = 8  # knots the final deceleration has at least
+_LOOK = np.linspace(0.0, 1.0, 11)  # where on a candidate the limits are looked at
+_LOOKS = quintic_weights(_LOOK).transpose(1, 0, 2).reshape(-1, 5)  # positions, then velocities, then ...
+_NOW = np.zeros(1)
+_LATER = 1.35 ** np.arange(1, 8)
+_APART = 1.1  # one candidate's time over the one before
 
 
 def power_of_two_below(x: float) -> int:
@@ -41,37 +49,89 @@ def knot_grid(knot: float, sections: list[tuple[float, int]]) -> np.ndarray:
     return np.concatenate([*ticks, [max(at, 1)]]) * knot
 
 
-def blend_onto_path(
-    base: Trajectory, begin: float, path: ChunkPath, law: TimeLaw, blend: float, knot: float
-) -> Trajectory:
-    """Leave `base` from begin on and be on the path `blend` seconds later, ending at rest.
+def instants(path: ChunkPath, law: TimeLaw) -> np.ndarray:
+    """Times (N,) s since the law's start at which a trajectory along `path` has its knots, the last at rest.
 
-    Args: begin: s, absolute, a multiple of `knot`; blend: s.
-    Returns: a quintic trajectory stamped `begin`, first point the base's own state there.
+    At a constant rate they are where the spline's pieces meet: a piece is a cubic, which a quintic through its ends
+    with their derivatives is, exactly.
     """
-    lasts = max(law.duration, blend)
-    moving = max(min(base.end - begin, blend), 0.0)
-    # Where time is stretched the same path needs no more knots than at the policy's pace.
-    slow = power_of_two_below(path.period / (PER_ROW * law.rate * knot))
-    t = knot_grid(knot, [
-        (moving, power_of_two_below(moving / (2 * RESOLVE * knot))),
-        (blend, min(power_of_two_below(blend / (RESOLVE * knot)), slow)),
-        (lasts - law.tail, slow),
-        (lasts, min(power_of_two_below(law.tail / (RESOLVE * knot)), slow)),
-    ])  # fmt: skip
-    b, bd, bdd = sample(base, begin - base.stamp + t)
+    parts = max(1, math.ceil(path.period / (law.rate * SPACING) - 1e-6))
+    step = path.period / parts
+    first, last = math.floor(law.start / step + 0.3) + 1, (law.start + law.rate * law.cruise) / step - 0.3
+    cruise = (step * np.arange(first, math.floor(last) + 1) - law.start) / law.rate
+    count = max(TAIL_KNOTS, math.ceil(law.tail / (0.5 * SPACING)))
+    tail = law.cruise + law.tail * (np.arange(count + 1) / count)
+    tail[-1] = law.duration
+    return np.concatenate([cruise, tail])
+
+
+def join_path(
+    names: tuple[str, ...],
+    begin: float,
+    state: tuple[np.ndarray, np.ndarray, np.ndarray],
+    path: ChunkPath,
+    law: TimeLaw,
+    limits: Limits,
+    shortest: float,
+    share: float,
+) -> tuple[Trajectory, float, tuple[float, float]] | None:
+    """From a state q, q', q'' (J,) at `begin` onto the path, and along it to rest.
+
+    Args: shortest: s, least time until on the path; share: of the limits, that getting there may ask for.
+    Returns: a quintic trajectory stamped `begin`, the time (s) after which it is on the path, and what it bridges (how
+    far the path is at begin, rad and rad/s, at the policy's pace); None if there is none within the limits.
+    """
+    t = instants(path, law)
+    t = np.concatenate([_NOW, t[t >= shortest]])
+    followed = len(t)
+    t = np.concatenate([t, max(law.duration, shortest) * _LATER])  # later than the path's end: to where it ends
+    chosen, least = [], 1e-6
+    for i, x in enumerate(t.tolist()):
+        if x >= least:
+            chosen.append(i)
+            least = _APART * x
     s, ds, dds = law.evaluate(t)
+    ds, dds = ds[:, None], dds[:, None]
     p, p1, p2 = path.evaluate(s)
-    n, nd, ndd = p, p1 * ds[:, None], p2 * (ds * ds)[:, None] + p1 * dds[:, None]
-    u = np.minimum(t / blend, 1.0)[:, None]
-    uv = u * (1.0 - u)
-    w = u * u * u * (10.0 - 15.0 * u + 6.0 * u * u)
-    dw = (30.0 / blend) * (uv * uv)
-    ddw = (60.0 / blend**2) * uv * (1.0 - 2.0 * u)
-    d, dd = n - b, nd - bd
-    q, qd, qdd = b + w * d, bd + dw * d + w * dd, bdd + ddw * d + 2.0 * dw * dd + w * (ndd - bdd)
+    v, a = p1 * ds, p2 * (ds * ds) + p1 * dds
+    q0, v0, a0 = state
+    h = t[chosen, None]
+    hh = h * h
+    data = np.empty((5, len(h), len(q0)))
+    np.subtract(p[chosen], q0, out=data[0])
+    np.multiply(v0, h, out=data[1])
+    np.multiply(v[chosen], h, out=data[2])
+    np.multiply(a0, hh, out=data[3])
+    np.multiply(a[chosen], hh, out=data[4])
+    looks = (_LOOKS @ data.reshape(5, -1)).reshape(4, len(_LOOK), len(h), len(q0))
+    low, high = np.minimum.reduce(looks, axis=1), np.maximum.reduce(looks, axis=1)  # (4, C, J)
+    lowest, highest = limits.around(q0)
+    inside = (low[0] >= lowest - q0 - ROUNDING) & (high[0] <= highest - q0 + ROUNDING)
+    peaks = np.maximum(high[1:], -low[1:]) / (limits.rates[:, None] * np.stack([h, hh, hh * h]))
+    good = inside.all(axis=1) & (np.maximum.reduce(peaks, axis=0).max(axis=1) <= share)
+    best = int(good.argmax())
+    if not good[best]:
+        return None
+    k, data = chosen[best], data[:, best]
+    after = slice(k, max(followed, k + 1))
+    over = t[k]
+    count = max(4, math.ceil(over / (1.5 * SPACING)))
+    u, weights = _parts(count)
+    way = weights @ data
+    times = np.concatenate([[0.0], over * u, t[after]])
+    q = np.concatenate([q0[None], q0 + way[:, 0], p[after]])
+    qd = np.concatenate([v0[None], way[:, 1] / over, v[after]])
+    qdd = np.concatenate([a0[None], way[:, 2] / (over * over), a[after]])
     q[-1], qd[-1], qdd[-1] = path.points[-1], 0.0, 0.0
-    return Trajectory(base.joint_names, t, q, qd, qdd, begin)
+    gaps = float(np.abs(p[0] - q0).max()), float(np.abs(p1[0] - v0).max())
+    return Trajectory(names, times, q, qd, qdd, begin), float(over), gaps
+
+
+@lru_cache(maxsize=128)
+def _parts(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fractions u (count - 1,) that divide a quintic into equal parts, and its weights there (count - 1, 3, 5)."""
+    u = np.arange(1, count) / count
+    return u, quintic_weights(u)[:, :3]
 
 
 def slow_along(base: Trajectory, begin: float, duration: float, knot: float) -> Trajectory:

@@ -99,7 +99,7 @@ def sample(trajectory: Trajectory, times: np.ndarray | float) -> tuple[np.ndarra
     Args: times: (T,) or scalar, s since the trajectory's start (time_from_start).
     Returns: three arrays (T, J), or (J,) for a scalar.
     """
-    scalar = np.ndim(times) == 0
+    scalar = isinstance(times, float) or np.ndim(times) == 0
     knots = trajectory.times
     quintic = trajectory.accelerations is not None and trajectory.velocities is not None
     if scalar and quintic and knots[0] <= times < knots[-1]:
@@ -142,7 +142,16 @@ _FIRST = np.zeros((6, 5))
 _FIRST[:5] = _HERMITE[1:] * _POWERS[1:, None]
 _SECOND = np.zeros((6, 5))
 _SECOND[:5] = _FIRST[1:] * _POWERS[1:, None]
+_THIRD = np.zeros((6, 5))
+_THIRD[:5] = _SECOND[1:] * _POWERS[1:, None]
 _WEIGHTS = np.concatenate([_HERMITE, _FIRST, _SECOND], axis=1)  # (6, 15)
+_ALL_WEIGHTS = np.concatenate([_WEIGHTS, _THIRD], axis=1).reshape(6, 4, 5)
+
+
+def quintic_weights(u: np.ndarray) -> np.ndarray:
+    """(U, 4, 5): what a quintic over a time h takes of p1 - p0, v0 h, v1 h, a0 h^2, a1 h^2 at u = t/h (U,) for its
+    position less p0 and its first three derivatives times h, h^2, h^3."""
+    return np.tensordot(u[:, None] ** _POWERS, _ALL_WEIGHTS, axes=1)
 
 
 def _quintic(trajectory: Trajectory, t: np.ndarray, i: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -175,8 +184,12 @@ def _quintic_at(trajectory: Trajectory, t: float) -> tuple[np.ndarray, np.ndarra
     h = float(knots[i + 1] - knots[i])
     u = (t - float(knots[i])) / h
     weights = (np.array([1.0, u, u**2, u**3, u**4, u**5]) @ _WEIGHTS).reshape(3, 5)
-    p0, h2 = p[i], h * h
-    out = weights @ np.array([p[i + 1] - p0, v[i] * h, v[i + 1] * h, a[i] * h2, a[i + 1] * h2])
+    k, p0, h2 = i + 2, p[i], h * h
+    data = np.empty((5, p.shape[1]))
+    np.subtract(p[i + 1], p0, out=data[0])
+    np.multiply(v[i:k], h, out=data[1:3])
+    np.multiply(a[i:k], h2, out=data[3:])
+    out = weights @ data
     return p0 + out[0], out[1] / h, out[2] / h2
 
 

@@ -90,6 +90,68 @@ def decode_depth(data: Any, height: int, width: int, step: int, encoding: str, i
     raise ImageError(f"encoding '{encoding}' is not depth: expected {' or '.join(DEPTH_ENCODINGS)}")
 
 
+def decode_compressed_color(data: Any, format: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a `sensor_msgs/CompressedImage`, JPEG or PNG (what image_transport's "compressed" sends).
+
+    Raises:
+        ImageError: not a JPEG or PNG, too large, damaged, or a depth image.
+    """
+    if "16UC1" in format or "32FC1" in format or "compressedDepth" in format:
+        raise ImageError(f"compressed image of format '{format}' is depth, expected colour: check the remap")
+    pixels = _unpack(_bytes(data), format, grey=False)
+    return np.ascontiguousarray(pixels[:, :, ::-1])  # OpenCV decodes to BGR, whatever was encoded
+
+
+def decode_compressed_depth(data: Any, format: str) -> np.ndarray:
+    """(H, W) float32 m, 0 = no reading, of a CompressedImage from image_transport's "compressedDepth" (PNG).
+
+    After 12 bytes of header comes a 16-bit PNG: millimetres for 16UC1; for 32FC1 inverse depth, quantised with the two
+    floats of the header (compressed_depth_image_transport, codec.cpp): depth = a / (value - b), 0 = no reading.
+
+    Raises:
+        ImageError: another encoding (RVL), too short, too large or damaged.
+    """
+    flat = _bytes(data)
+    if "rvl" in format.lower():
+        raise ImageError(f"compressed depth of format '{format}': RVL is not decoded here: record with format png")
+    encoding = format.split(";")[0].strip()
+    if encoding not in DEPTH_ENCODINGS or "compressedDepth" not in format:
+        raise ImageError(f"compressed image of format '{format}' is not compressedDepth of 16UC1 or 32FC1")
+    if flat.size < 12:
+        raise ImageError(f"compressed depth of {flat.size} bytes has no header")
+    raw = _unpack(flat[12:], format, grey=True)
+    if raw.dtype != np.uint16:
+        raise ImageError(f"compressed depth of format '{format}' holds {raw.dtype} values, expected uint16")
+    if encoding == "16UC1":
+        return raw.astype(np.float32) * np.float32(0.001)
+    a, b = (float(x) for x in flat[4:12].view("<f4"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        depth = a / (raw.astype(np.float64) - b)
+    return np.where((raw > 0) & np.isfinite(depth) & (depth > 0), depth, 0.0).astype(np.float32)
+
+
+def _unpack(flat: np.ndarray, format: str, grey: bool) -> np.ndarray:
+    """JPEG or PNG bytes to pixels; the size in the file's header is checked before anything is allocated."""
+    import cv2
+
+    head = flat[:24].tobytes()
+    if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) == 24:
+        width, height = (int.from_bytes(head[i : i + 4], "big") for i in (16, 20))
+        if not 0 < width * height <= MAX_PIXELS:
+            raise ImageError(f"compressed image of {width}x{height} pixels: 1 to {MAX_PIXELS} are accepted")
+    elif not head.startswith(b"\xff\xd8\xff"):  # JPEG: at most 65535 on a side, and OpenCV has its own bound
+        raise ImageError(f"compressed image of format '{format}' is neither JPEG nor PNG")
+    try:
+        pixels = cv2.imdecode(flat, cv2.IMREAD_UNCHANGED if grey else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise ImageError(f"compressed image of format '{format}' cannot be decoded: {error.err}") from None
+    if pixels is None or pixels.ndim != (2 if grey else 3):
+        raise ImageError(f"compressed image of format '{format}' is damaged")
+    if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
+        raise ImageError(f"compressed image of {pixels.shape[1]}x{pixels.shape[0]} pixels is larger than {MAX_PIXELS}")
+    return pixels
+
+
 def encode_depth(depth: np.ndarray, encoding: str) -> tuple[memoryview, int]:
     """Depth in metres to message bytes.
 

@@ -98,6 +98,30 @@ class JointReader:
         return q, (qd if np.isfinite(qd).all() else None)
 
 
+class JointInput:
+    """The joint_states of one robot, read by name; `problem` says what is wrong with the newest."""
+
+    def __init__(self, joint_names: Sequence[str], joint_map: Sequence[str]) -> None:
+        """joint_map: pairs as `parse_joint_map` takes them. Raises JointStatesError."""
+        mapping = parse_joint_map(joint_map, joint_names)
+        self.robot_names = tuple(mapping[name] for name in joint_names)
+        self.problem = ""
+        """What is wrong with the newest message, or ''."""
+        self._reader = JointReader(joint_names, mapping)
+
+    def read(
+        self, names: Sequence[str], position: Sequence[float], velocity: Sequence[float] = ()
+    ) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """As `JointReader.read`, but None where that raises."""
+        try:
+            joints = self._reader.read(names, position, velocity)
+        except JointStatesError as error:
+            self.problem = str(error)
+            return None
+        self.problem = ""
+        return joints
+
+
 class JointHistory:
     """The last moments of the joints, read back at any stamp in between by linear interpolation."""
 

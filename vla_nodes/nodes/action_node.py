@@ -9,30 +9,29 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numpy as np
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
 
-from vla_nodes.control.chunk import MAX_COLUMNS, MAX_ROWS, ActionChunk, ActionSpace
+from vla_nodes.control.guards import SelfCollisionGuard
+from vla_nodes.control.outputs import Output
+from vla_nodes.control.report import SeamLog
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import SafetySettings
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
-from vla_nodes.data.joints import JointReader, JointStatesError, parse_joint_map
 from vla_nodes.msg import ActionChunk as ActionChunkMessage
 from vla_nodes.msg import PolicyStatus
+from vla_nodes.nodes import doors
 from vla_nodes.nodes.base import ERROR, LATCHED, OK, RELIABLE_LATEST, WARN, BaseNode, run
-from vla_nodes.nodes.convert import seconds, trajectory_message
+from vla_nodes.nodes.convert import status_key
+from vla_nodes.nodes.pacing import GATE
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.peers import Change
 from vla_nodes.pipeline.action_core import ActionCore, Answer
+from vla_nodes.pipeline.action_loop import GATE_PERIOD, ActionLoop, executor_settings, safety_settings
 from vla_nodes.share import share_path
 
 E, S = ExecutorSettings(), SafetySettings()
-TICK = 0.02
-"""s between two looks of the safety gate (50 Hz, steady clock)."""
-
 
 class ActionNode(BaseNode):
     """Carries out chunks; see the module's docstring."""
@@ -43,6 +42,17 @@ class ActionNode(BaseNode):
         Param(
             "joint_map", [""], "Pairs 'our_joint:robot_joint' where joint_states and the controllers use other names."
         ),
+        Param(
+            "output",
+            Output.TOPIC.value,
+            "How trajectories reach the controllers: JointTrajectory on a topic, FollowJointTrajectory goals (needs "
+            "control_msgs), or Float64MultiArray positions for a forward_command_controller.",
+            choices=tuple(o.value for o in Output),
+        ),
+        Param("command_rate", 100.0, "Rate of forward_positions commands [Hz].", 10.0, 1000.0),
+        Param("limits", "", "File with what the URDF lacks (see config/panda/limits.yaml); empty: the robot's own."),
+        Param("self_collision", False, "Refuse motions in which links would touch, by the URDF's collision geometry."),
+        Param("seam_log", "", "File to which the seam of every chunk is appended, for 'python -m vla_nodes seams'."),
         Param("dry_run", False, "Publish to vla/preview/... only; the arm does not move."),
         Param(
             "strategy",
@@ -61,7 +71,9 @@ class ActionNode(BaseNode):
         Param("jerk_scale", E.jerk_scale, "Share of its jerk limits used.", 0.01, 1.0),
         Param("tool_speed", E.tool_speed, "Largest speed of the tool [m/s].", 0.01, 5.0),
         Param("lead", E.lead, "How far ahead of now a splice begins [s].", 0.0, 0.5),
-        Param("blend", E.blend, "Shortest blend onto a new chunk [s].", 0.05, 2.0),
+        Param("blend", E.blend, "Shortest time in which a new chunk is joined [s].", 0.05, 2.0),
+        Param("effort", E.effort, "Share of the limits that joining a new chunk may use.", 0.1, 1.0),
+        Param("smoothing", E.smoothing, "How far rows may be moved to take noise out [rad]; 0: off.", 0.0, 0.02),
         Param("workspace_low", list(S.workspace_low), "Low corner x y z of the box the tool stays in [m], base frame."),
         Param("workspace_high", list(S.workspace_high), "High corner of that box [m]."),
         Param("table", S.table, "Height below which the tool does not go [m].", -5.0, 5.0),
@@ -95,35 +107,35 @@ class ActionNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("action_node")
+        self._doors: dict = {}
+        self._seams: SeamLog | None = None
 
     # -- lifecycle ---------------------------------------------------------------------------------
     def configure(self) -> None:
-        urdf = Path(self.value("urdf"))
-        robot = RobotModel(urdf if urdf.is_absolute() else share_path(str(urdf)), self.value("tool_frame"))
-        self._core = ActionCore(robot, self._executor_settings(), self._safety_settings())
-        joints = (*robot.joint_names, *((robot.gripper.joint,) if robot.gripper else ()))
-        mapping = parse_joint_map(self.value("joint_map"), joints)
-        self._arm_names = [mapping[name] for name in robot.joint_names]
-        self._gripper_names = [mapping[robot.gripper.joint]] if robot.gripper else []
-        self._reader = JointReader(joints, mapping)
-        self._joint_problem = ""
-        prefix = "vla/preview/" if self.value("dry_run") else ""
-        self._arm_pub = self.publish_on(JointTrajectory, f"{prefix}arm_controller/joint_trajectory")
-        self._gripper_pub = self.publish_on(JointTrajectory, f"{prefix}gripper_controller/joint_trajectory")
+        urdf = self._file("urdf")
+        robot = RobotModel(urdf, self.value("tool_frame"), limits=self._file("limits"))
+        guards = [("self_collision", SelfCollisionGuard(urdf, robot))] if self.value("self_collision") else []
+        self._seams = SeamLog(Path(self.value("seam_log"))) if self.value("seam_log") else None
+        self._core = ActionCore(robot, executor_settings(self.value), safety_settings(self.value), guards=guards,
+                                record=self._seams and self._seams.write)  # fmt: skip
+        self._loop = ActionLoop(self._core, self.value("joint_map"))
+        self._doors = self._made_doors()
         self.subscribe(ActionChunkMessage, "vla/action_chunk", self._on_chunk, RELIABLE_LATEST)
         self.subscribe(PolicyStatus, "vla/status", self._on_status, RELIABLE_LATEST)
         self.subscribe(JointState, "joint_states", self._on_joints, 10)
         self._last_instruction_pub = self.publish_on(String, "vla/last_instruction", LATCHED, managed=False)
         self.subscribe(String, "vla/active_instruction", self._last_instruction_pub.publish, LATCHED)
+        # Twice: one keeps what was latched before, the other hears publishers that latch nothing (ros2 topic pub).
         self.subscribe(Bool, "estop", self._on_estop, LATCHED)
+        self.subscribe(Bool, "estop", self._on_estop, RELIABLE_LATEST)
+        self._estop = False
         self.subscribe(Bool, "vla/deadman", self._on_deadman, RELIABLE_LATEST)
         self.serve(Trigger, "vla/stop", self._on_stop)
         self.serve(Trigger, "vla/resume", self._on_resume)
         self.inputs.expect("vla/status", self.value("policy_timeout"))
         self.inputs.expect("joint_states")
-        self._idle = "no vla/status received yet: is policy_node active?"
-        self._last = Answer()
-        self.every(TICK, self._tick_gate)
+        self._last, self._heard_status = Answer(), ""
+        self.every(GATE_PERIOD, self._tick_gate, GATE)
 
     def activate(self) -> None:
         self._core.reset()
@@ -133,68 +145,70 @@ class ActionNode(BaseNode):
     def deactivate(self) -> None:
         self._publish(Answer(arm=self._core.stop(self.now())))
 
+    def cleanup(self) -> None:
+        for door in self._doors.values():
+            door.close()
+        self._doors = {}
+        if self._seams is not None:
+            self._seams.close()
+            self._seams = None
+
     def clock_jumped(self) -> None:
         self._core.reset()
+        for door in self._doors.values():
+            door.reset()
 
-    def _executor_settings(self) -> ExecutorSettings:
-        names = ("velocity_scale", "acceleration_scale", "jerk_scale", "tool_speed", "lead", "blend")
-        return ExecutorSettings(
-            strategy=Strategy(self.value("strategy")),
-            on_instruction_change=OnInstructionChange(self.value("on_instruction_change")),
-            **{name: self.value(name) for name in names},
-        )
+    def _made_doors(self) -> dict[str, doors.TopicDoor | doors.ActionDoor | doors.ForwardDoor]:
+        prefix, output = "vla/preview/" if self.value("dry_run") else "", Output(self.value("output"))
+        parts = {"arm": self._loop.arm_names, "gripper": self._loop.gripper_names}
+        return {
+            part: doors.make(self, output, part, joints, self.value("command_rate"), prefix, self._on_lost)
+            for part, joints in parts.items()
+            if joints
+        }
 
-    def _safety_settings(self) -> SafetySettings:
-        names = ("table", "outside", "max_age", "step_factor", "tracking_tolerance", "tracking_time")
-        names += ("joint_timeout", "chunk_timeout", "deadman_timeout")
-        corners = {name: tuple(self.value(name)) for name in ("workspace_low", "workspace_high")}
-        return SafetySettings(**corners, **{name: self.value(name) for name in names})
+    def _file(self, name: str) -> Path | None:
+        """The file a parameter names, absolute or below the package's share folder; None if it is empty."""
+        path = Path(self.value(name))
+        return None if not self.value(name) else path if path.is_absolute() else share_path(str(path))
+
+    def progress(self) -> dict[str, object]:
+        return {"status": self._heard_status} if self.configured else {}
 
     # -- inputs ------------------------------------------------------------------------------------
     def _on_joints(self, message: JointState) -> None:
-        try:
-            position, velocity = self._reader.read(message.name, message.position, message.velocity)
-        except JointStatesError as error:
-            if str(error) != self._joint_problem:
-                self._joint_problem = str(error)
-                self.get_logger().error(self._joint_problem)
+        before, answer = self._loop.joint_problem, Answer()
+        if self.active:
+            answer = self._loop.joints(message, self.steady_now())
+        else:
+            self._loop.read_joints(message)
+        if problem := self._loop.joint_problem:
+            if problem != before:
+                self.get_logger().error(problem)
             return
-        steady = time.monotonic()
-        self._joint_problem = ""
-        self.inputs.heard("joint_states", steady)
-        if not self.active:
-            return
-        dof = self._core.robot.dof
-        finger = float(position[dof]) if self._gripper_names else None
-        velocity = np.zeros(dof) if velocity is None else velocity[:dof]
-        answer = self._core.joints(seconds(message.header.stamp), position[:dof], velocity, finger, steady)
+        self.inputs.heard("joint_states", time.monotonic())
         if answer.new:
             self._say(answer)
 
     def _on_chunk(self, message: ActionChunkMessage) -> None:
-        if not self.active:
-            return
-        try:
-            chunk = _chunk_from(message)
-        except ValueError as error:
-            new = self._core.gate.refused("malformed")
-            self._say(Answer(cause="malformed", reason=str(error), new=new))
-            return
-        self._idle = ""  # a policy that sends chunks runs; its status is on the way
-        self._publish(self._core.chunk(chunk, self.now()))
+        if self.active:
+            self._publish(self._loop.chunk(message, self.now()))
 
     def _on_status(self, message: PolicyStatus) -> None:
+        self._heard_status = status_key(message)
         self.inputs.heard("vla/status", time.monotonic())
-        running = message.state == PolicyStatus.RUNNING
-        self._idle = "" if running else f"the policy holds: {message.reason or 'no reason given'}"
+        self._loop.status(message.state, message.reason)
 
     def _on_estop(self, message: Bool) -> None:
         self._core.gate.estop(message.data)
+        if message.data == self._estop:
+            return
+        self._estop = message.data
         self.get_logger().warning("emergency stop" if message.data else "emergency stop released; vla/resume to go on")
 
     def _on_deadman(self, message: Bool) -> None:
         if message.data:
-            self._core.gate.deadman(time.monotonic())
+            self._core.gate.deadman(self.steady_now())
 
     def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._core.gate.stop()
@@ -211,27 +225,26 @@ class ActionNode(BaseNode):
     # -- outputs -----------------------------------------------------------------------------------
     def _tick_gate(self) -> None:
         if self.active:
-            self._publish(self._core.tick(self.now(), time.monotonic(), self._idle))
+            self._publish(self._loop.tick(self.now(), self.steady_now()))
 
     def _publish(self, answer: Answer) -> None:
-        if answer.arm is not None:
-            message = trajectory_message(answer.arm)
-            message.joint_names = self._arm_names
-            self._arm_pub.publish(message)
-        if answer.gripper is not None:
-            message = trajectory_message(answer.gripper)
-            message.joint_names = self._gripper_names
-            self._gripper_pub.publish(message)
+        for part, trajectory in (("arm", answer.arm), ("gripper", answer.gripper)):
+            if trajectory is not None and part in self._doors:
+                self._doors[part].send(trajectory)
         if answer.new:
             self._say(answer)
         self._last = answer if answer.reason else self._last
+
+    def _on_lost(self, reason: str) -> None:
+        """A goal was refused or given up: where the arm is going is no longer ours to say."""
+        self._publish(self._core.lost(reason))
 
     def _say(self, answer: Answer) -> None:
         self.get_logger().warning(f"{answer.cause}: {answer.reason[:300]}")
 
     def input_changed(self, change: Change) -> None:
         if change.name == "vla/status" and change.lost:
-            self._idle = f"the policy is silent: no vla/status for {change.silence:.1f} s"
+            self._loop.idle = f"the policy is silent: no vla/status for {change.silence:.1f} s"
             if self.active:
                 self._tick_gate()
 
@@ -244,29 +257,16 @@ class ActionNode(BaseNode):
             "dry run": self.value("dry_run"),
             **core.numbers(),
         }
-        if self._joint_problem:
-            return ERROR, self._joint_problem, values
+        if self._seams is not None:
+            self._seams.flush()
+            values["seam log"] = self._seams.problem or self.value("seam_log")
+        if self._loop.joint_problem:
+            return ERROR, self._loop.joint_problem, values
         if core.holding in ("estop", "stop"):
             return WARN, f"held: {core.holding}", values
         if core.holding and core.holding != "policy":
             return ERROR, f"held: {core.holding} ({self._last.reason})", values
-        return OK, "carrying out chunks" if core.moving(now) else (self._idle or "at rest"), values
-
-
-def _chunk_from(message: ActionChunkMessage) -> ActionChunk:
-    """Message to chunk. ValueError where it contradicts itself or names an action space that does not exist."""
-    rows, columns = message.horizon, message.dim
-    if not (1 <= rows <= MAX_ROWS and 1 <= columns <= MAX_COLUMNS):
-        raise ValueError(f"chunk of {rows} x {columns} actions: 1 x 1 to {MAX_ROWS} x {MAX_COLUMNS} are accepted")
-    if len(message.actions) != rows * columns:
-        raise ValueError(f"chunk says {rows} x {columns} but carries {len(message.actions)} actions")
-    try:
-        space = ActionSpace(message.action_space)
-    except ValueError:
-        known = ", ".join(s.value for s in ActionSpace)
-        raise ValueError(f"action_space '{message.action_space[:40]}' is none of {known}") from None
-    actions = np.frombuffer(message.actions, dtype=np.float32).astype(float).reshape(rows, columns)
-    return ActionChunk(seconds(message.header.stamp), message.instruction, message.period, space, actions)
+        return OK, "carrying out chunks" if core.moving(now) else (self._loop.idle or "at rest"), values
 
 
 def main(args: list[str] | None = None) -> int:

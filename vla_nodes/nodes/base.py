@@ -8,6 +8,7 @@ warning and in its diagnostics, when one of its inputs or another node of the su
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
@@ -27,7 +28,9 @@ from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
+from std_srvs.srv import SetBool
 
+from vla_nodes.nodes.pacing import OTHER, Pacing
 from vla_nodes.nodes.parameters import Param, declare, unknown
 from vla_nodes.nodes.peers import Change, Watch
 
@@ -55,6 +58,12 @@ AUTOSTART = Param(
     "Configure and activate at start, without a lifecycle manager (a node that is respawned resumes by itself).",
 )
 
+PACED = Param(
+    "paced",
+    False,
+    "A player_node in lock step sets the pace: periodic work follows its clock, and silent inputs are not watched.",
+)
+
 
 class ConfigureError(ValueError):
     """Something the operator has to put right before the node can be configured; the text says what and how."""
@@ -67,17 +76,20 @@ class BaseNode(LifecycleNode):
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
-        self._params = {param.name: param for param in (*self.params, AUTOSTART)}
+        self._params = {param.name: param for param in (*self.params, AUTOSTART, PACED)}
         self._problems = declare(self, tuple(self._params.values()))
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.inputs = Watch()
         self.peers = Watch()
         self.active = False
+        self.ended: int | None = None
         self._resources: list[Any] = []
+        self.pacing = Pacing()
         self._beat_pub = self.create_publisher(String, "vla/heartbeat", 10)
         self._diagnostics_pub = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_subscription(String, "vla/heartbeat", self._on_beat, 10)
+        self.create_service(SetBool, "~/progress", self._on_progress)
         self._ticks = 0
         self._ticked = 0.0
         self._ready = True
@@ -107,17 +119,26 @@ class BaseNode(LifecycleNode):
         """(level, message, values) for /diagnostics."""
         return OK, "running", {}
 
+    def progress(self) -> dict[str, Any]:
+        """More for the answer of ~/progress: what was sent, and whether something is still being computed."""
+        return {}
+
     # -- helpers -----------------------------------------------------------------------------------
     def now(self) -> float:
         """s on the ROS clock (simulated where use_sim_time is set)."""
         return self.get_clock().now().nanoseconds * 1e-9
+
+    def steady_now(self) -> float:
+        """s on a clock that never goes back: the machine's, or, `paced`, the player's."""
+        return self.pacing.steady(self.get_clock().now().nanoseconds)
 
     def value(self, name: str) -> Any:
         return self.get_parameter(name).value
 
     def subscribe(self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile | int = 10) -> Any:
         """Subscription that lives from configure to cleanup."""
-        return self._keep(self.create_subscription(kind, topic, callback, qos))
+        counted = self.pacing.counted(self.resolve_topic_name(topic), callback)
+        return self._keep(self.create_subscription(kind, topic, counted, qos))
 
     def publish_on(
         self, kind: type, topic: str, qos: QoSProfile | int = 10, managed: bool = True, **options: Any
@@ -129,9 +150,15 @@ class BaseNode(LifecycleNode):
     def serve(self, kind: type, name: str, callback: Callable[[Any, Any], Any]) -> Any:
         return self._keep(self.create_service(kind, name, callback))
 
-    def every(self, period: float, callback: Callable[[], None]) -> Any:
-        """Timer on the steady clock: runs on when /clock stands still."""
+    def every(self, period: float, callback: Callable[[], None], rank: int = OTHER) -> Any:
+        """Timer on the steady clock: runs on when /clock stands still. Where `paced`, see pacing.py; rank: its."""
+        if self.pacing.paced:
+            return self.pacing.every(period, callback, rank)
         return self._keep(self.create_timer(period, callback, clock=self.steady))
+
+    def end_process(self, status: int) -> None:
+        """Have `run` end this process, with this exit status."""
+        self.ended = status
 
     def keep_time(self) -> None:
         """For a node whose own fast timer, when the machine is slow, crowds out the one that beats and watches."""
@@ -143,6 +170,7 @@ class BaseNode(LifecycleNode):
         try:
             if self._problems:
                 raise ConfigureError("; ".join(self._problems.values()))
+            self.pacing.paced = self.value("paced")
             self.configure()
             # After configure, because the publishers' qos_overrides are declared with the publishers.
             if wrong := unknown(self):
@@ -225,6 +253,7 @@ class BaseNode(LifecycleNode):
             else:
                 self.destroy_lifecycle_publisher(resource)
         self._resources.clear()
+        self.pacing.clear()
         self.inputs = Watch()
 
     def _report(self, when: str, error: Exception) -> None:
@@ -247,7 +276,21 @@ class BaseNode(LifecycleNode):
             self._problems.pop(parameter.name, None)
         return SetParametersResult(successful=True)
 
+    def _on_progress(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        """How far this node is, so that a player of a recording need not outrun it: its clock, messages handled by
+        topic, what is due when, and what `progress` adds; with `data` it first does what is due by its clock, one
+        thing. Answered between two callbacks, so it is never half of one."""
+        now = self.get_clock().now().nanoseconds
+        if request.data and self.active:
+            self.pacing.do(now)
+        response.success = self.active
+        known = {"now": now, "paced": self.pacing.paced, "taken": self.pacing.taken, "busy": False, "sent": {}}
+        known |= self.progress()
+        response.message = json.dumps({**known, "due": self.pacing.next(now) if self.active else None})
+        return response
+
     def _on_jump(self, jump: Any) -> None:
+        self.pacing.jumped(self.get_clock().now().nanoseconds, jump.delta.nanoseconds)
         if self.configured:
             self.get_logger().info("the clock was set back: starting anew")
             self.clock_jumped()
@@ -283,7 +326,7 @@ class BaseNode(LifecycleNode):
             else:
                 self.get_logger().info(f"{change.name} is back after {change.silence:.1f} s")
             self.peer_changed(change)
-        for change in self.inputs.check(now):
+        for change in () if self.pacing.paced else self.inputs.check(now):
             if change.lost:
                 self.get_logger().warning(f"nothing on {change.name} for {change.silence:.1f} s")
             else:
@@ -307,8 +350,11 @@ class BaseNode(LifecycleNode):
         self._diagnostics_pub.publish(message)
 
 
-def run(make: Callable[[], BaseNode], args: list[str] | None = None) -> int:
+def run(make: Callable[[], BaseNode], args: list[str] | None = None, once: bool = False) -> int:
     """Process entry: spin a node in one thread until Ctrl-C or SIGTERM, then end it without a traceback.
+
+    Returns 0, or what the node gave to `end_process`; with `once`, 1 where autostart does not bring it to active (for a
+    command, which nobody configures again).
 
     The signals are taken here and not by rclpy, whose handler invalidates the context under the running callback: so
     the node's last words, a stop for the arm among them, are still published.
@@ -326,10 +372,13 @@ def run(make: Callable[[], BaseNode], args: list[str] | None = None) -> int:
         node = make()
         executor = _executor()
         executor.add_node(node)
-        if node.value("autostart") and node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
-            node.trigger_activate()
+        if node.value("autostart"):
+            started = node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+            started = started and node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+            if once and not started:
+                node.end_process(1)
         # Not spin(): without a timeout the event-driven executor of rclpy 7.1 waits busily and calls nothing.
-        while not stop.is_set() and rclpy.ok():
+        while not stop.is_set() and node.ended is None and rclpy.ok():
             executor.spin_once(timeout_sec=0.2)
     except ExternalShutdownException:
         pass
@@ -337,7 +386,7 @@ def run(make: Callable[[], BaseNode], args: list[str] | None = None) -> int:
         if node is not None:
             node.close()
         rclpy.try_shutdown()
-    return 0
+    return (node.ended or 0) if node is not None else 0
 
 
 def _executor() -> Any:

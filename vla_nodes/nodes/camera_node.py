@@ -13,9 +13,10 @@ from sensor_msgs.msg import CameraInfo, Image
 from vla_nodes.data.images import encode_depth
 from vla_nodes.nodes.base import ERROR, LATCHED, OK, WARN, BaseNode, run
 from vla_nodes.nodes.camera_sources import SOURCES, Frame
-from vla_nodes.nodes.convert import camera_info, image, pose, seconds
+from vla_nodes.nodes.convert import camera_info, image, pose
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.peers import Change, Rate
+from vla_nodes.pipeline.messages import seconds
 
 DEPTH_TOPIC = "camera/aligned_depth_to_color"
 

@@ -8,7 +8,7 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 
 from vla_nodes.nodes.base import LATCHED, BaseNode, ConfigureError
-from vla_nodes.nodes.convert import matrix_from, pose_matrix
+from vla_nodes.pipeline.messages import matrix_from, pose_matrix
 
 SOURCES = ("topic", "parameter", "tf")
 

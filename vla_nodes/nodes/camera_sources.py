@@ -16,7 +16,7 @@ from builtin_interfaces.msg import Time
 from std_msgs.msg import String
 
 from vla_nodes.nodes.base import LATCHED, RELIABLE_LATEST, BaseNode
-from vla_nodes.nodes.convert import seconds
+from vla_nodes.pipeline.messages import seconds
 
 
 @dataclass(frozen=True)

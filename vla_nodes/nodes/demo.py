@@ -70,6 +70,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--robot", default="panda", help="folder of config/ (default panda)")
     parser.add_argument("--out", type=Path, help="folder for the GIF and the logs (default out/<time>)")
     parser.add_argument("--short", action="store_true", help="a quick check: no GIF, shorter time limit")
+    parser.add_argument(
+        "--record", type=Path, metavar="DIR", help="record each episode in DIR (rosbag2), marked with its outcome"
+    )
     parser.add_argument("--no-video", action="store_true", help="write no GIF")
     options = parser.parse_args(arguments)
     if not 0 <= (options.seed or 0) < 2**31 - 1 - max(0, options.episodes):
@@ -113,6 +116,7 @@ def run(options: argparse.Namespace, say: Any) -> int:
     environment = ros_environment()
     os.environ.update(environment)
     params = share_path(f"config/{options.robot}/params.yaml")
+    nodes = [*NODES, *(["recorder_node"] if options.record else [])]
     common = ["--params-file", str(params), "-p", "use_sim_time:=true"]
     todo = jobs(options.instruction, options.suite, options.seed, options.episodes, options.time_limit, options.short)
     own = {
@@ -122,19 +126,23 @@ def run(options: argparse.Namespace, say: Any) -> int:
     if options.checkpoint is not None:
         own["policy_node"] += ["-p", f"checkpoint:={options.checkpoint.resolve()}"]
 
+    if options.record:
+        own["recorder_node"] = ["-p", f"out:={options.record.resolve()}", "-p", "record_at_start:=false"]
+
     processes = Processes(folder, environment)
     try:
-        say(f"starting {', '.join(NODES)} (ROS_DOMAIN_ID={environment['ROS_DOMAIN_ID']}, logs in {folder}/)")
-        for name in NODES:  # before rclpy starts threads here, which a fork would not carry over
+        say(f"starting {', '.join(nodes)} (ROS_DOMAIN_ID={environment['ROS_DOMAIN_ID']}, logs in {folder}/)")
+        for name in nodes:  # before rclpy starts threads here, which a fork would not carry over
             processes.start(name, node_command(name, [*common, *own.get(name, [])]))
-        return conduct(options, todo, processes, folder, say)
+        return conduct(options, todo, nodes, processes, folder, say)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # nothing may cut the end short: it is bounded
         processes.stop()
 
 
-def conduct(options: argparse.Namespace, todo: list[Job], processes: Any, folder: Path, say: Any) -> int:
+def conduct(options: argparse.Namespace, todo: list[Job], nodes: list[str], processes: Any, folder: Path,
+            say: Any) -> int:  # fmt: skip
     """Everything between the start of the processes and their end."""
     import rclpy
     from rclpy.signals import SignalHandlerOptions
@@ -159,16 +167,20 @@ def conduct(options: argparse.Namespace, todo: list[Job], processes: Any, folder
     results: list[dict[str, Any]] = []
     outcomes: list[Outcome] = []
     try:
-        client.bring_up(NODES, START_UP)
+        client.bring_up(nodes, START_UP)
         say("all nodes active")
         client.spin_until(lambda: client.frames > 0, 30.0, "no camera frame came")
         say("first camera frame")
         for index, job in enumerate(todo):
             if index:
                 client.reset(job.seed, job.scene)
+            if options.record:
+                say(client.record("start"))
             values, outcome = episode(options, client, job, folder, say)
             results.append(values)
             outcomes.append(outcome)
+            if options.record:
+                say(client.record("success" if values["success"] else "failure"))
     except DemoError as error:
         say(f"failed: {error}")
         return 1

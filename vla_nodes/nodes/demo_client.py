@@ -120,6 +120,13 @@ class Client(Node):
         )
         self._instruction.publish(String(data=text))
 
+    def record(self, what: str) -> str:
+        """Begin an episode's bag ("start"), or end and mark it ("success", "failure"); what the recorder answers."""
+        answer = self.call(Trigger, f"vla/record/{what}", Trigger.Request(), 10.0)
+        if not answer.success:
+            raise DemoError(f"recorder_node: {answer.message}")
+        return answer.message
+
     def withdraw(self) -> None:
         """Have no instruction in force, so that the arm does not carry an old one into a new scene."""
         self.instruct("")

@@ -18,10 +18,11 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_nodes.msg import SimState
 from vla_nodes.nodes.base import LATCHED, OK, WARN, BaseNode, run
-from vla_nodes.nodes.convert import to_time, trajectory_from
+from vla_nodes.nodes.convert import to_time
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.peers import Rate
 from vla_nodes.nodes.sim_core import CONTROL_PERIOD, SimulatedRobot
+from vla_nodes.pipeline.messages import trajectory_from
 from vla_nodes.sim.scene import Scene
 from vla_nodes.sim.suites import SUITES, episode
 
@@ -93,7 +94,7 @@ class SimNode(BaseNode):
         self._publish()
 
     def deactivate(self) -> None:
-        if self.destroy_timer(self._timer):
+        if self._timer is not None and self.destroy_timer(self._timer):
             self._resources.remove(self._timer)
 
     def cleanup(self) -> None:

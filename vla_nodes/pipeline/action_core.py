@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vla_nodes.control.chunk import ActionChunk
 from vla_nodes.control.executor import ChunkExecutor, ExecutorOutput
+from vla_nodes.control.guards import Guard, WorkspaceGuard
+from vla_nodes.control.report import SeamRecord
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import Action, SafetyGate, SafetySettings
 from vla_nodes.control.settings import ExecutorSettings
@@ -17,31 +20,47 @@ from vla_nodes.control.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Answer:
-    """What to publish, and what to tell the operator. `new`: the cause was not there before, so log it once."""
+    """What to publish, and what to tell the operator. `new`: the cause was not there before, so log it once; `output`:
+    the seam in numbers, where the executor saw a chunk."""
 
     arm: Trajectory | None = None
     gripper: Trajectory | None = None
     cause: str = ""
     reason: str = ""
     new: bool = False
+    output: ExecutorOutput | None = None
 
 
 class ActionCore:
     """One arm. Not thread-safe. `now` is the ROS clock, `steady` a clock that never jumps, both in s."""
 
     def __init__(
-        self, robot: RobotModel, executor: ExecutorSettings, safety: SafetySettings, window: int = 500
+        self,
+        robot: RobotModel,
+        executor: ExecutorSettings,
+        safety: SafetySettings,
+        window: int = 500,
+        guards: Sequence[tuple[str, Guard]] = (),
+        record: Callable[[SeamRecord], None] | None = None,
     ) -> None:
+        """guards: (cause, guard) beside that of the workspace; record: given the seam of every chunk the gate lets
+        through."""
         self.robot = robot
-        self.executor = ChunkExecutor(robot, executor)
+        low = np.maximum(safety.workspace_low, [-np.inf, -np.inf, safety.table])
+        workspace = ("workspace", WorkspaceGuard(robot, low, np.array(safety.workspace_high)))
+        self.executor = ChunkExecutor(robot, executor, (workspace, *guards))
+        self._record = record
         self.gate = SafetyGate(robot, safety)
         self.used = 0
         self.clipped = 0
         self.stretched = 0.0
         self.starved = 0.0
         self._latency: deque[float] = deque(maxlen=window)
+        self._commanded: deque[float] = deque(maxlen=window)
         self._gap: deque[float] = deque(maxlen=window)
+        self._gap_velocity: deque[float] = deque(maxlen=window)
         self._seam: deque[float] = deque(maxlen=window)
+        self._seam_velocity: deque[float] = deque(maxlen=window)
         self.stops: Counter[str] = Counter()
         self._stopped_for = ""
         self._fresh: tuple[float, np.ndarray, np.ndarray, float | None] | None = None
@@ -81,13 +100,16 @@ class ActionCore:
         if verdict.chunk is None:
             return Answer(cause=verdict.cause, reason=verdict.reason, new=verdict.new)
         output = self.executor.submit(verdict.chunk, now)
+        if self._record is not None:
+            self._record(SeamRecord.of(output, now))
         if output.refused is not None:
             new = self.gate.refused(output.cause)
-            return Answer(output.arm, output.gripper, output.cause, output.refused, new)
+            return Answer(output.arm, output.gripper, output.cause, output.refused, new, output)
         self.gate.used(now)
         self._stopped_for = ""
+        self._commanded.append(now - chunk.stamp)
         self._count(output)
-        return Answer(output.arm, output.gripper, verdict.cause, verdict.reason, verdict.new)
+        return Answer(output.arm, output.gripper, verdict.cause, verdict.reason, verdict.new, output)
 
     def tick(self, now: float, steady: float, idle: str = "") -> Answer:
         """Fixed rate, 20 Hz or more: a stop to publish where one is called for.
@@ -106,6 +128,13 @@ class ActionCore:
             self._stopped_for = ""
         return Answer()
 
+    def lost(self, reason: str) -> Answer:
+        """The controller gave the motion in flight up and holds: the next chunk starts from where the arm is."""
+        new = self.gate.refused("controller")
+        self.executor.reset()
+        self._fresh = None
+        return Answer(cause="controller", reason=reason, new=new)
+
     def stop(self, now: float) -> Trajectory | None:
         """A decelerating stop at once, whatever is in flight (deactivation)."""
         return self.executor.stop(now) if self.moving(now) else None
@@ -121,9 +150,12 @@ class ActionCore:
 
         return {
             "chunks carried out": str(self.used),
+            "latency exposure to command p50, p99 [ms]": percentiles(self._commanded, 1e3),
             "latency exposure to splice p50, p99 [ms]": percentiles(self._latency, 1e3),
             "gap bridged at the seam p50, p99 [rad]": percentiles(self._gap, 1.0),
+            "gap bridged at the seam p50, p99 [rad/s]": percentiles(self._gap_velocity, 1.0),
             "seam left in the trajectory p50, p99 [rad]": percentiles(self._seam, 1.0),
+            "seam left in the trajectory p50, p99 [rad/s]": percentiles(self._seam_velocity, 1.0),
             "rows clipped at joint limits": str(self.clipped),
             "time stretched [s]": f"{self.stretched:.2f}",
             "time starved [s]": f"{self.starved:.2f}",
@@ -162,4 +194,6 @@ class ActionCore:
         self.starved += output.starved
         self._latency.append(output.latency)
         self._gap.append(output.gap)
+        self._gap_velocity.append(output.gap_velocity)
         self._seam.append(output.seam_position)
+        self._seam_velocity.append(output.seam_velocity)

@@ -126,7 +126,7 @@ class Bag:
         good = []
         for topic in self.topics:
             try:
-                self._check_definition(topic)
+                self.check(topic)
                 good.append(topic)
             except BagError:
                 continue
@@ -143,12 +143,16 @@ class Bag:
         """
         topics = self.readable() if topics is None else topics
         for topic in topics:
-            self._check_definition(topic)
+            self.check(topic)
         for topic, stamp, data in self.raw(topics):
-            try:
-                yield topic, stamp, self.typestore.deserialize_cdr(data, self.topics[topic])
-            except Exception as error:  # rosbags raises its own, numpy's and struct's errors
-                raise BagError(f"{self.path}: {topic} at {stamp}: not a {self.topics[topic]}: {_line(error)}") from None
+            yield topic, stamp, self.read(topic, stamp, data)
+
+    def read(self, topic: str, stamp: int, data: bytes) -> Any:
+        """The message of what `raw` gave. Raises BagError where it is none of the topic's type."""
+        try:
+            return self.typestore.deserialize_cdr(data, self.topics[topic])
+        except Exception as error:  # rosbags raises its own, numpy's and struct's errors
+            raise BagError(f"{self.path}: {topic} at {stamp}: not a {self.topics[topic]}: {_line(error)}") from None
 
     def raw(self, topics: Collection[str] | None = None) -> Iterator[tuple[str, int, bytes]]:
         """(topic, stamp in ns, CDR bytes) in the order of the recording. Raises BagError as `messages`."""
@@ -251,8 +255,9 @@ class Bag:
         finally:
             reader.close()
 
-    def _check_definition(self, topic: str) -> None:
-        """A type that this bag defines otherwise than we do would be read as something else."""
+    def check(self, topic: str) -> None:
+        """BagError for a topic that is not there, of an unknown type, or of one that this bag defines otherwise than
+        we do: it would be read as something else."""
         if topic not in self.topics:
             raise BagError(f"{self.path}: no topic {topic}{_nearest(topic, self.topics)}")
         kind, connection, ours = self.topics[topic], self._connections[topic], self.typestore.fielddefs

@@ -1,8 +1,8 @@
 """``python -m vla_nodes ablations``: what each part of the design is good for, trained alike, measured in closed loop.
 
 Every NAME.yaml of config/train/ablations says one difference from act.yaml, and NAME.ground.yaml, where there is one,
-the same of ground.yaml. Each is trained with the same budget and evaluated on the same episodes; the table is printed and
-written. The same command again goes on where the last one ended.
+the same of ground.yaml. Each is trained with the same budget and evaluated on the same episodes; the table is printed
+and written. The same command again goes on where the last one ended.
 """
 
 from __future__ import annotations

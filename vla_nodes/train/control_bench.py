@@ -6,6 +6,8 @@ are then played by every executor at every latency. Closed loop: the policy sees
     ours        splice, this suite's default
     ours-mean   our splice onto the mean of recent chunks (strategy temporal_ensemble)
     naive       one point per control period, positions only: the newest chunk's rows from the first one on
+    timed       every chunk as one trajectory of positions stamped with its observation, so that the controller starts
+                at the row for now: latency compensated as well as a stock controller can, without blending or limits
     mean        the same, with the exponentially weighted mean of recent chunks (ACT, Zhao et al. 2023, section IV.B)
 
 Jerk is that of the measured tool at 100 Hz; the tracking error is the tool's distance from where the newest observed
@@ -44,7 +46,7 @@ from vla_nodes.train.evaluate import SHIPPED
 from vla_nodes.train.rollout import STEP, Rollout, panda
 from vla_nodes.train.trials import TICK
 
-EXECUTORS = ("ours", "ours-mean", "naive", "mean")
+EXECUTORS = ("ours", "ours-mean", "naive", "timed", "mean")
 LATENCIES = (0.05, 0.15, 0.3)
 MEMORY = 8  # chunks the mean is over at most
 DECAY = 0.01  # ACT's weights exp(-DECAY i), oldest first
@@ -56,7 +58,7 @@ class Player(Rollout):
     def __init__(self, world: World, executor: str) -> None:
         strategy = Strategy.TEMPORAL_ENSEMBLE if executor == "ours-mean" else Strategy.SPLICE
         super().__init__(world, ExecutorSettings(strategy=strategy))
-        self.ours = executor.startswith("ours")
+        self.ours, self.executor_name = executor.startswith("ours"), executor
         self._recent: deque[tuple[float, ActionChunk]] = deque(maxlen=MEMORY if executor == "mean" else 1)
         self._next = math.inf  # when the next point is due
         self.records: list[SeamRecord] = []
@@ -64,6 +66,10 @@ class Player(Rollout):
     def play(self, chunk: ActionChunk) -> None:
         """A chunk of joint positions has come."""
         now = self.world.time
+        if self.executor_name == "timed":
+            if chunk.stamp + len(chunk.actions) * chunk.period >= now:  # the controller refuses what is past
+                self.hand_over(_whole(chunk), now)
+            return
         if not self.ours:
             if not self._recent:
                 self._next = now
@@ -71,15 +77,15 @@ class Player(Rollout):
             return
         output = self.executor.submit(chunk, now)
         self.records.append(SeamRecord.of(output, now))
-        self._hand_over(output, now)
+        self.hand_over(output, now)
 
     def step(self) -> None:
         """STEP seconds of the world, with the point a naive executor sends in them."""
         now = self.world.time
-        if not self.ours and now >= self._next - 1e-9:
+        if self._recent and now >= self._next - 1e-9:
             point = self._point(now)
             if point is not None:
-                self._hand_over(point, now)
+                self.hand_over(point, now)
             self._next = now + self._recent[-1][1].period
         self.run(STEP)
 
@@ -98,14 +104,15 @@ class Player(Rollout):
         return ExecutorOutput(Trajectory(robot.joint_names, np.array([period]), wanted[None, :7]),
                               Trajectory((robot.gripper.joint,), np.array([period]), finger))  # fmt: skip
 
-    def _hand_over(self, output: ExecutorOutput, now: float) -> None:
-        q, qd, _ = self.world.joint_state()
-        for controller, trajectory, joints in (
-            (self._arm, output.arm, slice(0, 7)),
-            (self._finger, output.gripper, slice(7, 8)),
-        ):
-            if trajectory is not None and (reason := controller.accept(trajectory, now, q[joints], qd[joints])):
-                raise RuntimeError(f"the controller refused a trajectory: {reason}")
+
+def _whole(chunk: ActionChunk) -> ExecutorOutput:
+    """All rows of a chunk, positions only, at their own times."""
+    robot, times = panda(), chunk.period * np.arange(1, len(chunk.actions) + 1)
+    fingers = robot.gripper.position(chunk.actions[:, 7:])
+    return ExecutorOutput(
+        Trajectory(robot.joint_names, times, chunk.actions[:, :7], stamp=chunk.stamp),
+        Trajectory((robot.gripper.joint,), times, fingers, stamp=chunk.stamp),
+    )
 
 
 @dataclass
@@ -184,9 +191,11 @@ def _ask(policy: PolicyRuntime, player: Player, camera: Camera, text: str) -> Ac
 
 
 def _wanted(chunk: ActionChunk, now: float) -> np.ndarray:
-    """(3,) m, where the chunk wants the tool at `now`."""
-    times = chunk.stamp + chunk.period * np.arange(1, len(chunk.actions) + 1)
-    q = np.array([np.interp(now, times, chunk.actions[:, j]) for j in range(7)])
+    """(3,) m, where the chunk wants the tool at `now`; before its first row, in line with its first two."""
+    rows = chunk.actions[:, :7]
+    rows = np.vstack([2.0 * rows[0] - rows[min(1, len(rows) - 1)], rows])
+    times = chunk.stamp + chunk.period * np.arange(len(rows))
+    q = np.array([np.interp(now, times, rows[:, j]) for j in range(7)])
     return panda().forward(q)[:3, 3]
 
 

@@ -79,14 +79,18 @@ class Rollout:
         now = self.world.time
         chunk = ActionChunk(stamp, instruction, period, ActionSpace.EE_DELTA, np.asarray(actions, float))
         output = self.executor.submit(chunk, now)
+        self.hand_over(output, now)
+        return output
+
+    def hand_over(self, output: ExecutorOutput, now: float) -> None:
+        """Give the controllers their trajectories. Raises RuntimeError where one is refused."""
         q, qd, _ = self.world.joint_state()
         for controller, trajectory, joints in (
             (self._arm, output.arm, slice(0, 7)),
             (self._finger, output.gripper, slice(7, 8)),
         ):
             if trajectory is not None and (reason := controller.accept(trajectory, now, q[joints], qd[joints])):
-                raise RuntimeError(f"the controller refused our own trajectory: {reason}")
-        return output
+                raise RuntimeError(f"the controller refused a trajectory: {reason}")
 
     def run(self, seconds: float) -> None:
         """Let the world go on under the references in flight."""

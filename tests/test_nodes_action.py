@@ -1,0 +1,187 @@
+"""action_node alone over real DDS: its outputs, emergency stop, seam log and what it refuses at configure."""
+
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not in this environment: run ./test, or source a ROS 2 installation")
+import nodes_support as support
+from diagnostic_msgs.msg import DiagnosticArray
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, Float64MultiArray
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_nodes.control import report
+from vla_nodes.control.limits import Limits
+from vla_nodes.control.robot import RobotModel
+from vla_nodes.control.trajectory import sample
+from vla_nodes.msg import ActionChunk, PolicyStatus
+from vla_nodes.nodes.convert import to_time
+from vla_nodes.pipeline.messages import trajectory_from
+from vla_nodes.share import share_path
+
+wait_for = support.wait_for
+
+
+class Arm:
+    """The rest of the robot: joint states that follow what is commanded, chunks as a policy sends them."""
+
+    def __init__(self, graph):
+        self.robot = RobotModel(share_path("config/panda/panda.urdf"))
+        self.graph, self.q, self.plan, self.begun = graph, self.robot.rest.copy(), None, time.time()
+        self.states = graph.publisher(JointState, "joint_states", 10)
+        self.status = graph.publisher(PolicyStatus, "vla/status", 1)
+        self.chunks = graph.publisher(ActionChunk, "vla/action_chunk", 1)
+
+    def step(self, chunk=True):
+        """A tenth of a second of it."""
+        now = time.time()
+        if chunk:
+            t = now - self.begun + 0.1 * np.arange(16)
+            rows = np.zeros((16, 7))
+            rows[:, 1], rows[:, 2], rows[:, 6] = 0.015 * np.sin(t), 0.008 * np.cos(t), 1.0
+            message = ActionChunk(instruction="x", period=0.1, action_space="ee_delta", horizon=16, dim=7)
+            message.header.stamp = to_time(now)
+            message.actions = rows.astype(np.float32).ravel().tolist()
+            self.chunks.publish(message)
+        self.status.publish(PolicyStatus(state=PolicyStatus.RUNNING))
+        for _ in range(10):
+            at = time.time()
+            if self.graph.heard["arm_controller/joint_trajectory"]:
+                plan = trajectory_from(self.graph.heard["arm_controller/joint_trajectory"][-1])
+                self.q = sample(plan, at - plan.stamp)[0]
+            elif self.graph.heard["arm_controller/commands"]:
+                self.q = np.array(self.graph.heard["arm_controller/commands"][-1].data)
+            message = JointState(name=[*self.robot.joint_names, "panda_finger_joint1"], position=[*self.q, 0.04])
+            message.header.stamp = to_time(at)
+            self.states.publish(message)
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def run():
+    graphs = []
+
+    def start(*parameters):
+        graph = support.Graph()
+        graphs.append(graph)
+        for kind, topic in (
+            (JointTrajectory, "arm_controller/joint_trajectory"), (Float64MultiArray, "arm_controller/commands"),
+            (JointTrajectory, "vla/preview/arm_controller/joint_trajectory"), (DiagnosticArray, "/diagnostics"),
+        ):  # fmt: skip
+            graph.hear(kind, topic, keep=100_000)
+        process = graph.start("action_node", *parameters, clock=False)
+        wait_for(lambda: ": active" in process.log or "cannot configure" in process.log, "action_node up")
+        return graph, process, Arm(graph) if ": active" in process.log else None
+
+    yield start
+    for graph in graphs:
+        print("\n".join(p.log[-1500:] for p in graph.processes))
+        graph.close()
+
+
+def until(arm, condition, what, chunk=True):
+    for _ in range(300):
+        arm.step(chunk)
+        if value := condition():
+            return value
+    raise AssertionError(what)
+
+
+def test_forward_positions_move_within_limits_and_stop_in_silence(run):
+    graph, _, arm = run("output:=forward_positions", "command_rate:=100.0")
+    heard, times = graph.heard["arm_controller/commands"], graph.times["arm_controller/commands"]
+    until(arm, lambda: len(heard) > 150, "commands")
+    for _ in range(25):
+        arm.step(chunk=False)
+    count = len(heard)
+    arm.step(chunk=False)
+    assert len(heard) == count  # at rest, said, and silent
+    q = np.array([m.data for m in heard])
+    assert np.abs(q[-1] - q[0]).max() > 0.01
+    limits = Limits.scaled(arm.robot, 0.6, 0.3, 0.1, 0.6)
+    # Commands are samples of one smooth motion; a busy machine only spaces them unevenly.
+    gaps = np.maximum(np.diff(np.array(times)), 0.01)[:, None]
+    assert (np.abs(np.diff(q, axis=0)) <= limits.velocity * (gaps + 0.1)).all()
+    assert np.abs(np.diff(q[-20:], axis=0)).max() < 1e-9
+    assert not graph.heard["arm_controller/joint_trajectory"]
+
+
+def test_emergency_stop_from_a_plain_publisher_seams_and_diagnostics(run, tmp_path):
+    log = tmp_path / "seams.jsonl"
+    graph, _, arm = run(f"seam_log:={log}", "deadman_timeout:=0.0")
+    until(arm, lambda: len(graph.heard["arm_controller/joint_trajectory"]) > 12, "trajectories")
+    estop = graph.publisher(Bool, "estop", 1)  # volatile, as `ros2 topic pub` is
+    until(arm, lambda: estop.get_subscription_count() > 0, "the stop heard")
+    estop.publish(Bool(data=True))
+
+    def values():
+        for message in reversed(graph.heard["/diagnostics"]):
+            for status in message.status:
+                if status.name.startswith("action_node"):
+                    return {v.key: v.value for v in status.values}
+        return {}
+
+    until(arm, lambda: values().get("held for") == "estop", "held for the emergency stop")
+    count = len(graph.heard["arm_controller/joint_trajectory"])
+    last = trajectory_from(graph.heard["arm_controller/joint_trajectory"][-1])
+    for _ in range(5):
+        arm.step()
+    assert len(graph.heard["arm_controller/joint_trajectory"]) == count and not last.velocities[-1].any()
+    assert not graph.call(Trigger, "vla/resume").success  # still asserted
+    estop.publish(Bool(data=False))
+    until(arm, lambda: graph.call(Trigger, "vla/resume").success, "resumed")
+    until(arm, lambda: len(graph.heard["arm_controller/joint_trajectory"]) > count + 2, "moving again")
+    said = values()
+    assert float(said["latency exposure to command p50, p99 [ms]"].split(",")[0]) > 0.0
+    assert float(said["seam left in the trajectory p50, p99 [rad]"].split(",")[1]) < 1e-6
+    assert int(said["chunks carried out"]) > 5 and "time starved [s]" in said
+    until(arm, lambda: log.stat().st_size > 0, "seams in the file")
+    records = report.read(log)
+    assert len(records) > 5 and records[0].mode and records[0].trajectory() is not None
+
+
+def test_dry_run_previews_and_the_deadman_must_be_held(run):
+    graph, _, arm = run("dry_run:=true", "deadman_timeout:=1.0")
+    preview, hand = graph.heard["vla/preview/arm_controller/joint_trajectory"], graph.publisher(Bool, "vla/deadman", 1)
+    for _ in range(10):
+        arm.step()
+    assert not preview  # nobody holds the switch
+
+    def held():
+        hand.publish(Bool(data=True))
+        return len(preview) > 3
+
+    until(arm, held, "previews while the switch is held")
+    for _ in range(20):
+        arm.step()
+    count = len(preview)
+    for _ in range(10):
+        arm.step()
+    assert len(preview) == count and not graph.heard["arm_controller/joint_trajectory"]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "said"),
+    [
+        ("seam_log:=/nowhere/seams.jsonl", "/nowhere/seams.jsonl"),
+        ("output:=carrier_pigeon", "output"),
+        ("limits:=config/none.yaml", "config/none.yaml"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_configure(run, parameter, said):
+    _, process, _ = run(parameter)
+    line = next(x for x in process.log.splitlines() if "cannot configure" in x)
+    assert said in line and "Traceback" not in process.log
+
+
+def test_an_action_without_control_msgs_is_refused_with_the_remedy(run):
+    try:
+        import control_msgs  # noqa: F401
+    except ImportError:
+        _, process, _ = run("output:=follow_joint_trajectory")
+        assert "control_msgs" in process.log and "trajectory_topic" in process.log
+    else:
+        pytest.skip("control_msgs is installed here")

@@ -1,0 +1,74 @@
+"""Record the sample bag anew, and its golden replay: after the shipped checkpoint or the topics have changed.
+
+    ./setup && . .build/env.sh && python tools/sample_bag.py
+
+Runs the real graph in the simulator as ./run does, records it, packs the recording as small as it goes (one zstd window
+over many frames: what stands still is stored once), puts it into resource/bags/pick_red_block, and writes the golden
+file beside it. Takes about a minute on an idle machine; on a busy one the policy steps are sparser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from vla_nodes.replay import bag_info, command
+from vla_nodes.replay.repair import Scan
+from vla_nodes.replay.writer import BagWriter
+
+ROOT = Path(__file__).resolve().parent.parent
+BAG = ROOT / "resource/bags/pick_red_block"
+GOLDEN = ROOT / "resource/bags/pick_red_block.golden.json"
+INSTRUCTION = "pick up the red block"
+LIMIT = 5_000_000
+"""bytes that the sample may take in the repository."""
+LEVEL = 12
+CHUNK = 64 << 20
+
+
+def pack(source: Path, folder: Path, seconds: float) -> None:
+    """The first `seconds` of a recording's one file, compressed as well as zstd can."""
+    (file,) = source.glob("*.mcap")
+    custom = {k: v for k, v in bag_info.read(source)["custom_data"].items() if k != "recorder"}
+    scan = Scan(file)
+    with BagWriter(folder, level=LEVEL, chunk_bytes=CHUNK, background=False, custom=custom, min_free=0) as bag:
+        for item in scan:
+            if item.message.log_time <= scan.found.start + seconds * 1e9:
+                bag.add_topic(item.topic)
+                bag.write(item.topic.name, item.message.log_time, item.message.data, item.message.publish_time)
+        for name, values in scan.metadata:
+            if name != "rosbag2":  # the writer's own
+                bag.add_metadata(name, values)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--seed", type=int, default=3, help="scene of the simulator (default 3)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="longest recording kept (default 8 s)")
+    parser.add_argument("--golden-only", action="store_true", help="keep the bag, replay it and write the golden file")
+    options = parser.parse_args()
+    if not options.golden_only:
+        with tempfile.TemporaryDirectory() as place:
+            run = [sys.executable, "-m", "vla_nodes.nodes.demo", "--no-video", "--seed", str(options.seed)]
+            run += ["--record", f"{place}/bags", "--out", f"{place}/out", INSTRUCTION]
+            if subprocess.run(run, cwd=ROOT).returncode != 0:
+                print("sample_bag: the run did not succeed; try another --seed", file=sys.stderr)
+                return 1
+            (recorded,) = Path(place, "bags").iterdir()
+            shutil.rmtree(BAG, ignore_errors=True)
+            pack(recorded, BAG, options.seconds)
+        size = sum(f.stat().st_size for f in BAG.iterdir())
+        print(f"{BAG.relative_to(ROOT)}: {size / 1e6:.2f} MB")
+        if size > LIMIT:
+            print(f"sample_bag: larger than {LIMIT / 1e6:.0f} MB; give fewer --seconds", file=sys.stderr)
+            return 1
+    with tempfile.TemporaryDirectory() as report:
+        return command.main([str(BAG), "--golden", str(GOLDEN), "--update", "--out", report])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The rules by which chunks become trajectories, the same on the robot and in replay: messages in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vla_nodes.control.safety import SafetySettings
+from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
+from vla_nodes.data.joints import JointInput
+from vla_nodes.pipeline.action_core import ActionCore, Answer
+from vla_nodes.pipeline.messages import chunk_from, seconds
+from vla_nodes.pipeline.policy_core import State
+
+GATE_PERIOD = 0.02
+"""s between two looks of the safety gate (50 Hz, steady clock)."""
+
+
+class ActionLoop:
+    """Reads messages for an ActionCore. Not thread-safe. `steady` is a clock that never jumps, s."""
+
+    def __init__(self, core: ActionCore, joint_map: Sequence[str] = ()) -> None:
+        """joint_map: as data.joints.parse_joint_map, raises JointStatesError."""
+        robot = core.robot
+        joints = (*robot.joint_names, *((robot.gripper.joint,) if robot.gripper else ()))
+        self.core = core
+        self.last: tuple[np.ndarray, np.ndarray, float | None] | None = None  # of joint_states, as read
+        self._joints = JointInput(joints, joint_map)
+        self.arm_names = list(self._joints.robot_names[: robot.dof])
+        self.gripper_names = list(self._joints.robot_names[robot.dof :])
+        self.idle = "no vla/status received yet: is policy_node active?"
+
+    @property
+    def joint_problem(self) -> str:
+        """What is wrong with the newest joint_states, or ""."""
+        return self._joints.problem
+
+    def read_joints(self, message: Any) -> tuple[np.ndarray, np.ndarray, float | None] | None:
+        """Arm positions and velocities (J,) and the finger's position (kept as `last`), or None with `joint_problem`
+        saying why."""
+        joints = self._joints.read(message.name, message.position, message.velocity)
+        if joints is None:
+            return None
+        (position, velocity), dof = joints, self.core.robot.dof
+        finger = float(position[dof]) if self.gripper_names else None
+        self.last = (position[:dof], np.zeros(dof) if velocity is None else velocity[:dof], finger)
+        return self.last
+
+    def joints(self, message: Any, steady: float) -> Answer:
+        """A joint_states message, while active."""
+        read = self.read_joints(message)
+        return Answer() if read is None else self.core.joints(seconds(message.header.stamp), *read, steady)
+
+    def chunk(self, message: Any, now: float) -> Answer:
+        """An ActionChunk message, while active."""
+        try:
+            chunk = chunk_from(message)
+        except ValueError as error:
+            return Answer(cause="malformed", reason=str(error), new=self.core.gate.refused("malformed"))
+        self.idle = ""  # a policy that sends chunks runs; its status is on the way
+        return self.core.chunk(chunk, now)
+
+    def status(self, state: int, reason: str) -> None:
+        """A PolicyStatus message: a policy that does not run is no reason to keep moving."""
+        self.idle = "" if state == State.RUNNING else f"the policy holds: {reason or 'no reason given'}"
+
+    def tick(self, now: float, steady: float) -> Answer:
+        """Every GATE_PERIOD of the steady clock."""
+        return self.core.tick(now, steady, self.idle)
+
+
+def executor_settings(value: Callable[[str], Any]) -> ExecutorSettings:
+    """From action_node's parameters; ValueError names one that is out of range."""
+    names = ("velocity_scale", "acceleration_scale", "jerk_scale", "tool_speed")
+    names += ("lead", "blend", "effort", "smoothing")
+    return ExecutorSettings(
+        strategy=Strategy(value("strategy")),
+        on_instruction_change=OnInstructionChange(value("on_instruction_change")),
+        **{name: value(name) for name in names},
+    )
+
+
+def safety_settings(value: Callable[[str], Any]) -> SafetySettings:
+    """From action_node's parameters; ValueError names one that is out of range."""
+    names = ("table", "outside", "max_age", "step_factor", "tracking_tolerance", "tracking_time")
+    names += ("joint_timeout", "chunk_timeout", "deadman_timeout")
+    corners = {name: tuple(value(name)) for name in ("workspace_low", "workspace_high")}
+    return SafetySettings(**corners, **{name: value(name) for name in names})

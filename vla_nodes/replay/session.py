@@ -1,0 +1,126 @@
+"""A recording, a checkpoint and the settings: checked against each other, and ready to be replayed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vla_nodes.control.robot import RobotModel
+from vla_nodes.pipeline.policy_loop import fingerprint, misfits
+from vla_nodes.replay import clock as clocks
+from vla_nodes.replay.bag import Bag, BagError
+from vla_nodes.replay.driver import Replay, Sink
+from vla_nodes.replay.sinks import Fan, copied
+from vla_nodes.replay.topics import Topics, resolve
+from vla_nodes.share import share_path
+
+LATENCY = 0.05
+"""s of bag time that a policy step takes unless told otherwise."""
+
+
+class ReplayError(ValueError):
+    """One line (or a table after one): what does not fit what, and the remedy."""
+
+
+@dataclass
+class Session:
+    """Raises BagError or ReplayError while it is made."""
+
+    bag: Bag
+    parameters: dict[str, dict[str, Any]]
+    checkpoint: Path | None = None  # None: the parameter's, or the package's own
+    instruction: str = ""  # "": those of the recording, or the parameter's
+    latency: float = LATENCY
+    clock: str = "auto"
+    remaps: Sequence[str] = ()
+    namespace: str = ""
+    topics: Topics = field(init=False)
+
+    def __post_init__(self) -> None:
+        p = self.parameters["policy_node"]
+        if p["camera_pose_source"] == "tf":
+            raise ReplayError("camera_pose_source tf needs a running tf2: give --camera-pose X Y Z QX QY QZ QW")
+        needed = ["color", "info", "joints"]
+        needed += ["depth"] if p["use_depth"] else []
+        needed += ["camera_pose"] if p["camera_pose_source"] == "topic" else []
+        self.instruction = self.instruction or p["instruction"]
+        self.topics = resolve(self.bag, self.remaps, self.namespace, needed)
+        if not self.instruction and not (self.topics["instruction"] or self.topics["active_instruction"]):
+            raise BagError(f"{self.bag.path}: no instruction in the recording: give one with --instruction")
+        self.clock = clocks.choose(self.bag, self.topics, self.clock)
+        self.urdf = _shared(p["urdf"])
+        self.robot = RobotModel(self.urdf, p["tool_frame"])
+        if self.robot.gripper is None:
+            raise ReplayError(f"{self.urdf}: the robot has no gripper, and policies of this suite command one")
+        chosen = self.checkpoint or (Path(p["checkpoint"]).expanduser() if p["checkpoint"] else None)
+        self.checkpoint = chosen or share_path("resource/checkpoints/nano")
+        self.runtime = load(self.checkpoint, p)
+        if table := misfits(self.runtime.config, self.robot, p["tool_frame"], p["base_frame"]):
+            raise ReplayError(f"{self.checkpoint}: the checkpoint does not fit this robot:\n{table}")
+        self.begin(Sink())  # a parameter out of range is said before anything is written
+        if self.instruction and (reason := self.runtime.check_instruction(self.instruction)):
+            raise ReplayError(f"instruction refused: {reason}")
+
+    def replay(
+        self, sinks: Sequence[Sink], images: bool = False, progress: Callable[[Any], None] | None = None
+    ) -> tuple[Replay, str, float]:
+        """One pass: (the Replay at its end, "" or why it ended early, wall time in s)."""
+        run = self.begin(Fan(sinks))
+        events = clocks.timeline(self.bag, self.topics, self.clock, copied(self.bag, images))
+        started, ended = time.perf_counter(), ""
+        try:
+            run.run(events, progress)
+        except BagError as error:
+            ended = str(error)
+        return run, ended, time.perf_counter() - started
+
+    def begin(self, sink: Sink) -> Replay:
+        """A Replay before its first message. Raises ValueError for a parameter out of range."""
+        return Replay(self.runtime, self.robot, self.parameters, self.latency, sink, self.instruction)
+
+    def joint_names(self) -> tuple[list[str], list[str]]:
+        """Names of arm and gripper joints as the robot calls them."""
+        action = self.begin(Sink()).action
+        return action.arm_names, action.gripper_names
+
+    def settings(self) -> dict[str, Any]:
+        """All that the result depends on, but for the bag and the checkpoint's own files."""
+        engine = self.runtime.engine
+        return {
+            "bag": self.bag.path.name,
+            "topics": dict(sorted(self.topics.by_input.items())),
+            "clock": self.clock,
+            "latency_s": self.latency,
+            "instruction": self.instruction,
+            "engine": f"{engine.name} {engine.precision}",
+            "checkpoint": f"{self.checkpoint.name} {fingerprint(self.checkpoint)}",
+            "parameters": {
+                node: {k: v for k, v in values.items() if k not in ("checkpoint", "instruction")}
+                for node, values in self.parameters.items()
+            },
+        }
+
+
+def load(checkpoint: Path, policy: dict[str, Any]) -> Any:
+    """The policy as policy_node loads it, with sums that do not depend on load or time."""
+    import cv2
+    import torch
+
+    from vla_nodes.policy.runtime import PolicyRuntime
+
+    if policy["device"] == "cuda":
+        raise ReplayError("policy_node.device is cuda: replay runs on the CPU, where equal inputs give equal bytes")
+    torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which imports a compiler for seconds
+    cv2.setNumThreads(1)
+    try:
+        return PolicyRuntime.load(checkpoint, "cpu", policy["threads"], policy["engine"])
+    except ValueError as error:
+        raise ReplayError(str(error)) from None
+
+
+def _shared(place: str) -> Path:
+    path = Path(place).expanduser()
+    return path if path.is_absolute() else share_path(place)
