@@ -29,7 +29,7 @@ def share_files() -> list[tuple[str, list[str]]]:
     folders: dict[str, list[str]] = {}
     for top in ("config", "launch", "msg", "resource/checkpoints"):
         for file in sorted((ROOT / top).rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
+            if file.is_file() and not {"__pycache__", "engines"} & set(file.parts):  # engines: graphs made here
                 relative = file.relative_to(ROOT)
                 folders.setdefault(f"share/vla_nodes/{relative.parent}", []).append(str(relative))
     return sorted(folders.items())
@@ -52,7 +52,7 @@ setup(
     install_requires=[line for name, line in runtime.items() if name not in optional],
     extras_require={
         **{extra: [runtime[name] for name in names] for extra, names in EXTRAS.items()},
-        "fast": ["openvino>=2026.4"],  # the engine parameter of policy_node
+        "onnxruntime": ["onnxruntime", "onnx", "onnxscript"],  # another engine for policy_node
         "dev": requirements("dev"),
     },
 )

@@ -118,7 +118,8 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         "action_node": {"paced": lockstep, "dry_run": argument["dry_run"] == "true"},
     }
     if argument["record"]:
-        nodes["recorder_node"] = {"out": argument["record"]}
+        preview = [name for name in OURS if name.startswith("vla/preview/")]
+        nodes["recorder_node"] = {"out": argument["record"], "extra_topics": preview}
     player = players_process(context)
     ours = isinstance(player, LifecycleNode)  # which waits for the nodes itself
     if not ours and argument["instruction"]:

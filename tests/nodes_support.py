@@ -103,6 +103,8 @@ class Graph:
 
     def start(self, name: str, *parameters: str, autostart: bool = True, clock: bool = True, extra=()) -> Process:
         """Start a node; `parameters` are "name:=value"."""
+        if name == "policy_node" and not any(p.startswith("engine:=") for p in parameters):
+            parameters = (*parameters, "engine:=torch")  # exporting a graph takes seconds, and is tested elsewhere
         given = [*parameters, *(["autostart:=true"] if autostart else []), *(["use_sim_time:=true"] if clock else [])]
         arguments = ["--ros-args", *extra, *(word for p in given for word in ("-p", p))]
         process = Process(name, arguments, self.environment, self.folder)

@@ -148,8 +148,8 @@ def write_checkpoint(folder: Path, seed: int = 0) -> Path:
     with torch.no_grad():
         model.judge[-1].weight.zero_()
         model.judge[-1].bias.fill_(8.0)
-        model.head.shared.weight.mul_(0.05)
-        model.head.parts.mul_(0.05)
-        model.head.shared.bias.copy_(torch.tensor([0.02, 0.05, 0.0, 0.0, 0.0, 0.0, 8.0]).repeat(CONFIG.horizon))
+        model.head.shared.weight.mul_(0.02)
+        model.head.parts.mul_(0.02)
+        model.head.shared.bias.copy_(torch.tensor([0.01, 0.02, 0.0, 0.0, 0.0, 0.0, 8.0]).repeat(CONFIG.horizon))
     checkpoint.save(folder, model, robot(CONFIG), folder.parent / "words.json")
     return folder

@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,6 @@ from policy_tiny import CONFIG, observation, tiny_model, write_checkpoint
 from vla_nodes.policy import engine as engines
 from vla_nodes.policy import engine_files, ssm
 from vla_nodes.policy.engine import EngineError, TorchEngine
-from vla_nodes.policy.model import VisualTokens
 from vla_nodes.policy.runtime import PolicyRuntime
 
 
@@ -44,7 +45,7 @@ def test_states_are_values(exported, model):
     engine, _ = exported
     prepared = engines.example_instruction(model)
     images, body = engines.example(model, 0)
-    view = VisualTokens(*(part.unsqueeze(1) for part in engine.look(*images, prepared)))
+    view = engines.one_tick(engine.look(*images, prepared))
     _, early = engine.think(body, view, prepared.summary, None)
     kept = ssm.snapshot(early)
     first, _ = engine.think(body, view, prepared.summary, early)
@@ -57,6 +58,16 @@ def test_states_are_values(exported, model):
     other, _ = TorchEngine(model).think(body, view, prepared.summary, early)
     assert torch.allclose(other.actions, first.actions, atol=1e-4)
     assert not torch.equal(engine.think(body, view, prepared.summary, later)[0].actions, first.actions)
+
+
+def test_bytes_and_fractions_are_the_same_image(exported, model):
+    engine, _ = exported
+    prepared = engines.example_instruction(model)
+    (color, *images), _ = engines.example(model, 1)
+    assert color.dtype == torch.uint8
+    for one in (engine, TorchEngine(model)):
+        as_bytes, as_floats = (one.look(c, *images, prepared) for c in (color, color.float() / 255))
+        assert engines.difference(list(as_floats), list(as_bytes)) <= 1e-6
 
 
 def test_second_load_reads_the_cache(exported, model, monkeypatch):
@@ -85,8 +96,8 @@ def test_wrong_graph_is_caught_by_the_proof(exported, model, monkeypatch):
     other = tiny_model()
     with torch.no_grad():
         other.head.shared.bias += 0.01
-    parts = engines.parts(other)
-    monkeypatch.setattr(engines, "parts", lambda _: parts)
+    parts = engines.parts(other, engines.structure(other)[0])
+    monkeypatch.setattr(engines, "parts", lambda *_: parts)
     name = engine.name
     place = engine_files.folder_for(name, model, folder)
     kept = {f: f.read_bytes() for f in place.iterdir()}
@@ -114,6 +125,19 @@ def test_runtime_uses_it(exported, model, tmp_path, monkeypatch):
         chunks[which] = np.stack([runtime.step(o).actions for o in seen])
     scale = np.abs(chunks["torch"]).max(axis=(0, 1))
     assert (np.abs(chunks[name] - chunks["torch"]).max(axis=(0, 1)) <= 1e-3 * scale).all()
+
+
+def test_importing_openvino_reports_to_nobody():
+    """Its telemetry is not even imported: a robot calls no web service."""
+    pytest.importorskip("openvino")
+    code = """if True:
+        import sys, torch
+        from vla_nodes.policy.engine_files import openvino_silent
+        graph = openvino_silent().convert_model(torch.nn.Linear(2, 2), example_input=torch.zeros(1, 2))
+        print("openvino_telemetry" in sys.modules, len(graph.outputs))"""
+    root = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert run.stdout.split() == ["False", "1"], run.stderr
 
 
 # -- without any exported engine -------------------------------------------------------------------------------------

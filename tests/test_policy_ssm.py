@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vla_nodes.policy import ssm
 from vla_nodes.policy.ssm import Mamba1, Mamba2, SequenceCore
-from vla_nodes.policy.ssm_scan import selective_scan_step, ssd_chunked, ssd_step
+from vla_nodes.policy.ssm_scan import selective_scan_chunked, selective_scan_step, ssd_chunked, ssd_step
 
 torch.set_num_threads(1)
 TOLERANCE = 1e-4
@@ -209,3 +209,66 @@ def test_kernel_backend_says_why_it_cannot_run(monkeypatch):
         ssm_kernels.set_backend("fast")
     assert "reference" in ssm_kernels.backend_report()
     ssm_kernels.why_unavailable.cache_clear()
+
+
+def scan_inputs(kind: str, length: int, batch: int = 2) -> list[torch.Tensor]:
+    """Inputs of a scan in float64, all with gradients: x, dt, decay, b, c, state."""
+    generator = torch.Generator().manual_seed(length)
+
+    def noise(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    if kind == "ssd":
+        shapes = (batch, length, 4, 3), (batch, length, 4), (4,), (batch, length, 2, 5), (batch, length, 2, 5)
+        state = noise(batch, 4, 3, 5)
+    else:
+        shapes = (batch, length, 6), (batch, length, 6), (6, 5), (batch, length, 5), (batch, length, 5)
+        state = noise(batch, 6, 5)
+    x, dt, decay, b, c = (noise(*shape) for shape in shapes)
+    return [t.requires_grad_(True) for t in (x, dt.abs().detach(), -decay.abs().detach(), b, c, state)]
+
+
+@settings(max_examples=12, deadline=None)
+@given(kind=st.sampled_from(["ssd", "scan"]), length=st.integers(1, 33), chunk=st.integers(1, 40))
+def test_gradients_of_the_chunked_forms_equal_the_sequential_reference_in_float64(kind, length, chunk):
+    """Every input's gradient, the state's among them, through outputs and last state; chunks shorter and longer."""
+    chunked, step = {"ssd": (ssd_chunked, ssd_step), "scan": (selective_scan_chunked, selective_scan_step)}[kind]
+    results = []
+    for sequential in (False, True):
+        x, dt, decay, b, c, state = inputs = scan_inputs(kind, length)
+        if sequential:
+            out = []
+            for t in range(length):
+                y, state = step(x[:, t], dt[:, t], decay, b[:, t], c[:, t], state)
+                out.append(y)
+            y, end = torch.stack(out, 1), state
+        else:
+            y, end = chunked(x, dt, decay, b, c, state, chunk)
+        weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
+        gradients = torch.autograd.grad((y * weight).sum() + end.square().sum(), inputs)
+        results.append([y, end, *gradients])
+    for found, wanted in zip(*results, strict=True):
+        assert torch.allclose(found, wanted, atol=1e-10, rtol=1e-10)
+
+
+@settings(max_examples=20, deadline=None)
+@given(mixer=st.sampled_from(["mamba2", "mamba1"]), chunk=st.integers(1, 256), cut=st.integers(1, 29),
+       groups=st.sampled_from([1, 2]), seed=st.integers(0, 1000))  # fmt: skip
+def test_laws_of_the_state_in_the_middle(mixer, chunk, cut, groups, seed):
+    """Snapshot, continue, restore; batch and split; reset one stream: at any cut, chunk size and number of groups."""
+    extra = {"ngroups": groups} if mixer == "mamba2" else {}
+    model = core(mixer, seed, chunk_size=chunk, **extra)
+    x = torch.randn(3, 30, 32, generator=torch.Generator().manual_seed(seed))
+    whole, _ = model(x)
+    _, state = model(x[:, :cut])
+    saved = ssm.snapshot(state)
+    tail, _ = model(x[:, cut:], state)
+    model(torch.ones(3, 3, 32), state)
+    again, _ = model(x[:, cut:], ssm.restore(saved))
+    assert error(tail, whole[:, cut:]) <= TOLERANCE and torch.equal(again, tail)
+    rows = [ssm.index(saved, [i]) for i in (2, 0)]
+    some, _ = model(x[[2, 0], cut:], ssm.concatenate(rows))
+    assert error(some, whole[[2, 0], cut:]) <= TOLERANCE
+    anew, _ = model(x[:, cut:], ssm.reset_rows(saved, torch.tensor([False, True, False])))
+    fresh, _ = model(x[1:2, cut:])
+    assert error(anew[1:2], fresh) <= TOLERANCE and error(anew[::2], whole[::2, cut:]) <= TOLERANCE

@@ -101,3 +101,36 @@ def test_mamba_ssm_folders_load_and_pickles_are_refused(tmp_path):
     save_file({n: p.contiguous() for n, p in tensors.items()}, tmp_path / "model.safetensors")
     x = torch.randn(1, 9, WIDTH)
     assert error(load_core(tmp_path)(x)[0], theirs(inputs_embeds=x).last_hidden_state) <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "mamba1"])
+def test_language_models_in_shards_load(kind, tmp_path):
+    """MambaForCausalLM and Mamba2ForCausalLM as transformers saves them: prefix, head, embeddings, several files."""
+    theirs = reference(kind)
+    classes = {"mamba2": transformers.Mamba2ForCausalLM, "mamba1": transformers.MambaForCausalLM}
+    whole = classes[kind](theirs.config).eval()
+    whole.backbone.load_state_dict(theirs.state_dict())
+    whole.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    x = torch.randn(1, 9, WIDTH)
+    assert error(load_core(tmp_path)(x)[0], theirs(inputs_embeds=x).last_hidden_state) <= TOLERANCE
+    shard = sorted(tmp_path.glob("*.safetensors"))[0]
+    (tmp_path / "copy.safetensors").write_bytes(shard.read_bytes())
+    with pytest.raises(ValueError, match="in another file"):
+        load_core(tmp_path)
+    (tmp_path / "copy.safetensors").unlink()
+    shard.write_bytes(shard.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="truncated"):
+        load_core(tmp_path)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"hidden_act": "gelu"}, "hidden_act"), ({"model_type": "llama"}, "llama"), ({"use_bias": True}, "use_bias"),
+    ({"time_step_limit": [0.0, 0.1]}, "time_step_limit"), ({"hidden_size": None}, "config.json"),
+    ({"num_hidden_layers": "x"}, "config.json")], ids=str)  # fmt: skip
+def test_what_this_core_cannot_do_is_said(change, words, tmp_path):
+    config = {"model_type": "mamba2", "hidden_size": 48, "num_hidden_layers": 2, "state_size": 12, "head_dim": 12,
+              "n_groups": 1, "num_heads": 8}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in (config | change).items() if v is not None}))
+    with pytest.raises(ValueError, match=words):
+        load_core(tmp_path)

@@ -341,6 +341,12 @@ def write_env_file() -> None:
     os.replace(file.name, ENV_FILE)
 
 
+def make_engine() -> None:
+    """The shipped policy's graphs for this CPU, so that the first start does not make them."""
+    env = clean_environment(**ros_variables())
+    run([str(VENV / "bin/python"), "-m", "vla_nodes", "engine"], "engine", env)
+
+
 def installed_files() -> list[str]:
     """Names of the share files and executables, which the build links one by one: a new one needs an install."""
     folders = ("launch", "config", "resource/executables")
@@ -388,6 +394,12 @@ def setup(tests: bool = False) -> None:
     step("cmake", digest([wheels_key, Path(__file__)]), "adapting the ROS wheels to this Python", patch_cmake_files)
     step("build", build_key, "generating the messages with colcon", build_package)
     step("env", build_key, f"writing {ENV_FILE.relative_to(ROOT)}", write_env_file)
+    if not tests:  # the tests make their own
+        shipped = ROOT / "resource/checkpoints/nano"
+        files = [f for f in (shipped / "model.safetensors", shipped / "int8.json") if f.exists()]
+        engine_key = digest([wheels_key, *files, *sorted((ROOT / "vla_nodes/policy").glob("*.py"))])
+        if files:
+            step("engine", engine_key, "exporting the shipped policy to the fast engine", make_engine)
     if tests:
         tests_key = digest([wheels_key, REQUIREMENTS / "dev.txt"])
         step("tests", tests_key, "installing what only the tests need", lambda: install_wheels("dev"))

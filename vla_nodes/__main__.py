@@ -9,6 +9,7 @@ COMMANDS = {  # name: (module with main(argv) -> int, what it does)
     "replay": ("vla_nodes.replay.command", "a recording through the live pipeline without ROS: report, golden test"),
     "eval": ("vla_nodes.train.evaluate", "closed-loop success of a checkpoint in the simulator"),
     "bench": ("vla_nodes.policy.bench", "ms per tick and memory, SSM against its transformer twin"),
+    "engine": ("vla_nodes.train.engine", "a checkpoint's fast CPU graphs: exported, proven, calibrated for 8 bits"),
     "control-bench": ("vla_nodes.train.control_bench", "what the chunk executor costs, and how it moves next to peers"),
     "seams": ("vla_nodes.control.report", "how a recorded run joined its chunks, in numbers and as a PNG"),
     "record": ("vla_nodes.nodes.record", "record the running graph into rosbag2 folders; repair a damaged one"),

@@ -40,7 +40,7 @@ class PolicyNode(BaseNode):
     params = (
         Param("checkpoint", "", "Checkpoint folder; empty: resource/checkpoints/nano of this package."),
         Param("device", "auto", "Where the policy runs.", choices=("auto", "cpu", "cuda")),
-        Param("engine", "torch", "What computes it on a CPU; see policy/engine.py.", choices=engines.NAMES),
+        Param("engine", "auto", "What computes it on a CPU; see policy/engine.py.", choices=engines.NAMES),
         Param("threads", 1, "CPU threads of the policy.", 1, 256),
         Param("rate", 0.0, "Policy steps per second of observation time [Hz]; 0: the checkpoint's own.", 0.0, 100.0),
         Param("max_image_age", 0.5, "Oldest observation acted upon [s], ROS clock.", 0.02, 10.0),
@@ -221,7 +221,7 @@ class PolicyNode(BaseNode):
         if self.active and self._core.instruction and not self._computing:
             silent = self.inputs.lost()
             self._loop.watch(self.now(), f"nothing on {', '.join(silent)}" if silent else self._camera.problem())
-        if self.steady_now() - self._status_at > STATUS_PERIOD:
+        if self.steady_now() - self._status_at > STATUS_PERIOD + 1e-6:  # the replay counts in ns: no rounding of floats
             self._publish_status()
 
     def _publish_status(self) -> None:

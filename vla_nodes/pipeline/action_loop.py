@@ -26,6 +26,7 @@ class ActionLoop:
         robot = core.robot
         joints = (*robot.joint_names, *((robot.gripper.joint,) if robot.gripper else ()))
         self.core = core
+        self.last: tuple[np.ndarray, np.ndarray, float | None] | None = None  # of joint_states, as read
         self._joints = JointInput(joints, joint_map)
         self.arm_names = list(self._joints.robot_names[: robot.dof])
         self.gripper_names = list(self._joints.robot_names[robot.dof :])
@@ -37,13 +38,15 @@ class ActionLoop:
         return self._joints.problem
 
     def read_joints(self, message: Any) -> tuple[np.ndarray, np.ndarray, float | None] | None:
-        """Arm positions and velocities (J,) and the finger's position, or None with `joint_problem` saying why."""
+        """Arm positions and velocities (J,) and the finger's position (kept as `last`), or None with `joint_problem`
+        saying why."""
         joints = self._joints.read(message.name, message.position, message.velocity)
         if joints is None:
             return None
         (position, velocity), dof = joints, self.core.robot.dof
         finger = float(position[dof]) if self.gripper_names else None
-        return position[:dof], np.zeros(dof) if velocity is None else velocity[:dof], finger
+        self.last = (position[:dof], np.zeros(dof) if velocity is None else velocity[:dof], finger)
+        return self.last
 
     def joints(self, message: Any, steady: float) -> Answer:
         """A joint_states message, while active."""

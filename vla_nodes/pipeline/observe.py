@@ -38,7 +38,7 @@ def observation(pair: Pair, camera_pose: np.ndarray, robot: RobotModel) -> Obser
     arm = robot.dof
     return Observation(
         stamp=pair.stamp,
-        color=rgb,
+        color=rgb if rgb.flags.writeable else rgb.copy(),  # torch warns of arrays that it could not write to
         depth=None if pair.depth is None else depth_metres(pair.depth),
         intrinsics=intrinsics,
         camera_pose=camera_pose,

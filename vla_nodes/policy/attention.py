@@ -76,11 +76,12 @@ class KVState:
         return KVState(_Buffer(keys, values, states[0].length), states[0].length)
 
 
-def rotate(x: Tensor, start: int, base: float = 10000.0) -> Tensor:
+def rotate(x: Tensor, start: int | Tensor, base: float = 10000.0) -> Tensor:
     """Rotary position embedding of x (B, H, L, width) whose first token stands at position `start`."""
     half = x.shape[-1] // 2
     frequency = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = torch.arange(start, start + x.shape[2], device=x.device, dtype=torch.float32).unsqueeze(-1) * frequency
+    position = start + torch.arange(x.shape[2], device=x.device, dtype=torch.float32)
+    angle = position.unsqueeze(-1) * frequency
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
@@ -101,14 +102,18 @@ class CausalAttention(nn.Module):
         empty = [torch.zeros(batch, self.heads, 0, self.headdim, device=device, dtype=dtype) for _ in range(2)]
         return KVState(_Buffer(*empty, 0), 0)
 
+    def project(self, u: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """u (B, L, D), its first token at position `start` -> q, k (both rotated), v (B, H, L, width)."""
+        q, k, v = self.in_proj(u).unflatten(-1, (3, self.heads, self.headdim)).permute(2, 0, 3, 1, 4)
+        return rotate(q, start), rotate(k, start), v
+
     def forward(self, u: Tensor, state: KVState | None = None) -> tuple[Tensor, KVState]:
         batch, length, width = u.shape
         if state is None:
             state = self.init_state(batch, u.device, u.dtype)
         before = state.length
-        q, k, v = self.in_proj(u).view(batch, length, 3, self.heads, self.headdim).permute(2, 0, 3, 1, 4)
-        state = state.append(rotate(k, before), v)
-        q = rotate(q, before)
+        q, k, v = self.project(u, before)
+        state = state.append(k, v)
         if before == 0 or length == 1:
             y = F.scaled_dot_product_attention(q, state.keys, state.values, is_causal=before == 0)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from . import engine as engines
-from . import engine_files
+from . import engine_files, ssm
 from .attention import KVState, _Buffer
-from .model import VisualTokens, VlaPolicy
+from .model import VlaPolicy
 from .runtime import Observation, PolicyRuntime
 from .ssm import SequenceCore
 
@@ -23,13 +25,23 @@ RUN_FLOP = {"cpu": 1e12, "cuda": 1e15}  # a history that costs more to run throu
 
 @dataclass
 class Contender:
-    """One way of computing a tick. Times in ms by part; `core` feeds one tick's tokens from the current state."""
+    """One way of computing a tick; `core` feeds one tick's tokens from the current state."""
 
     name: str
     model: VlaPolicy
     runtime: PolicyRuntime
     core: Callable[[Tensor, tuple], tuple]
     error: float = 0.0
+
+
+@dataclass
+class Run:
+    """A contender at one history length, with its own carried state. Times in ms by part."""
+
+    contender: Contender
+    length: int
+    state: tuple
+    filled: str  # how the history came about, see `history`
     times: dict[str, list[float]] = field(default_factory=dict)
 
     def note(self, part: str, ms: float) -> None:
@@ -52,13 +64,12 @@ def torch_core(model: VlaPolicy) -> Callable[[Tensor, tuple], tuple]:
     return torch.no_grad()(lambda tokens, state: model.core(tokens, state))
 
 
-def exported_core(name: str, model: VlaPolicy, threads: int, precision: str, folder: Path
-                  ) -> Callable[[Tensor, tuple], tuple]:  # fmt: skip
-    """The core alone as a graph of this engine (the engine itself holds it inside `think`)."""
+def exported_core(name: str, model: VlaPolicy, threads: int, folder: Path) -> Callable[[Tensor, tuple], tuple]:
+    """The core alone as a graph of this engine, in f32 (the engine itself holds it inside `think`)."""
     start = model.core.init_state(1)
     inputs = (torch.randn(1, model.tokens, model.config.d_model), *engines.flatten(start))
     engine_files.EXPORTERS[name](CoreOnly(model.core).eval(), inputs, folder / f"core-{name}")
-    graph = engine_files.open_graph(name, folder / f"core-{name}", threads, precision)
+    graph = engine_files.open_graph(name, folder / f"core-{name}", threads, "f32")
 
     def call(tokens: Tensor, state: tuple) -> tuple:
         out, *after = graph((tokens, *engines.flatten(state)))
@@ -148,26 +159,119 @@ class Clock:
 
 
 @torch.no_grad()
-def time_round(contender: Contender, clock: Clock, tick: int, state: tuple, device: str) -> tuple:
-    """One tick of everything, noted in the contender; returns the advanced state."""
-    model, engine, runtime = contender.model, contender.runtime.engine, contender.runtime
-    prepared = runtime._prepared
-    images, body = engines.example(model, tick)
-    images, body = tuple(x.to(device) for x in images), type(body)(*(x.to(device) for x in body))
+def time_round(run: Run, clock: Clock, tick: int, device: str) -> None:
+    """One tick of everything, noted in the run, whose state it advances."""
+    model, runtime = run.contender.model, run.contender.runtime
+    engine, prepared = runtime.engine, runtime._prepared
+    images, body = ssm.map_state(lambda t: t.to(device), engines.example(model, tick))
     seen = observation(tick, model.config.image_size, model.config.joints)
-    runtime._state = state
+    runtime._state = run.state
     _, ms = clock(runtime.step, seen)
-    contender.note("tick", ms)
-    state = runtime._state
+    run.note("tick", ms)
     view, ms = clock(engine.look, *images, prepared)
-    contender.note("vision", ms)
-    view = VisualTokens(*(part.unsqueeze(1) for part in view))
-    (_, state), ms = clock(engine.think, body, view, prepared.summary, state)
-    contender.note("think", ms)
+    run.note("vision", ms)
+    (_, state), ms = clock(engine.think, body, engines.one_tick(view), prepared.summary, runtime._state)
+    run.note("think", ms)
     tokens = torch.randn(1, model.tokens, model.config.d_model).to(next(model.core.parameters()))
-    (_, state), ms = clock(contender.core, tokens, state)
-    contender.note("core", ms)
-    return state
+    (_, run.state), ms = clock(run.contender.core, tokens, state)
+    run.note("core", ms)
+
+
+class TwinWindow(nn.Module):
+    """The twin's core with a bounded cache as explicit inputs: the last C tokens' keys and values of every layer.
+
+    Gives the new tokens' own keys and values, which the caller writes over the oldest: no cache is ever copied.
+    """
+
+    def __init__(self, core: SequenceCore) -> None:
+        super().__init__()
+        self.core = core
+
+    def forward(self, x: Tensor, position: Tensor, *cache: Tensor):
+        """x (1, L, D), the first at `position`; keys and values (1, H, C, width) of each layer, keys rotated."""
+        new, length = [], x.shape[1]
+        future = torch.ones(length, length, dtype=torch.bool).triu(1)
+        for i, block in enumerate(self.core.layers):
+            keys, values = cache[2 * i], cache[2 * i + 1]
+            q, k, v = block.mixer.project(block.norm(x), position)
+            q = q * block.mixer.headdim**-0.5
+            own = (q @ k.transpose(-1, -2)).masked_fill(future, float("-inf"))
+            weights = torch.cat([q @ keys.transpose(-1, -2), own], -1).softmax(-1)
+            y = weights[..., : keys.shape[2]] @ values + weights[..., keys.shape[2] :] @ v
+            x = x + block.mixer.out_proj(y.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.norm2(x))
+            new += [k, v]
+        return (self.core.norm_f(x), *new)
+
+
+class WindowedTwin:
+    """TwinWindow in OpenVINO, as generous to the transformer as can be: memory never grows, nothing is copied."""
+
+    def __init__(self, model: VlaPolicy, threads: int, lengths: list[int]) -> None:
+        self.model, self.threads, self.calls = model, threads, {}
+        for length in lengths:
+            if not too_long(model, length, "cpu"):
+                self.calls[length] = self._build(length)
+
+    def at(self, length: int) -> Callable:
+        return self.calls[length]
+
+    def _build(self, length: int) -> Callable:
+        core, tokens, width = self.model.core, self.model.tokens, self.model.config.d_model
+        attention = core.layers[0].mixer
+        shape = (1, attention.heads, length * tokens, attention.headdim)
+        cache = [torch.randn(shape) for _ in range(2 * len(core.layers))]
+        with tempfile.TemporaryDirectory(prefix="vla_nodes_bench_") as scratch:
+            inputs = (torch.randn(1, tokens, width), torch.tensor([0.0]), *cache)
+            engine_files.EXPORTERS["openvino"](TwinWindow(core).eval(), inputs, Path(scratch) / "twin")
+            graph = engine_files.open_graph("openvino", Path(scratch) / "twin", self.threads, "f32")
+        ticks = 0
+
+        def call(tokens_: Tensor, _) -> tuple:
+            nonlocal ticks
+            out, *new = graph((tokens_, torch.tensor([float((length + ticks) * tokens)]), *cache))
+            begin = ticks % length * tokens
+            for kept, fresh in zip(cache, new, strict=True):
+                kept[:, :, begin : begin + tokens] = fresh
+            ticks += 1
+            return out, None
+
+        return call
+
+
+def cache_bytes(model: VlaPolicy, length: int) -> int:
+    """Of an attention core's keys and values after so many ticks; 0 for a core whose state does not grow."""
+    if model.config.mixer != "attention":
+        return 0
+    element = next(model.core.parameters()).element_size()
+    return 2 * len(model.core.layers) * length * model.tokens * model.config.d_model * element
+
+
+def free_bytes(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def too_long(model: VlaPolicy, length: int, device: str) -> str:
+    """"" when a history of this length fits the memory, else one line."""
+    need, free = cache_bytes(model, length), free_bytes(device)
+    return f"its cache needs {need >> 20} MiB and {free >> 20} are free" if need > 0.4 * free else ""
+
+
+def need_memory(config, args) -> None:
+    """MemoryError before anything is allocated that would not fit."""
+    with torch.device("meta"):
+        weights = 4 * sum(p.numel() for p in VlaPolicy(config).parameters())
+    copies = 1 + (not args.no_twin) + (args.device == "cpu" and args.engines != "none")
+    need, free = copies * weights, free_bytes(args.device)
+    if need > 0.9 * free:
+        raise MemoryError(f"{config.preset} needs {need >> 20} MiB on {args.device} and {free >> 20} are free; "
+                          "try --no-twin, --engines none or a smaller preset")  # fmt: skip
 
 
 def machine_limits(device: str, threads: int, core_bytes: int) -> dict[str, float]:

@@ -3,6 +3,9 @@
 Both parts of a tick, `look` (image to visual tokens) and `think` (tokens and carried state to chunk and new state),
 have the same call in every engine. PyTorch eager is the reference: an exported engine is used only after it has carried
 a few made-up ticks to the same numbers, in this process, on this machine. States stay values: nested tuples of tensors.
+
+Precision f32 is the model as it is; int8 rounds the vision's heavy convolutions (quantise.py) where the checkpoint
+brings the ranges for it. Everything is flattened to plain tensors by structure, so a new field needs no change here.
 """
 
 from __future__ import annotations
@@ -14,16 +17,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import engine_files
+from . import engine_files, quantise
 from .language import EncodedText
 from .model import CHANGE_WIDTH, STATE_WIDTH, Prepared, Proprioception, TickOutput, VisualTokens, VlaPolicy
 from .ssm import map_state
 
 log = logging.getLogger(__name__)
-TOLERANCE = {"f32": 1e-3, "bf16": 5e-2}  # largest difference of any output or state, relative to its largest value
+# Largest difference of any output or state, relative to its largest value, on made-up images. How far 8 bits are off on
+# camera frames is measured together with their ranges (train/engine.py).
+TOLERANCE = {"f32": 1e-3, "bf16": 5e-2, "int8": 0.1}
+PRECISIONS = ("auto", *TOLERANCE)
+SMALL_CORE = 4_000_000  # parameters; below it a second thread waits more than it computes (measured at 0.5 million)
 PROOF_TICKS = 4
 TIMED_TICKS = 15
-EXPORTED = ("openvino", "onnxruntime")
+EXPORTED = ("openvino", "onnxruntime")  # in this order: OpenVINO was the faster one wherever both were measured
 NAMES = ("auto", "torch", *EXPORTED)
 
 
@@ -42,7 +49,8 @@ class TorchEngine:
     @torch.no_grad()
     def look(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
              prepared: Prepared) -> VisualTokens:  # fmt: skip
-        """As VlaPolicy.look, without what only losses need."""
+        """As VlaPolicy.look, without what only losses need; color (B, 3, S, S) as bytes, or 0..1."""
+        color = color.float() / 255 if color.dtype == torch.uint8 else color
         return self.model.look(color, depth, intrinsics, camera_pose, tool, prepared)[0]
 
     @torch.no_grad()
@@ -52,29 +60,29 @@ class TorchEngine:
         return self.model.think(body, view, summary, state)
 
 
-class Look(nn.Module):
-    """`VlaPolicy.look` with tensors only, as exporters want it."""
+class Part(nn.Module):
+    """A part of a tick with plain tensors in and out, as exporters want it: `arguments` give the structure."""
 
-    def __init__(self, model: VlaPolicy) -> None:
+    def __init__(self, model: VlaPolicy, arguments: tuple) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.arguments = model, arguments
 
-    def forward(self, color, depth, intrinsics, camera_pose, tool, queries, summary):
-        return tuple(self.model.look(color, depth, intrinsics, camera_pose, tool, Prepared(queries, summary))[0])
+    def forward(self, *tensors):
+        return tuple(flatten(self.call(*unflatten(tensors, self.arguments))))
 
 
-class Think(nn.Module):
+class Look(Part):
+    """`VlaPolicy.look` of one camera image (1, S, S, 3) as bytes, in the camera's own order."""
+
+    def call(self, color, *others):
+        return self.model.look(color.permute(0, 3, 1, 2).float() / 255, *others)[0]
+
+
+class Think(Part):
     """`VlaPolicy.think` for one tick, the state of each layer as separate inputs and outputs."""
 
-    def __init__(self, model: VlaPolicy) -> None:
-        super().__init__()
-        self.model = model
-        self.template = model.core.init_state(1)
-
-    def forward(self, body, change, features, points, mass, spread, tool, summary, *carried):
-        view = VisualTokens(features, points, mass, spread, tool, mass[..., 0])  # grounding passes by the core
-        output, state = self.model.think(Proprioception(body, change), view, summary, unflatten(carried, self.template))
-        return (output.actions, output.primitive, *flatten(state))
+    def call(self, *arguments):
+        return self.model.think(*arguments)
 
 
 def flatten(state) -> list[Tensor]:
@@ -93,22 +101,28 @@ def unflatten(tensors, template) -> tuple:
 class ExportedEngine:
     """A tick of one stream, computed by two compiled graphs (see engine_files.Graph)."""
 
-    def __init__(self, name: str, precision: str, look: engine_files.Graph, think: engine_files.Graph, start: tuple
-                 ) -> None:  # fmt: skip
+    def __init__(self, name: str, precision: str, look: engine_files.Graph, think: engine_files.Graph, outputs: dict,
+                 start: tuple) -> None:  # fmt: skip
         self.name, self.precision, self.error = name, precision, float("nan")
-        self._look, self._think, self._start = look, think, start
+        self._look, self._think, self._outputs, self._start = look, think, outputs, start
 
     def look(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
              prepared: Prepared) -> VisualTokens:  # fmt: skip
-        """As TorchEngine.look, for one image."""
-        return VisualTokens(*self._look((color, depth, intrinsics, camera_pose, tool, *prepared)))
+        """As TorchEngine.look, for one image; a color of 0..1 is rounded to bytes."""
+        pixels = color if color.dtype == torch.uint8 else (color * 255).round().to(torch.uint8)
+        inputs = (pixels.permute(0, 2, 3, 1), depth, intrinsics, camera_pose, tool, *flatten(prepared))
+        return unflatten(self._look(inputs), self._outputs["look"])
 
     def think(self, body: Proprioception, view: VisualTokens, summary: Tensor, state: tuple | None
               ) -> tuple[TickOutput, tuple]:  # fmt: skip
         """As TorchEngine.think, for one tick of one stream."""
-        carried = flatten(self._start if state is None else state)
-        actions, primitive, *after = self._think((*body, *view[:5], summary, *carried))
-        return TickOutput(actions, primitive, view.grounding, view.points[..., 0, :]), unflatten(after, self._start)
+        state = self._start if state is None else state
+        return unflatten(self._think(tuple(flatten((body, view, summary, state)))), self._outputs["think"])
+
+
+def one_tick(view: VisualTokens) -> VisualTokens:
+    """(B, ...) -> (B, 1, ...): what `look` gives as what `think` takes."""
+    return map_state(lambda part: part.unsqueeze(1), view)
 
 
 def example(model: VlaPolicy, seed: int, depth: bool = True) -> tuple[tuple, Proprioception]:
@@ -118,7 +132,7 @@ def example(model: VlaPolicy, seed: int, depth: bool = True) -> tuple[tuple, Pro
     coarse = torch.rand(1, 4, size // 16, size // 16, generator=g)  # blobs, as images have
     picture = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
     color = (picture[0, :3] * 255).byte().permute(1, 2, 0).contiguous()  # (S, S, 3) as a camera gives it
-    color = color.permute(2, 0, 1).unsqueeze(0).float() / 255
+    color = color.permute(2, 0, 1).unsqueeze(0)
     distance = 0.4 + picture[:, 3]
     distance = torch.where(torch.rand(1, size, size, generator=g) < 0.05, 0.0, distance) if depth else 0 * distance
     intrinsics = torch.tensor([[[size * 0.9, 0, size / 2], [0, size * 0.9, size / 2], [0, 0, 1]]])
@@ -142,10 +156,10 @@ def run_ticks(engine, model: VlaPolicy, ticks: int) -> tuple[list[Tensor], float
     for tick in range(ticks):
         images, body = example(model, tick, depth=tick != ticks - 2)
         started = time.perf_counter()
-        view = VisualTokens(*(part.unsqueeze(1) for part in engine.look(*images, prepared)))
+        view = one_tick(engine.look(*images, prepared))
         output, state = engine.think(body, view, prepared.summary, state)
         fastest = min(fastest, 1e3 * (time.perf_counter() - started))
-        found += [*view, *output]
+        found += flatten((view, output))
     return [t.clone() for t in found + flatten(state)], fastest
 
 
@@ -159,17 +173,18 @@ def difference(found: list[Tensor], wanted: list[Tensor]) -> float:
     return worst
 
 
-def load(model: VlaPolicy, name: str = "auto", threads: int = 1, checkpoint: Path | None = None, precision: str = "f32"
-         ) -> TorchEngine | ExportedEngine:  # fmt: skip
-    """The engine of that name, or for "auto" the fastest of those that can run here and were proven equal to eager.
+def load(model: VlaPolicy, name: str = "auto", threads: int = 1, checkpoint: Path | None = None,
+         precision: str = "auto") -> TorchEngine | ExportedEngine:  # fmt: skip
+    """The engine of that name; for "auto" the first of EXPORTED that runs here, is proven and is faster than eager.
 
-    `checkpoint` is the folder whose weights these are; graphs are kept beside them, else in the user's cache.
+    `checkpoint` is the folder whose weights these are; graphs are kept beside them, else in the user's cache. Precision
+    "auto" is int8 where that folder brings its ranges, else f32.
     EngineError when a named engine cannot run; "auto" then warns with the reason and goes on without it.
     """
     if name not in NAMES:
         raise EngineError(f"engine {name!r} is none of {', '.join(NAMES)}")
-    if precision not in TOLERANCE:
-        raise EngineError(f"precision {precision!r} is none of {', '.join(TOLERANCE)}")
+    if precision not in PRECISIONS:
+        raise EngineError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
     reference = TorchEngine(model)
     if name == "torch":
         return reference
@@ -178,29 +193,57 @@ def load(model: VlaPolicy, name: str = "auto", threads: int = 1, checkpoint: Pat
         if name == "auto":
             return reference
         raise EngineError(f"engine {name} is for the CPU and the policy is on {device}; set engine to auto or torch")
+    ranges = _ranges(model, checkpoint, precision)
     wanted, eager_ms = run_ticks(reference, model, PROOF_TICKS)
-    proven, reasons = [], []
+    reasons = []
     for candidate in EXPORTED if name == "auto" else (name,):
-        try:
-            proven.append(_prove(candidate, model, wanted, threads, checkpoint, precision))
-        except EngineError as error:
-            if name != "auto":
-                raise
-            reasons.append(str(error))
-    if not proven:
-        log.warning("policy runs in plain torch, several times slower than it could: %s", "; ".join(reasons))
+        for kind in _kinds(candidate, precision, ranges):
+            try:
+                engine = _prove(candidate, model, wanted, threads, checkpoint, kind, ranges)
+            except EngineError as error:
+                reasons.append(str(error))
+                continue
+            if reasons:
+                log.warning("policy engine is %s %s because: %s", candidate, kind, "; ".join(reasons))
+            return _faster(engine, reference, model, eager_ms) if name == "auto" else engine
+    if name != "auto":
+        raise EngineError("; ".join(reasons))
+    log.warning("policy runs in plain torch, several times slower than it could: %s", "; ".join(reasons))
+    return reference
+
+
+def _kinds(name: str, precision: str, ranges: quantise.Ranges | None) -> tuple[str, ...]:
+    """The precisions to try in this engine, best first."""
+    if precision != "auto":
+        return (precision,)
+    return ("int8", "f32") if ranges and name == "openvino" and engine_files.exact_int8() else ("f32",)
+
+
+def _ranges(model: VlaPolicy, checkpoint: Path | None, precision: str) -> quantise.Ranges | None:
+    if precision not in ("auto", "int8"):
+        return None
+    try:
+        ranges = quantise.load(checkpoint, model) if checkpoint is not None else None
+    except ValueError as error:
+        if precision == "int8":
+            raise EngineError(str(error)) from None
+        log.warning("policy is not run in 8 bits: %s", error)
+        return None
+    if ranges is None and precision == "int8":
+        raise EngineError(f"precision int8 needs {quantise.FILE} in the checkpoint folder: "
+                          "python -m vla_nodes engine --calibrate writes it")  # fmt: skip
+    return ranges
+
+
+def _faster(engine: ExportedEngine, reference: TorchEngine, model: VlaPolicy, eager_ms: float):
+    """The engine, unless eager torch is faster on this machine."""
+    ms = run_ticks(engine, model, TIMED_TICKS)[1]
+    if ms > eager_ms:
+        log.warning("policy runs in plain torch (%.1f ms a tick): %s needs %.1f ms here", eager_ms, engine.name, ms)
         return reference
-    for reason in reasons:
-        log.info("engine left out: %s", reason)
-    timed = [(run_ticks(engine, model, TIMED_TICKS)[1], i) for i, engine in enumerate(proven)]
-    fastest_ms, chosen = min(timed)
-    if fastest_ms > eager_ms:
-        log.warning("policy runs in plain torch (%.1f ms a tick): %s needs %.1f ms here",
-                    eager_ms, proven[chosen].name, fastest_ms)  # fmt: skip
-        return reference
-    log.info("policy engine: %s %s, %.1f ms a tick, equal to torch (%.1f ms) within %.1e of the largest value",
-             proven[chosen].name, precision, fastest_ms, eager_ms, proven[chosen].error)  # fmt: skip
-    return proven[chosen]
+    log.info("policy engine: %s %s, %.1f ms a tick, within %.1e of torch (%.1f ms)",
+             engine.name, engine.precision, ms, engine.error, eager_ms)  # fmt: skip
+    return engine
 
 
 def why_not(name: str, model: VlaPolicy) -> str:
@@ -212,14 +255,17 @@ def why_not(name: str, model: VlaPolicy) -> str:
     return ""
 
 
-def _prove(name: str, model: VlaPolicy, wanted: list[Tensor], threads: int, checkpoint: Path | None, precision: str
-           ) -> ExportedEngine:  # fmt: skip
+def _prove(name: str, model: VlaPolicy, wanted: list[Tensor], threads: int, checkpoint: Path | None, precision: str,
+           ranges: quantise.Ranges | None) -> ExportedEngine:  # fmt: skip
     """Builds or reads the graphs and compares; cached graphs that fail are exported anew once."""
     if reason := why_not(name, model):
         raise EngineError(reason)
+    if precision == "int8" and not engine_files.exact_int8():
+        raise EngineError("precision int8 needs a processor with VNNI (or Arm's dot product): older ones add 8-bit "
+                          "products in 16 bits, which overflow")  # fmt: skip
     for fresh in (False, True):
         try:
-            engine = _open(name, model, threads, checkpoint, precision, fresh)
+            engine = _open(name, model, threads, checkpoint, precision, ranges, fresh)
             engine.error = difference(run_ticks(engine, model, PROOF_TICKS)[0], wanted)
         except Exception as error:  # these libraries raise bare RuntimeError and more for anything
             problem = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
@@ -229,25 +275,37 @@ def _prove(name: str, model: VlaPolicy, wanted: list[Tensor], threads: int, chec
             problem = f"its outputs differ from torch by {engine.error:.1e}, allowed are {TOLERANCE[precision]:.0e}"
         if not fresh:
             log.warning("engine %s: cached graph unusable (%s), exporting anew", name, problem)
-    raise EngineError(f"engine {name} cannot run this policy: {problem}; set engine to torch, or to another one")
+    raise EngineError(f"engine {name} {precision} cannot run this policy: {problem}; set engine to torch or another")
 
 
-def _open(name: str, model: VlaPolicy, threads: int, checkpoint: Path | None, precision: str, fresh: bool
-          ) -> ExportedEngine:  # fmt: skip
-    folder = engine_files.folder_for(name, model, checkpoint)
+def _open(name: str, model: VlaPolicy, threads: int, checkpoint: Path | None, precision: str,
+          ranges: quantise.Ranges | None, fresh: bool) -> ExportedEngine:  # fmt: skip
+    ranges = ranges if precision == "int8" else None
+    folder = engine_files.folder_for(name, model, checkpoint, ranges)
+    arguments, outputs = structure(model)
     if fresh or not engine_files.complete(name, folder):
         started = time.perf_counter()
-        folder = engine_files.write(name, folder, parts(model), anew=fresh)
+        exported = quantise.quantised(model, ranges) if ranges else model
+        folder = engine_files.write(name, folder, parts(exported, arguments), anew=fresh)
         log.info("exported the policy to %s in %.1f s: %s", name, time.perf_counter() - started, folder)
-    look, think = (engine_files.open_graph(name, folder / part, threads, precision) for part in ("look", "think"))
-    return ExportedEngine(name, precision, look, think, model.core.init_state(1))
+    look = engine_files.open_graph(name, folder / "look", threads, precision)
+    small = sum(p.numel() for p in model.core.parameters()) < SMALL_CORE
+    think = engine_files.open_graph(name, folder / "think", 1 if small else threads, precision)
+    return ExportedEngine(name, precision, look, think, outputs, arguments["think"][-1])
 
 
 @torch.no_grad()
-def parts(model: VlaPolicy) -> dict[str, tuple[nn.Module, tuple]]:
+def structure(model: VlaPolicy) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """Arguments and outputs of both parts, from running one tick: what graphs flatten and unflatten by."""
+    (color, *images), body = example(model, 0)
+    prepared, engine = example_instruction(model), TorchEngine(model)
+    view = engine.look(color, *images, prepared)
+    think = (body, one_tick(view), prepared.summary, model.core.init_state(1))
+    return ({"look": (color.permute(0, 2, 3, 1), *images, prepared), "think": think},
+            {"look": view, "think": engine.think(*think)})  # fmt: skip
+
+
+def parts(model: VlaPolicy, arguments: dict[str, tuple]) -> dict[str, tuple[nn.Module, tuple]]:
     """What is exported: by name, a module and an example of its inputs."""
-    images, body = example(model, 0)
-    prepared = example_instruction(model)
-    view = VisualTokens(*(part.unsqueeze(1) for part in TorchEngine(model).look(*images, prepared)))
-    think = (*body, *view[:5], prepared.summary, *flatten(model.core.init_state(1)))
-    return {"look": (Look(model).eval(), (*images, *prepared)), "think": (Think(model).eval(), think)}
+    modules = {"look": Look(model, arguments["look"]).eval(), "think": Think(model, arguments["think"]).eval()}
+    return {name: (module, tuple(flatten(arguments[name]))) for name, module in modules.items()}

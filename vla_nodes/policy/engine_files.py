@@ -12,19 +12,25 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .quantise import QuantisedConv
 
 log = logging.getLogger(__name__)
 SUFFIX = {"openvino": ".xml", "onnxruntime": ".onnx"}
 PARTS = ("look", "think")
-SOURCES = ("config", "geometry", "vision", "ssm_scan", "ssm", "head", "model", "engine", "engine_files")
-KEPT = 4  # folders of one library in one place
+SOURCES = ("config", "geometry", "vision", "ssm_scan", "ssm", "head", "model", "quantise", "engine", "engine_files")
+KEPT = 6  # folders of one library in one place
+COPIED = 1 << 20  # bytes; a larger input or output of OpenVINO is attached, not copied
 MAX_ONNX_BYTES = (2 << 30) - (64 << 20)  # one protobuf file holds no more
 Graph = Callable[[tuple], list[Tensor]]  # inputs in the order of export -> outputs in the order of export
 
@@ -39,22 +45,33 @@ def version(name: str) -> str:
         return "unknown"
 
 
-def digest(name: str, model: nn.Module) -> str:
-    """Changes with a weight, a size, the model's source or the library: then the graph is another."""
+@lru_cache(maxsize=1)
+def exact_int8() -> bool:
+    """Whether this processor sums 8-bit products in 32 bits. Older x86 ones saturate at 16 and give other numbers."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next(line for line in lines if line.startswith(("flags", "Features"))).split()
+    except (OSError, StopIteration):
+        return False
+    return bool({"avx512_vnni", "avx_vnni", "asimddp"} & set(flags))
+
+
+def digest(name: str, model: nn.Module, ranges: dict | None = None) -> str:
+    """Changes with a weight, a size, the 8-bit ranges, the model's source or the library: the graph is then another."""
     total = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         total.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()))
-    total.update(repr(model.config).encode())
+    total.update(repr((model.config, sorted((ranges or {}).items()))).encode())
     for source in SOURCES:
         total.update((Path(__file__).parent / f"{source}.py").read_bytes())
     total.update(f"{name} {version(name)} torch {torch.__version__}".encode())
     return total.hexdigest()[:24]
 
 
-def folder_for(name: str, model: nn.Module, checkpoint: Path | None) -> Path:
+def folder_for(name: str, model: nn.Module, checkpoint: Path | None, ranges: dict | None = None) -> Path:
     """Where the graphs are, or will be; an existing folder is preferred wherever it is."""
-    leaf = f"{name}-{digest(name, model)}"
+    leaf = f"{name}-{'int8' if ranges else 'f32'}-{digest(name, model, ranges)}"
     places = [Path(checkpoint) / "engines"] if checkpoint is not None else []
     places.append(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vla_nodes" / "engines")
     for place in places:
@@ -103,9 +120,21 @@ def open_graph(name: str, path: Path, threads: int, precision: str) -> Graph:
 
 
 # -- OpenVINO --------------------------------------------------------------------------------------------------------
-def export_openvino(module: nn.Module, inputs: tuple, path: Path) -> None:
+def openvino_silent():
+    """The library, without its telemetry: importing it would report to a web service, and a robot does not."""
+    if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # an ImportError, for which it has a stub
+        try:
+            import openvino
+        finally:
+            del sys.modules["openvino_telemetry"]
     import openvino
 
+    return openvino
+
+
+def export_openvino(module: nn.Module, inputs: tuple, path: Path) -> None:
+    openvino = openvino_silent()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's: all shapes here are fixed on purpose
         graph = openvino.convert_model(module, example_input=inputs, input=[tuple(t.shape) for t in inputs])
@@ -114,19 +143,38 @@ def export_openvino(module: nn.Module, inputs: tuple, path: Path) -> None:
 
 def open_openvino(path: Path, threads: int, precision: str) -> Graph:
     """The CPU plug-in takes bf16 by itself where the processor has it, so the precision is always said."""
-    import openvino
-
+    openvino = openvino_silent()
+    precision = "f32" if precision == "int8" else precision  # of what the graph does not already do in integers
     compiled = openvino.Core().compile_model(str(path), "CPU", {
         "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False})  # fmt: skip
     request = compiled.create_infer_request()
-    outputs = range(len(compiled.outputs))
+
+    def attach(setter, i: int, array: np.ndarray) -> np.ndarray:
+        setter(i, openvino.Tensor(array, shared_memory=True))
+        return array
+
+    # Attaching an array costs more than copying a small one, so those have a buffer for good. States are values: what
+    # is returned is never written again.
+    def buffers(ports, setter) -> list[np.ndarray | None]:
+        empty = [np.zeros(tuple(port.shape), port.element_type.to_dtype()) for port in ports]
+        return [attach(setter, i, a) if a.nbytes <= COPIED else None for i, a in enumerate(empty)]
+
+    sources = buffers(compiled.inputs, request.set_input_tensor)
+    results = buffers(compiled.outputs, request.set_output_tensor)
+    large = [(i, tuple(port.shape), port.element_type.to_dtype()) for i, port in enumerate(compiled.outputs)
+             if results[i] is None]  # fmt: skip
 
     def call(inputs: tuple) -> list[Tensor]:
-        arrays = {i: t.contiguous().numpy() for i, t in enumerate(inputs)}
-        request.infer(arrays, share_inputs=True)
-        # copies: the request writes its next results into the same buffers, and a state is a value
-        return [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in outputs]
+        held = []  # until the call is over
+        for i, (buffer, tensor) in enumerate(zip(sources, inputs, strict=True)):
+            if buffer is None:
+                held.append(attach(request.set_input_tensor, i, tensor.contiguous().numpy()))
+            else:
+                buffer[...] = tensor.numpy()
+        fresh = {i: attach(request.set_output_tensor, i, np.empty(shape, kind)) for i, shape, kind in large}
+        request.infer()
+        return [torch.from_numpy(fresh[i] if a is None else a.copy()) for i, a in enumerate(results)]
 
     return call
 
@@ -135,6 +183,8 @@ def open_openvino(path: Path, threads: int, precision: str) -> Graph:
 def export_onnxruntime(module: nn.Module, inputs: tuple, path: Path) -> None:
     if sum(p.numel() for p in module.parameters()) * 4 > MAX_ONNX_BYTES:
         raise ValueError("the policy is larger than one ONNX file may be")
+    if any(isinstance(part, QuantisedConv) for part in module.modules()):
+        raise ValueError("onnxruntime runs this policy in f32 only, not in int8")
     names = [f"in{i}" for i in range(len(inputs))]
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # misses torchvision
     with torch.no_grad(), warnings.catch_warnings():
@@ -147,7 +197,7 @@ def open_onnxruntime(path: Path, threads: int, precision: str) -> Graph:
     import onnxruntime
 
     if precision != "f32":
-        raise ValueError(f"onnxruntime gains nothing from {precision} on a CPU; use f32")
+        raise ValueError(f"onnxruntime runs this policy in f32 only, not in {precision}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the rest of the robot needs its cores

@@ -182,7 +182,7 @@ class PolicyRuntime:
         near, far = self.config.depth_range
         depth = np.where((depth >= near) & (depth <= far), depth, 0.0)
         pixels = torch.as_tensor(np.ascontiguousarray(color), device=self.device).permute(2, 0, 1).unsqueeze(0)
-        return pixels.float() / 255, self._tensor(depth), self._tensor(intrinsics)
+        return pixels, self._tensor(depth), self._tensor(intrinsics)
 
     def _body(self, now: Observation):
         last = self._previous

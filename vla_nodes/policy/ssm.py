@@ -170,7 +170,8 @@ class Mamba1(nn.Module):
         dt, b, c = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         decay = -torch.exp(self.A_log.float())
         stepping = u.shape[1] == 1 and not torch.is_grad_enabled()
-        if ssm_kernels.use_for(u) and (first or stepping):  # upstream's scan starts from zero, its step has no gradient
+        # upstream's scan starts from zero, and its step has no gradient
+        if (first or stepping) and ssm_kernels.use_for(u, scan=not stepping):
             dt = F.linear(dt, self.dt_proj.weight)
             y, ssm = ssm_kernels.selective_scan(x, dt, decay, b, c, self.D, self.dt_proj.bias, z, state.ssm, first)
         else:

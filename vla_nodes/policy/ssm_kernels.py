@@ -26,16 +26,23 @@ def set_backend(name: str) -> None:
     _choice = name
 
 
-@lru_cache(maxsize=1)
-def why_unavailable() -> str:
-    """"" when the kernels can run here, else one line saying why not."""
+@lru_cache(maxsize=2)
+def why_unavailable(scan: bool = False) -> str:
+    """"" when the kernels can run here, else one line saying why not.
+
+    scan: also Mamba-1's over a sequence, a compiled extension that a Triton-only install of mamba_ssm lacks; newer
+    versions import without it and fail when it is called.
+    """
     if not torch.cuda.is_available():
         return "no CUDA device"
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # noqa: F401
         from mamba_ssm.ops.triton.selective_state_update import selective_state_update  # noqa: F401
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined  # noqa: F401
-    except (ImportError, RuntimeError) as error:
+
+        if scan:
+            import selective_scan_cuda  # noqa: F401
+    except (ImportError, RuntimeError, OSError) as error:
         return f"mamba_ssm does not import: {error}"
     return ""
 
@@ -47,9 +54,9 @@ def backend_report() -> str:
     return f"reference PyTorch ({why_unavailable()})" if why_unavailable() else "mamba_ssm kernels"
 
 
-def use_for(x: Tensor) -> bool:
-    """Whether this tensor's mixer runs through the kernels."""
-    return x.is_cuda and _choice != "reference" and not why_unavailable()
+def use_for(x: Tensor, scan: bool = False) -> bool:
+    """Whether this tensor's mixer runs through the kernels; scan: the one of Mamba-1 over a sequence."""
+    return x.is_cuda and _choice != "reference" and not why_unavailable(scan)
 
 
 def ssd(x, dt, decay, b, c, d, dt_bias, state, dt_limit) -> tuple[Tensor, Tensor]:
@@ -81,7 +88,11 @@ def ssd(x, dt, decay, b, c, d, dt_bias, state, dt_limit) -> tuple[Tensor, Tensor
 
 
 def selective_scan(x, dt, decay, b, c, d, dt_bias, z, state, first) -> tuple[Tensor, Tensor]:
-    """Kernel form of the Mamba-1 scan with softplus, D x and the gate inside; x, dt, z (B, L, E)."""
+    """Kernel form of the Mamba-1 scan with softplus, D x and the gate inside; x, dt, z (B, L, E).
+
+    Over a sequence it starts from zero, and its last state has no gradient: upstream drops it. It is detached here, so
+    training that carries a state from call to call is truncated back-propagation, not silently wrong.
+    """
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 
@@ -100,4 +111,4 @@ def selective_scan(x, dt, decay, b, c, d, dt_bias, z, state, first) -> tuple[Ten
         u, delta, decay, b, c, d.float(), z=gate, delta_bias=dt_bias.float(), delta_softplus=True,
         return_last_state=True,
     )  # fmt: skip
-    return y.transpose(1, 2), state
+    return y.transpose(1, 2), state.detach()

@@ -47,9 +47,11 @@ def ssd_chunked(
     Cost O(L Q (N + P) + L P N) per head with Q = chunk_size; the result does not depend on Q beyond rounding.
     """
     batch, length, heads, width = x.shape
+    if length <= chunk_size:
+        return ssd_one_chunk(x, dt, decay, b, c, state)
     groups, entries = b.shape[2:]
     per_group = heads // groups
-    q = min(chunk_size, length)
+    q = chunk_size
     chunks = -(-length // q)
     if pad := chunks * q - length:  # dt = 0 keeps the state (exp(0) = 1) and adds nothing to it
         x, dt = F.pad(x, (0, 0, 0, 0, 0, pad)), F.pad(dt, (0, 0, 0, pad))
@@ -86,6 +88,29 @@ def ssd_chunked(
     carried = (c @ before.transpose(-1, -2)).view(batch, chunks, groups, q, per_group, width).transpose(2, 3)
     y = y + carried * torch.exp(cumulative).permute(0, 1, 4, 2, 3).unsqueeze(-1)
     return y.reshape(batch, chunks * q, heads, width)[:, :length], state
+
+
+def ssd_one_chunk(
+    x: Tensor, dt: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """SSD over one chunk, shapes as `ssd_chunked`: the few tokens of a control tick, in as few operations as there are.
+
+    At this size a tick costs what its operations cost to start, in PyTorch and in every exported engine alike.
+    """
+    heads, groups = x.shape[2], b.shape[2]
+    x = (x * dt.unsqueeze(-1)).transpose(1, 2)  # (B, H, L, P)
+    b, c = b.transpose(1, 2), c.transpose(1, 2)  # (B, G, L, N)
+    cumulative = (dt * decay).transpose(1, 2).cumsum(-1)  # (B, H, L)
+    future = torch.ones(x.shape[2], x.shape[2], dtype=torch.bool, device=x.device).triu(1)
+    spread = (cumulative.unsqueeze(-1) - cumulative.unsqueeze(-2)).masked_fill(future, float("-inf"))
+    products = c @ b.transpose(-1, -2)  # (B, G, L, L), of what is shared by a group
+    if groups > 1:  # one group broadcasts by itself
+        products, b, c = (v.repeat_interleave(heads // groups, 1) for v in (products, b, c))
+    from_start = torch.exp(cumulative).unsqueeze(-1)  # (B, H, L, 1)
+    y = (torch.exp(spread) * products) @ x + (c * from_start) @ state.transpose(-1, -2)
+    to_end = torch.exp(cumulative[..., -1:] - cumulative).unsqueeze(-1)
+    state = state * from_start[:, :, -1:] + (x * to_end).transpose(-1, -2) @ b
+    return y.transpose(1, 2), state
 
 
 def ssd_step(x: Tensor, dt: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

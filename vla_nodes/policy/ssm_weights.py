@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .ssm import SequenceCore
@@ -22,6 +22,8 @@ def core_arguments(config: dict) -> dict:
     if kind in ("mamba", "mamba2"):
         if config.get("use_bias") or not config.get("use_conv_bias", True):
             raise ValueError("a Mamba model with use_bias or without use_conv_bias is not supported")
+        if config.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"hidden_act {config['hidden_act']!r} is not supported, only silu")
         low, high = config.get("time_step_limit") or (0.0, None)
         if low or high not in (None, float("inf"), {"__float__": "Infinity"}):  # how transformers writes infinity
             raise ValueError(f"time_step_limit {config['time_step_limit']} is not supported, only (0, inf)")
@@ -42,6 +44,8 @@ def core_arguments(config: dict) -> dict:
         name = layer.pop("layer", "Mamba1")
         if name not in ("Mamba1", "Mamba2") or config.get("d_intermediate") or config.get("attn_layer_idx"):
             raise ValueError("only pure Mamba1 or Mamba2 backbones are supported (no MLP, no attention layers)")
+        if not config.get("rms_norm", True):
+            raise ValueError("rms_norm false (LayerNorm between the layers) is not supported")
         known = {"d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size"}
         if unknown := set(layer) - known:
             raise ValueError(f"ssm_cfg entries {sorted(unknown)} are not supported")
@@ -58,20 +62,30 @@ def backbone_tensors(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no .safetensors file in {folder}{pickled}")
     tensors = {}
     for file in files:
-        with safe_open(file, "pt") as stored:
-            for name in stored.keys():
-                short = name.removeprefix("backbone.").removeprefix("model.")
-                if short.startswith(("layers.", "norm_f.")):
+        try:
+            with safe_open(file, "pt") as stored:
+                for name in stored.keys():
+                    short = name.removeprefix("backbone.").removeprefix("model.")
+                    if not short.startswith(("layers.", "norm_f.")):
+                        continue
+                    if short in tensors:
+                        raise ValueError(f"{file}: {name} is in another file of the folder too; keep one of them")
                     tensors[short] = stored.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file}: {error}; truncated, or not a safetensors file") from None
     return tensors
 
 
 def load_core(folder: str | Path, dtype: torch.dtype = torch.float32) -> SequenceCore:
     """The backbone of a pretrained folder as a SequenceCore. ValueError names the first tensors that do not fit."""
     folder = Path(folder)
-    arguments = core_arguments(json.loads((folder / "config.json").read_text()))
-    with torch.device("meta"):  # built empty, then given the file's tensors: one copy of the weights in memory
-        core = SequenceCore(**arguments)
+    try:
+        arguments = core_arguments(json.loads((folder / "config.json").read_text()))
+        with torch.device("meta"):  # built empty, then given the file's tensors: one copy of the weights in memory
+            core = SequenceCore(**arguments)
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+        what = f"entry {error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{folder / 'config.json'}: {what}") from None
     expected, found = core.state_dict(), backbone_tensors(folder)
     wrong = [f"{n} is missing" for n in expected if n not in found]
     wrong += [f"{n} is unknown" for n in found if n not in expected]

@@ -52,12 +52,16 @@ def choose(bag: Bag, topics: Topics, wanted: str = "auto") -> str:
     offsets = []
     zeros = 0
     stamped = [topic for name in ("color", "joints") if (topic := topics[name])]
-    for _, received, message in bag.messages(stamped):
-        stamp = nanoseconds(message.header.stamp)
-        zeros += stamp == 0
-        offsets.append(received - stamp)
-        if len(offsets) >= SAMPLE:
-            break
+    try:
+        for _, received, message in bag.messages(stamped):
+            stamp = nanoseconds(message.header.stamp)
+            zeros += stamp == 0
+            offsets.append(received - stamp)
+            if len(offsets) >= SAMPLE:
+                break
+    except BagError:
+        if not offsets:
+            raise  # else the replay goes as far as the recording does, and says so
     if zeros > len(offsets) // 2:
         raise BagError(f"{bag.path}: {', '.join(stamped)}: header stamps are 0, the driver does not stamp its messages")
     if wanted == "topic" and topics["clock"] is None:

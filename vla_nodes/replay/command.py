@@ -6,7 +6,8 @@
     python -m vla_nodes replay recording/ --compare new/       two policies side by side
 
 Same recording, checkpoint and settings: the same bytes in report/, but for timings.json.
-Exits 0, 1 where a golden file differs or the recording ends in damage, 2 where there is nothing to replay.
+Exits 0; 1 where a golden file differs, the recording ends in damage or no step could be taken; 2 where there is
+nothing to replay.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import hashlib
 import resource
 import sys
 from pathlib import Path
-from typing import Any
 
 from vla_nodes.replay import golden as goldens
 from vla_nodes.replay.bag import BagError, open_bag
@@ -108,11 +108,13 @@ def run(args: argparse.Namespace) -> int:
                 return 1
             else:
                 print(f"golden: equal to {args.golden}")
+    if ended:
+        print(f"replay: {ended}", file=sys.stderr)
     return 1 if ended else 0
 
 
 def passes(session: Session, out: Path, loop: int, images: bool, sink: goldens.GoldenSink) -> str:
-    """Replay, report, and replay again as often as asked; returns "" or why the recording ended early."""
+    """Replay, report, and replay again as often as asked; returns "" or why it is not whole."""
     from vla_nodes.replay.outcome import one_pass
 
     ended = one_pass(session, out, images, [sink], Progress(session.bag.start, session.bag.end))
@@ -138,10 +140,6 @@ def digest(sink: goldens.GoldenSink) -> str:
         for array in arrays:
             h.update(array.tobytes())
     return h.hexdigest()
-
-
-def one_line(values: dict[str, Any]) -> str:
-    return ", ".join(f"{k} {v}" for k, v in values.items())
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ the loop is open: the safety gate may find that the arm "does not follow" where 
 
 from __future__ import annotations
 
+import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.trajectory import Trajectory, sample
 from vla_nodes.pipeline.action_core import ActionCore, Answer
 from vla_nodes.pipeline.action_loop import GATE_PERIOD, ActionLoop, executor_settings, safety_settings
-from vla_nodes.pipeline.messages import chunk_fields, matrix_from, pose_matrix, status_fields
-from vla_nodes.pipeline.policy_core import PolicyCore
-from vla_nodes.pipeline.policy_loop import STATUS_PERIOD, WATCH_PERIOD, Job, PolicyLoop
-from vla_nodes.replay.clock import Event
+from vla_nodes.pipeline.messages import chunk_fields, status_fields
+from vla_nodes.pipeline.policy_loop import STATUS_PERIOD, Job
+from vla_nodes.replay.clock import Event, nanoseconds
+from vla_nodes.replay.policy_side import PolicySide, Scout
 
 SAMPLE_PERIOD = 0.05
 """s of bag time between two samples of what the controllers would be following."""
-IDLE = 5 * 10**9
-"""ns without any message after which timers need not run on: everything has timed out and stopped."""
+SWITCH = 2e-4
+"""s after which one thread lets another have the interpreter: a step of the policy is hundreds of short operations."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Sink:
         """Something an operator would have read in a node's log."""
 
 
-class Replay:
+class Replay(PolicySide):
     """One pass through a recording; make a new one for each. The runtime may be shared by passes, one at a time."""
 
     def __init__(
@@ -96,217 +96,106 @@ class Replay:
         Raises:
             ValueError: a parameter out of range, a camera_pose that is none.
         """
-        p, a = parameters["policy_node"], parameters["action_node"]
-        self.robot, self.sink, self.latency = robot, sink, round(latency * 1e9)
-        self.core = PolicyCore(runtime, p["rate"] or 1.0 / runtime.config.tick, p["max_image_age"])
-        self.policy = PolicyLoop(self.core, robot, p["slop"], p["use_depth"], p["joint_map"])
+        arguments = (runtime, robot, parameters, latency, instruction)
+        super().__init__(*arguments)
+        a = parameters["action_node"]
         core = ActionCore(robot, executor_settings(a.__getitem__), safety_settings(a.__getitem__))
         self.action = ActionLoop(core, a["joint_map"])
-        self.counts: Counter[str] = Counter()
-        self._instruction, self._base = instruction, p["base_frame"]
-        self._fixed_pose = p["camera_pose_source"] == "parameter"
-        self._pose = matrix_from(p["camera_pose"]) if self._fixed_pose else None
-        self._pose_problem = "no camera/pose in the recording so far"
+        self.sink = sink
+        self._for_scout = arguments
+        self._scout: Scout | None = None
         self._finger: Trajectory | None = None
-        self._job: tuple[Job, Future, int] | None = None
-        self._ends = 0
-        self._now = self._steady = 0
-        self._gate = self._watch = self._sample = 0
+        self._set_back = 0  # ns that the clock was set back so far: the steady clock was not
         self._status_at = -(10**12)
 
     def run(self, events: Iterator[Event], progress: Callable[[Event], None] | None = None) -> None:
         """Go through all events. Raises what reading them raises, after what came before has been worked off."""
-        with ThreadPoolExecutor(1, thread_name_prefix="policy") as self._worker:
-            started = False
-            try:
-                for event in events:
-                    if not started:
-                        started = True
-                        self._start(event.now)
-                    if event.jumped:
-                        self._jump(event.now)
-                    self._advance(event.now)
-                    self.sink.message(event)
-                    self._take(event)
-                    if progress is not None:
-                        progress(event)
-            finally:
-                if started:
-                    self._advance(max(self._now, self._ends if self._job else self._now))
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH)
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="policy") as worker:
+                self._scout = Scout(worker, *self._for_scout)
+                try:
+                    for event in self._scout.lead(events):
+                        self.sink.message(event)
+                        self.feed(event)
+                        if event.name:
+                            self.counts[event.name] += 1
+                        if progress is not None:
+                            progress(event)
+                finally:
+                    if self._now is not None:
+                        self.drain()
+        finally:
+            sys.setswitchinterval(interval)
 
-    # -- time --------------------------------------------------------------------------------------------------------
+    def timers(self) -> list[tuple[float, Callable[[], None]]]:
+        return [(GATE_PERIOD, self._gate), *super().timers(), (SAMPLE_PERIOD, self._show)]
+
     @property
-    def now(self) -> int:
-        return self._now
+    def _steady(self) -> float:
+        return (self._now + self._set_back) * 1e-9
 
-    def _start(self, now: int) -> None:
-        self._now = now
-        self._set_timers(now)
-        if self._instruction:
-            self._instruct(self._instruction)
-        self.core.activate()
+    # -- the policy's side ---------------------------------------------------------------------------------------------
+    def started(self) -> None:
         self.action.core.reset()
-        self._publish_status()
-
-    def _set_timers(self, now: int) -> None:
-        periods = (GATE_PERIOD, WATCH_PERIOD, SAMPLE_PERIOD)
-        self._gate, self._watch, self._sample = (now + round(period * 1e9) for period in periods)
 
     def _jump(self, now: int) -> None:
-        """The clock was set back: as the nodes do then. The steady clock just goes on."""
-        self.counts["clock set back"] += 1
-        self.sink.problem(self._now, f"the clock was set back by {(self._now - now) * 1e-9:.3f} s")
-        self._steady += self._now - now
-        self._now = now
-        self._ends = min(self._ends, now + self.latency)
-        self._set_timers(now)
-        self.policy.clear()
-        self.core.reset()
-        self.core.waiting("the clock was set back: waiting for an observation")
+        self._set_back += self._now - now
+        super()._jump(now)
+
+    def set_back(self) -> None:
         self.action.core.reset()
 
-    def _advance(self, target: int) -> None:
-        """Everything that is due up to `target` ns, in order."""
-        quiet = self._now + IDLE
-        while True:
-            ends = self._ends if self._job is not None else target + 1
-            due = min(ends, self._gate, self._watch, self._sample)
-            if due > target:
-                break
-            if due > quiet:
-                self._now = target
-                self._set_timers(target)
-                continue
-            self._now = max(self._now, due)
-            if due == ends:
-                self._finish()
-            elif due == self._gate:
-                self._gate += round(GATE_PERIOD * 1e9)
-                self._answer(self.action.tick(self._seconds, self._steady_seconds), None, 0.0)
-            elif due == self._watch:
-                self._watch += round(WATCH_PERIOD * 1e9)
-                self._look()
-            else:
-                self._sample += round(SAMPLE_PERIOD * 1e9)
-                self._show()
-        self._now = max(self._now, target)
+    def problem(self, text: str) -> None:
+        self.sink.problem(self._now, text)
 
-    @property
-    def _seconds(self) -> float:
-        return self._now * 1e-9
-
-    @property
-    def _steady_seconds(self) -> float:
-        return (self._now + self._steady) * 1e-9
-
-    # -- messages ----------------------------------------------------------------------------------------------------
-    def _take(self, event: Event) -> None:
-        name, message = event.name, event.message
-        if name in ("color", "depth", "info"):
-            getattr(self.policy, name)(message)
-            self._try()
-        elif name == "joints":
-            self._joints(message)
-        elif name == "instruction" and not self._instruction:
-            self._instruct(message.data)
-        elif name == "active_instruction" and not self._instruction:
-            # What was in force when the recording began, as action_node tells a policy_node that comes back.
-            if message.data and not self.core.instruction and not self.core.refused:
-                self._instruct(message.data)
-        elif name == "camera_pose" and not self._fixed_pose:
-            self._take_pose(message)
-        if name:
-            self.counts[name] += 1
-
-    def _joints(self, message: Any) -> None:
-        if problem := self.policy.joints(message):
-            self.sink.problem(self._now, problem)
-        answer = self.action.joints(message, self._steady_seconds)
+    def joints(self, message: Any) -> None:
+        answer = self.action.joints(message, self._steady)
         if answer.new:
             self._answer(answer, None, 0.0)
         if self.action.joint_problem:
             self.counts["joints: unusable"] += 1
             return
-        q, _, _ = self.action.read_joints(message)
-        stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        stamp = nanoseconds(message.header.stamp)
         reference = self.action.core.executor.reference(stamp * 1e-9)
-        self.sink.measured(self._now, stamp, q, None if reference is None else reference[0])
-        self._try()
+        self.sink.measured(self._now, stamp, self.action.last[0], None if reference is None else reference[0])
 
-    def _instruct(self, text: str) -> None:
-        if refused := self.core.instruct(text):
-            self.sink.problem(self._now, f"instruction refused, the arm holds: {refused}")
-        self._publish_status()
+    def begin(self, job: Job) -> Future:
+        return self._scout.claim(job)
 
-    def _take_pose(self, message: Any) -> None:
-        self._pose = None
-        if message.header.frame_id != self._base:
-            self._pose_problem = f"camera/pose is in frame '{message.header.frame_id}', base_frame is '{self._base}'"
-        else:
-            try:
-                self._pose = pose_matrix(message.pose)
-                return
-            except ValueError as error:
-                self._pose_problem = f"camera/pose: {error}"
-        self.sink.problem(self._now, self._pose_problem)
-
-    # -- the policy --------------------------------------------------------------------------------------------------
-    def _try(self) -> None:
-        if self._job is not None:
-            return
-        job = self.policy.next(self._seconds, lambda: self._pose)
-        if job is None:
-            return
-        self.core.started(job.ticket)
-        self._job = (job, self._worker.submit(self._compute, job), self._now)
-        self._ends = self._now + self.latency
-        if not self.latency:
-            self._finish()
-
-    def _compute(self, job: Job) -> tuple[Any, Exception | None, float]:
-        started = time.perf_counter()
-        try:
-            return self.policy.compute(job), None, time.perf_counter() - started
-        except Exception as error:  # a step that fails is a result: the live node holds and says why
-            return None, error, time.perf_counter() - started
-
-    def _finish(self) -> None:
-        job, future, begun = self._job
-        self._job = None
-        output, error, wall = future.result()
+    def end(self, job: Job, handle: Future, begun: int) -> None:
+        output, error, wall = handle.result()
         ticket, stamp = job.ticket, job.pair.color.header.stamp
-        ns = stamp.sec * 10**9 + stamp.nanosec
-        published = self.core.finished(ticket, output, error, self.latency * 1e-9, self._seconds)
+        ns = nanoseconds(stamp)
+        published = self.core.finished(ticket, output, error, self.latency * 1e-9, self.seconds)
         self.counts["steps"] += 1
         step = Step(self.counts["steps"], ns, begun, self._now, ticket.instruction, output, error, wall)
         self.sink.step(step, published)
         if error is not None:
-            self.sink.problem(self._now, f"policy step failed: {error!r}")
+            self.problem(f"policy step failed: {error!r}")
         if published:
             fields = chunk_fields(self.core.runtime.config, ticket.instruction, output.actions)
             self.sink.chunk(self._now, fields, ns)
             started = time.perf_counter()
-            answer = self.action.chunk(_Message(stamp, fields), self._seconds)
+            answer = self.action.chunk(_Message(stamp, fields), self.seconds)
             self._answer(answer, ns, time.perf_counter() - started)
-        self._publish_status()
 
-    def _look(self) -> None:
-        """The policy node's watch timer."""
-        if self.core.instruction and self._job is None:
-            self._try()
-            if self._job is None:
-                self.policy.watch(self._seconds, self._pose_problem if self._pose is None else "")
+    def watched(self) -> None:
         if self._now - self._status_at > STATUS_PERIOD * 1e9:
-            self._publish_status()
+            self.status()
 
-    def _publish_status(self) -> None:
+    def status(self) -> None:
         fields = status_fields(self.core)
         fields["dropped_frames"] = self.policy.dropped_frames()
         self._status_at = self._now
         self.sink.status(self._now, fields)
         self.action.status(fields["state"], fields["reason"])
 
-    # -- the arm -----------------------------------------------------------------------------------------------------
+    # -- the arm's side ------------------------------------------------------------------------------------------------
+    def _gate(self) -> None:
+        self._answer(self.action.tick(self.seconds, self._steady), None, 0.0)
+
     def _answer(self, answer: Answer, chunk_stamp: int | None, wall: float) -> None:
         if answer.gripper is not None:
             self._finger = answer.gripper
@@ -314,10 +203,10 @@ class Replay:
             self.sink.answer(self._now, answer, chunk_stamp, wall)
 
     def _show(self) -> None:
-        reference = self.action.core.executor.reference(self._seconds)
+        reference = self.action.core.executor.reference(self.seconds)
         finger = float("nan")
         if self._finger is not None:
-            finger = float(sample(self._finger, self._seconds - self._finger.stamp)[0][0])
+            finger = float(sample(self._finger, self.seconds - self._finger.stamp)[0][0])
         q, qd = (None, None) if reference is None else reference[:2]
         self.sink.commanded(self._now, q, qd, finger)
 

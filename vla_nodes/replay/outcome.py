@@ -10,15 +10,15 @@ from vla_nodes.replay import picture, report
 from vla_nodes.replay.driver import Sink
 from vla_nodes.replay.progress import Progress
 from vla_nodes.replay.session import ReplayError, Session
-from vla_nodes.replay.sinks import BagSink, Numbers
+from vla_nodes.replay.sinks import BagSink, Numbers, made_here
 
 
 def one_pass(session: Session, out: Path, images: bool, sinks: Sequence[Sink], progress: Progress) -> str:
-    """Replay once, write the files, print the table; returns "" or why the recording ended early."""
+    """Replay once, write the files, print the table; returns "" or why the result is not a whole one."""
     made, clock = measured_pass(session, out, images, sinks, progress)
     print(report.table(made, clock))
     print(f"{'written to':26}{out}")
-    return made["ended"]
+    return made["ended"] or made["nothing_done"]
 
 
 def measured_pass(
@@ -26,8 +26,8 @@ def measured_pass(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Replay once and write the files: (report, timings)."""
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "bag").exists() and not (out / "bag" / "metadata.yaml").is_file():
-        raise ReplayError(f"{out / 'bag'}: is there and no bag of ours: name another --out")
+    if (out / "bag").exists() and not made_here(out / "bag"):
+        raise ReplayError(f"{out / 'bag'} is there and was not made by a replay: name another --out")
     names = session.joint_names()
     numbers = Numbers(names[0])
     base = session.parameters["policy_node"]["base_frame"]

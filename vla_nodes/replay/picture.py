@@ -36,7 +36,7 @@ def _joints(numbers: Numbers, span: tuple[float, float]) -> Panel | None:
         pale = tuple(int(c + PALE * (255 - c)) for c in colour)
         place = len(numbers.joint_names) - 1 - j
         panel.line(t_m, q_m[:, j], pale, name[-14:], place)
-        for part in _pieces(t):
+        for part in _pieces(t) if len(t) else ():
             panel.line(t[part], q[part, j], colour, name[-14:], place)
     return panel
 

@@ -26,12 +26,14 @@ def summary(replay: Replay, numbers: Numbers, settings: dict[str, Any], notes: l
         "settings": settings,
         "complete": not ended,
         "ended": ended,
+        "nothing_done": "" if numbers.steps else f"no policy step was taken: {replay.lacking()}",
         "notes": notes,
         "duration_s": round(span, 9),
         "messages": dict(sorted(numbers.messages.items())),
         "frames": {
             "color": numbers.messages["color"],
             "paired": sync.taken,
+            "paired_and_not_due": sync.taken - replay.counts["started"],
             "dropped": dict(sorted(sync.dropped.items())),
             "clock_set_back": replay.counts["clock set back"],
             "joint_states_unusable": replay.counts["joints: unusable"],
@@ -83,7 +85,7 @@ def table(report: dict[str, Any], clock: dict[str, Any]) -> str:
     rows = [
         ("recording", f"{report['duration_s']:.1f} s, {frames['color']} colour frames"),
         ("replayed in", f"{clock['wall_s']:.1f} s ({clock['times_real_time']} times real time)"),
-        ("observations paired", f"{frames['paired']}"),
+        ("observations paired", f"{frames['paired']}, {frames['paired_and_not_due']} of them between two steps"),
         ("frames not used", _counts(frames["dropped"])),
         ("policy steps", f"{policy['steps']} ({policy['steps_per_s']:.1f} a second), {policy['chunks']} chunks"),
         ("held", _counts(policy["holds"], 100)),
@@ -109,6 +111,8 @@ def table(report: dict[str, Any], clock: dict[str, Any]) -> str:
     rows += [("note", text) for text in report["notes"]]
     if report["ended"]:
         rows.append(("ENDED EARLY", report["ended"]))
+    if report["nothing_done"]:
+        rows.append(("NOTHING DONE", report["nothing_done"]))
     return "\n".join(f"{name:26}{text}" for name, text in rows)
 
 

@@ -60,6 +60,7 @@ class Session:
         self.runtime = load(self.checkpoint, p)
         if table := misfits(self.runtime.config, self.robot, p["tool_frame"], p["base_frame"]):
             raise ReplayError(f"{self.checkpoint}: the checkpoint does not fit this robot:\n{table}")
+        self.begin(Sink())  # a parameter out of range is said before anything is written
         if self.instruction and (reason := self.runtime.check_instruction(self.instruction)):
             raise ReplayError(f"instruction refused: {reason}")
 
@@ -67,7 +68,7 @@ class Session:
         self, sinks: Sequence[Sink], images: bool = False, progress: Callable[[Any], None] | None = None
     ) -> tuple[Replay, str, float]:
         """One pass: (the Replay at its end, "" or why it ended early, wall time in s)."""
-        run = Replay(self.runtime, self.robot, self.parameters, self.latency, Fan(sinks), self.instruction)
+        run = self.begin(Fan(sinks))
         events = clocks.timeline(self.bag, self.topics, self.clock, copied(self.bag, images))
         started, ended = time.perf_counter(), ""
         try:
@@ -76,15 +77,14 @@ class Session:
             ended = str(error)
         return run, ended, time.perf_counter() - started
 
+    def begin(self, sink: Sink) -> Replay:
+        """A Replay before its first message. Raises ValueError for a parameter out of range."""
+        return Replay(self.runtime, self.robot, self.parameters, self.latency, sink, self.instruction)
+
     def joint_names(self) -> tuple[list[str], list[str]]:
         """Names of arm and gripper joints as the robot calls them."""
-        from vla_nodes.pipeline.action_core import ActionCore
-        from vla_nodes.pipeline.action_loop import ActionLoop, executor_settings, safety_settings
-
-        a = self.parameters["action_node"]
-        core = ActionCore(self.robot, executor_settings(a.__getitem__), safety_settings(a.__getitem__))
-        loop = ActionLoop(core, a["joint_map"])
-        return loop.arm_names, loop.gripper_names
+        action = self.begin(Sink()).action
+        return action.arm_names, action.gripper_names
 
     def settings(self) -> dict[str, Any]:
         """All that the result depends on, but for the bag and the checkpoint's own files."""
@@ -113,7 +113,7 @@ def load(checkpoint: Path, policy: dict[str, Any]) -> Any:
 
     if policy["device"] == "cuda":
         raise ReplayError("policy_node.device is cuda: replay runs on the CPU, where equal inputs give equal bytes")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which imports a compiler for seconds
     cv2.setNumThreads(1)
     try:
         return PolicyRuntime.load(checkpoint, "cpu", policy["threads"], policy["engine"])

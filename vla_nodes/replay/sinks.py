@@ -31,6 +31,7 @@ COPIED = (
 """Recorded types that are small and belong beside the results."""
 MAX_COPIED = 64
 PREFIX = "/replay"
+MARK = ("made_by", "vla_nodes replay")
 
 
 class Fan(Sink):
@@ -190,6 +191,7 @@ class BagSink(Sink):
         self._arm_names, self._gripper_names = loops
         self._writer = Writer(folder, version=8, storage_plugin=StoragePlugin.MCAP)
         self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        self._writer.set_custom_data(*MARK)
         self._writer.open()
         self._connections: dict[str, Any] = {}
         self._received: tuple[int, int] = (0, 0)  # (bag time, when received) of the newest message
@@ -264,6 +266,14 @@ class BagSink(Sink):
         data = self._store.serialize_cdr(self._type(kind)(**fields), kind)
         then, received = self._received  # on the recorder's axis, so that both stand side by side
         self._writer.write(self._connections[name], max(0, received + now - then), data)
+
+
+def made_here(folder: Path) -> bool:
+    """Whether a folder is a bag that BagSink wrote, so that a recording is never overwritten."""
+    try:
+        return ": ".join(MARK) in (folder / "metadata.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def copied(bag: Bag, images: bool) -> list[str]:
