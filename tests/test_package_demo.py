@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_nodes.nodes import demo
+from vla_nodes.nodes import demo, demo_jobs
 from vla_nodes.nodes.demo_processes import Child, Processes, free_domain
 from vla_nodes.nodes.demo_record import FRAME_PERIOD, Film, StepLog
 
@@ -127,6 +127,56 @@ def test_every_line_of_the_menu_is_a_task_of_the_simulator():
     for text in demo.MENU:
         task = parse(text)
         assert task is not None and task.missing(Scene.demo(0)) == "", text
+
+
+def test_an_instruction_gets_a_scene_that_allows_it_and_time_for_each_step():
+    from vla_nodes.sim.language import parse
+    from vla_nodes.sim.scene import Scene
+    from vla_nodes.sim.suites import obstacle
+
+    for text in demo.MENU:
+        (job,) = demo_jobs.jobs(text, None, None, 1, None)
+        steps = len(list(parse(text).steps))
+        assert (job.scene, job.text, job.limit) == ("demo", text, demo_jobs.PATIENT * steps)
+        assert obstacle(parse(text), Scene.demo(job.seed)) == "", text
+    (job,) = demo_jobs.jobs("put the red block left of the bowl", None, 3, 1, 7.0)
+    assert (job.seed, job.limit) == (3, 7.0), "what was asked for is not changed"
+    assert [j.seed for j in demo_jobs.jobs("wave at me", None, 5, 2, None)] == [5, 6]
+
+
+def test_a_suite_is_the_one_that_eval_measures():
+    from vla_nodes.sim import suites
+    from vla_nodes.train import evaluate
+
+    todo = demo_jobs.jobs(None, "full", 3, 1, None)
+    assert [(j.scene, j.seed) for j in todo] == evaluate.jobs_of("full", 1, 3)
+    for job in todo:
+        _, task, text = suites.episode(job.scene, job.seed)
+        assert job.text == text and job.absent == (job.scene == "absent")
+        assert job.limit == (suites.ABSENT_LIMIT if job.absent else suites.time_limit(task))
+
+
+def test_an_instruction_and_a_suite_are_too_much(capsys):
+    with pytest.raises(SystemExit):
+        demo.parse_arguments(["open the drawer", "--suite", "drawer"])
+    assert "not both" in capsys.readouterr().err
+    assert demo.parse_arguments(["--suite", "drawer"]).instruction is None, "nobody is asked"
+
+
+def test_a_result_tells_why_in_the_words_of_eval():
+    job = demo_jobs.Job("drawer", 4, "open the drawer", 25.0, family="drawer")
+    truth = {"reason": "missed grasp", "progress": "drawer open 0.0 cm", "touched": ["drawer"], "wrong": [],
+             "mean_jerk": 8.0, "p99_jerk": 20.0, "steps_done": 0}  # fmt: skip
+    told = demo_jobs.result(job, truth, False, 25.04, "")
+    assert (told.reason, told.detail, told.touched, told.p99_jerk) == (
+        "missed grasp", "drawer open 0.0 cm", ["drawer"], 20.0)  # fmt: skip
+    assert demo_jobs.result(job, truth, False, 9.0, "lost sight").reason == "gave up"
+    still = {**truth, "touched": [], "mean_jerk": 0.0}
+    assert demo_jobs.result(job, still, False, 9.0, "not in view").detail == "not in view; drawer open 0.0 cm"
+    assert demo_jobs.result(job, still, False, 9.0, "not in view").reason == "refused"
+    assert demo_jobs.result(job, truth, True, 6.0, "").reason == ""
+    absent = demo_jobs.Job("absent", 4, "pick up the red block", 20.0, absent=True)
+    assert demo_jobs.result(absent, truth, False, 20.0, "").reason == "touched something"
 
 
 def test_an_instruction_of_noise_is_shown_on_one_line():

@@ -46,7 +46,8 @@ class Recorder(engines.TorchEngine):
 
 def drive(model, config, count: int, first_seed: int = FIRST_SEED) -> list[Episode]:
     """What the policy saw while it drove in the simulator, episode by episode."""
-    from vla_nodes.train.evaluate import episode_of, run_episode  # MuJoCo: only here
+    from vla_nodes.sim import suites  # MuJoCo: only here
+    from vla_nodes.train import trials
 
     runtime = PolicyRuntime(model, config)
     episodes: list[Episode] = []
@@ -58,9 +59,9 @@ def drive(model, config, count: int, first_seed: int = FIRST_SEED) -> list[Episo
 
     runtime.step = recorded  # type: ignore[method-assign]
     for seed in range(first_seed, first_seed + count):
-        scene, task, text = episode_of("random", seed, None)
+        scene, task, text = suites.episode("random", seed)
         episodes.append((text, []))
-        result = run_episode(runtime, scene, task, text)
+        result, _ = trials.run(trials.PolicyDriver(runtime), "random", scene, task, text)
         print(f'  seed {seed}: "{text}": {len(episodes[-1][1])} ticks, {result.reason or "done"}', flush=True)
     return episodes
 

@@ -79,7 +79,7 @@ def run(checkpoint: str, jobs: list[tuple[str, int]], instruction: str | None = 
             for future in as_completed(futures):
                 result, _ = outcomes[future] = future.result()
                 if not result.success:
-                    tqdm.write(f"failed: {line(result)}")
+                    tqdm.write(f"failed: {line(result)}", file=sys.stderr)
                 won = sum(result.success for result, _ in outcomes.values())
                 bar.set_postfix_str(f"{won}/{len(outcomes)} = {won / len(outcomes):.0%}", refresh=False)
                 bar.update()
@@ -154,15 +154,17 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     outcomes = run(checkpoint, jobs, args.instruction, args.workers, args.time_limit)
     took = time.monotonic() - started
+    written = []
+    if args.save:  # before anything is printed: whoever reads that may have gone
+        about = {"checkpoint": checkpoint or "expert", "suite": args.suite, "seed": args.seed, "through": "rollout",
+                 "instruction": args.instruction, "seconds": round(took, 1)}  # fmt: skip
+        written = save(args.save, outcomes, **about)
     if outcomes:
         print(table([result for result, _ in outcomes]))
     early = "" if len(outcomes) == len(jobs) else f" of {len(jobs)}, stopped early,"
     print(f"{len(outcomes)} episodes{early} in {took:.0f} s")
-    if args.save:
-        about = {"checkpoint": checkpoint or "expert", "suite": args.suite, "seed": args.seed, "through": "rollout",
-                 "instruction": args.instruction, "seconds": round(took, 1)}  # fmt: skip
-        for path in save(args.save, outcomes, **about):
-            print(f"wrote {path}")
+    for path in written:
+        print(f"wrote {path}")
     return 0 if len(outcomes) == len(jobs) else 130
 
 
