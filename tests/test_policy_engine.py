@@ -60,13 +60,25 @@ def test_states_are_values(exported, model):
     assert not torch.equal(engine.think(body, view, prepared.summary, later)[0].actions, first.actions)
 
 
+def test_what_passes_through_is_right_and_a_value(exported, model):
+    """The grounding is an input of `think` and an output: not lost, and not the input's own memory."""
+    engine, _ = exported
+    prepared = engines.example_instruction(model)
+    images, body = engines.example(model, 2)
+    view = engines.one_tick(engine.look(*images, prepared))
+    output, _ = engine.think(body, view, prepared.summary, None)
+    kept = view.grounding.clone()
+    assert torch.equal(output.grounding, kept) and torch.equal(output.target, view.points[..., 0, :])
+    view.grounding.add_(1)
+    assert torch.equal(output.grounding, kept)
+
+
 def test_bytes_and_fractions_are_the_same_image(exported, model):
     engine, _ = exported
     prepared = engines.example_instruction(model)
     (color, *images), _ = engines.example(model, 1)
-    assert color.dtype == torch.uint8
     for one in (engine, TorchEngine(model)):
-        as_bytes, as_floats = (one.look(c, *images, prepared) for c in (color, color.float() / 255))
+        as_bytes, as_floats = (one.look(c, *images, prepared) for c in (engines.in_bytes(color), color))
         assert engines.difference(list(as_floats), list(as_bytes)) <= 1e-6
 
 

@@ -163,7 +163,8 @@ def time_round(run: Run, clock: Clock, tick: int, device: str) -> None:
     """One tick of everything, noted in the run, whose state it advances."""
     model, runtime = run.contender.model, run.contender.runtime
     engine, prepared = runtime.engine, runtime._prepared
-    images, body = ssm.map_state(lambda t: t.to(device), engines.example(model, tick))
+    (color, *others), body = ssm.map_state(lambda t: t.to(device), engines.example(model, tick))
+    images = (engines.in_bytes(color), *others)
     seen = observation(tick, model.config.image_size, model.config.joints)
     runtime._state = run.state
     _, ms = clock(runtime.step, seen)

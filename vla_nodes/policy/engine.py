@@ -109,8 +109,7 @@ class ExportedEngine:
     def look(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
              prepared: Prepared) -> VisualTokens:  # fmt: skip
         """As TorchEngine.look, for one image; a color of 0..1 is rounded to bytes."""
-        pixels = color if color.dtype == torch.uint8 else (color * 255).round().to(torch.uint8)
-        inputs = (pixels.permute(0, 2, 3, 1), depth, intrinsics, camera_pose, tool, *flatten(prepared))
+        inputs = (in_bytes(color).permute(0, 2, 3, 1), depth, intrinsics, camera_pose, tool, *flatten(prepared))
         return unflatten(self._look(inputs), self._outputs["look"])
 
     def think(self, body: Proprioception, view: VisualTokens, summary: Tensor, state: tuple | None
@@ -118,6 +117,11 @@ class ExportedEngine:
         """As TorchEngine.think, for one tick of one stream."""
         state = self._start if state is None else state
         return unflatten(self._think(tuple(flatten((body, view, summary, state)))), self._outputs["think"])
+
+
+def in_bytes(color: Tensor) -> Tensor:
+    """An image of 0..1 as the bytes it came from."""
+    return color if color.dtype == torch.uint8 else (color * 255).round().to(torch.uint8)
 
 
 def one_tick(view: VisualTokens) -> VisualTokens:
@@ -132,7 +136,7 @@ def example(model: VlaPolicy, seed: int, depth: bool = True) -> tuple[tuple, Pro
     coarse = torch.rand(1, 4, size // 16, size // 16, generator=g)  # blobs, as images have
     picture = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
     color = (picture[0, :3] * 255).byte().permute(1, 2, 0).contiguous()  # (S, S, 3) as a camera gives it
-    color = color.permute(2, 0, 1).unsqueeze(0)
+    color = color.permute(2, 0, 1).unsqueeze(0).float() / 255
     distance = 0.4 + picture[:, 3]
     distance = torch.where(torch.rand(1, size, size, generator=g) < 0.05, 0.0, distance) if depth else 0 * distance
     intrinsics = torch.tensor([[[size * 0.9, 0, size / 2], [0, size * 0.9, size / 2], [0, 0, 1]]])
@@ -154,7 +158,8 @@ def run_ticks(engine, model: VlaPolicy, ticks: int) -> tuple[list[Tensor], float
     """Carries made-up ticks, the last but one without depth: every output, the last state, the fastest tick in ms."""
     prepared, state, found, fastest = example_instruction(model), None, [], float("inf")
     for tick in range(ticks):
-        images, body = example(model, tick, depth=tick != ticks - 2)
+        (color, *others), body = example(model, tick, depth=tick != ticks - 2)
+        images = (in_bytes(color), *others)
         started = time.perf_counter()
         view = one_tick(engine.look(*images, prepared))
         output, state = engine.think(body, view, prepared.summary, state)
@@ -301,7 +306,7 @@ def structure(model: VlaPolicy) -> tuple[dict[str, tuple], dict[str, tuple]]:
     prepared, engine = example_instruction(model), TorchEngine(model)
     view = engine.look(color, *images, prepared)
     think = (body, one_tick(view), prepared.summary, model.core.init_state(1))
-    return ({"look": (color.permute(0, 2, 3, 1), *images, prepared), "think": think},
+    return ({"look": (in_bytes(color).permute(0, 2, 3, 1), *images, prepared), "think": think},
             {"look": view, "think": engine.think(*think)})  # fmt: skip
 
 

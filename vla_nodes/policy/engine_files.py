@@ -145,7 +145,13 @@ def open_openvino(path: Path, threads: int, precision: str) -> Graph:
     """The CPU plug-in takes bf16 by itself where the processor has it, so the precision is always said."""
     openvino = openvino_silent()
     precision = "f32" if precision == "int8" else precision  # of what the graph does not already do in integers
-    compiled = openvino.Core().compile_model(str(path), "CPU", {
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    names = [port.get_node().get_friendly_name() for port in model.inputs]
+    origins = [port.get_node().input_value(0).get_node() for port in model.outputs]
+    # An output that is an input must get no buffer: OpenVINO would read the input from it. It is given back by hand.
+    passed = {i: names.index(o.get_friendly_name()) for i, o in enumerate(origins) if o.get_type_name() == "Parameter"}
+    compiled = core.compile_model(model, "CPU", {
         "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False})  # fmt: skip
     request = compiled.create_infer_request()
@@ -156,14 +162,15 @@ def open_openvino(path: Path, threads: int, precision: str) -> Graph:
 
     # Attaching an array costs more than copying a small one, so those have a buffer for good. States are values: what
     # is returned is never written again.
-    def buffers(ports, setter) -> list[np.ndarray | None]:
+    def buffers(ports, setter, left_out=()) -> list[np.ndarray | None]:
         empty = [np.zeros(tuple(port.shape), port.element_type.to_dtype()) for port in ports]
-        return [attach(setter, i, a) if a.nbytes <= COPIED else None for i, a in enumerate(empty)]
+        kept = [a.nbytes <= COPIED and i not in left_out for i, a in enumerate(empty)]
+        return [attach(setter, i, a) if keep else None for i, (a, keep) in enumerate(zip(empty, kept, strict=True))]
 
     sources = buffers(compiled.inputs, request.set_input_tensor)
-    results = buffers(compiled.outputs, request.set_output_tensor)
+    results = buffers(compiled.outputs, request.set_output_tensor, passed)
     large = [(i, tuple(port.shape), port.element_type.to_dtype()) for i, port in enumerate(compiled.outputs)
-             if results[i] is None]  # fmt: skip
+             if results[i] is None and i not in passed]  # fmt: skip
 
     def call(inputs: tuple) -> list[Tensor]:
         held = []  # until the call is over
@@ -174,6 +181,7 @@ def open_openvino(path: Path, threads: int, precision: str) -> Graph:
                 buffer[...] = tensor.numpy()
         fresh = {i: attach(request.set_output_tensor, i, np.empty(shape, kind)) for i, shape, kind in large}
         request.infer()
+        fresh |= {i: inputs[j].clone().numpy() for i, j in passed.items()}
         return [torch.from_numpy(fresh[i] if a is None else a.copy()) for i, a in enumerate(results)]
 
     return call
