@@ -1,0 +1,50 @@
+"""Whatever training is drawn from, nothing that evaluation holds out is in it."""
+
+import re
+
+import numpy as np
+import pytest
+
+from vla_nodes.sim import held_out, language
+from vla_nodes.sim.scene import Scene
+from vla_nodes.sim.tasks import kind_of
+from vla_nodes.train import frames, ground
+
+TRAINED = [text for part in (language.PHRASES, language.RELATION_WORDS) for texts in part.values() for text in texts]
+TRAINED += [*language.SUFFIXES, *language.JOINS]
+HELD_OUT = [text for texts in held_out.PHRASES.values() for text in texts]
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", re.sub(r"{\w+}", "", text)))
+
+
+WORDS = set().union(held_out.SYNONYMS, *map(words, HELD_OUT)).difference(*map(words, TRAINED))
+
+
+def sentences(source: str, count: int):
+    rng = np.random.default_rng(5)
+    if source == "words alone":
+        return ground.sentences(rng, count)
+    things = [[*(t.name for t in Scene.random(seed).things), "drawer"] for seed in range(12)]
+    return [frames.random_instruction(things[i % len(things)], rng) for i in range(count)]
+
+
+def test_the_words_looked_for_are_the_held_out_ones():
+    assert {"fetch", "seize", "deposit", "balance", "shift", "slide", "scarlet", "azure"} <= WORDS
+
+
+@pytest.mark.parametrize("source", ["frames", "words alone"])
+def test_sentences_of_training(source):
+    found = [(text, task) for text, task in sentences(source, 1500) if task is not None]
+    for text, task in found:
+        assert not words(text) & WORDS, text
+        for name in task.names:
+            color, _, kind = name.rpartition(" ")
+            assert not held_out.pair(kind, color), text
+        assert language.parse(text) == task, text
+    steps = [step for _, task in found for step in task.steps]
+    # And they are about everything that training is to teach.
+    assert {step.verb for step in steps} == {"pick", "place", "open", "close"}
+    assert {step.relation for step in steps} == {"", *language.RELATION_WORDS}
+    assert {kind_of(step.goal) for step in steps} == {"", "bowl", "tray", "drawer", "block", "can"}
