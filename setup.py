@@ -51,9 +51,10 @@ setup(
     data_files=share_files(),
     install_requires=[line for name, line in runtime.items() if name not in optional],
     extras_require={
-        **{extra: [runtime[name] for name in names] for extra, names in EXTRAS.items()},
-        "lerobot": ["av>=15", "pyarrow>=21"],  # python -m vla_nodes dataset: LeRobot folders
+        **{extra: [runtime[name] for name in names] for extra, names in EXTRAS.items() if extra != "train"},
+        "train": [*(runtime[name] for name in EXTRAS["train"]), *requirements("train")],
         "onnxruntime": ["onnxruntime", "onnx", "onnxscript"],  # another engine for policy_node
-        "dev": requirements("dev"),
+        "lerobot": ["av>=15", "pyarrow>=21"],  # python -m vla_nodes dataset: LeRobot folders
+        "dev": requirements("dev") + requirements("train"),
     },
 )

@@ -93,7 +93,7 @@ def test_every_node_has_an_executable_that_runs_its_module():
 
 def test_every_requirement_is_pinned():
     pinned = {line.split("==")[0].lower() for line in (ROOT / "requirements/constraints.txt").read_text().splitlines()}
-    for name in ("runtime", "dev", "ros"):
+    for name in ("runtime", "dev", "ros", "train"):
         for raw in (ROOT / f"requirements/{name}.txt").read_text().splitlines():
             line = raw.split("#")[0].strip()
             if line and "==" not in line:

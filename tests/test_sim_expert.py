@@ -6,6 +6,7 @@ import pytest
 
 from vla_nodes.sim.expert import PRIMITIVES, Expert
 from vla_nodes.sim.scene import Scene
+from vla_nodes.sim.suites import feasible_seeds
 from vla_nodes.sim.tasks import Judge, Task
 from vla_nodes.sim.world import World
 from vla_nodes.train.collect import HORIZON, PERIOD, TICK, TIME_LIMIT
@@ -18,7 +19,8 @@ def obey(scene: Scene, task: Task, disturb=None) -> tuple[bool, World, list[str]
     """Runs until success or the time limit; ``disturb(world, primitive)`` is called once a tick."""
     world = World(scene)
     rollout, expert, judge, said = Rollout(world), Expert(task, scene), Judge(task), []
-    while world.time < TIME_LIMIT and not judge.update(world):
+    limit = TIME_LIMIT * len(judge.steps)
+    while world.time < limit and not judge.update(world):
         actions, primitive = expert.plan(world, rollout.velocity, HORIZON, PERIOD)
         assert actions.shape == (HORIZON, 7) and np.isfinite(actions).all() and primitive in PRIMITIVES
         assert np.linalg.norm(actions[:, :3], axis=1).max() < 0.5 * PERIOD  # m per row: no row asks for a jump
@@ -39,13 +41,16 @@ def opened(seed: int) -> Scene:
     return scene
 
 
+BY_THE_BOWL = Task("place", "green block", "bowl", "beside")
+IN_THE_DRAWER = Task("place", "blue block", "drawer")
+
+
 @pytest.mark.parametrize(("scene", "task"), [
-    (Scene.demo(11), Task("pick", "blue block")),
-    (Scene.demo(12), Task("place", "red block", "bowl")),
-    (Scene.demo(13), Task("place", "green block", "tray")),
-    (Scene.demo(14), Task("open", "drawer")),
-    (opened(15), Task("close", "drawer")),
-], ids=["pick", "bowl", "tray", "open", "close"])  # fmt: skip
+    (Scene.demo(12), Task("place", "red block", "green block")),
+    (Scene.demo(feasible_seeds("put the green block next to the bowl", 13, 1)[0]), BY_THE_BOWL),
+    (Scene.demo(14), Task("open", "drawer", then=IN_THE_DRAWER)),
+    (opened(15), Task("place", "yellow block", "tray", then=Task("close", "drawer"))),
+], ids=["stack", "beside", "open, then in", "tray, then close"])  # fmt: skip
 def test_obeys(scene, task):
     done, world, said = obey(scene, task)
     assert done, f"{task.progress(world)} after {world.time:.1f} s: {' '.join(said)}"

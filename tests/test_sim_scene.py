@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vla_nodes.sim import held_out
 from vla_nodes.sim import scene as sc
 from vla_nodes.sim.builder import FINGER_OPEN, READY
 from vla_nodes.sim.scene import Scene
@@ -27,6 +28,13 @@ def test_json_gives_the_same_scene(make, seed):
 def test_seed_decides(make, seed):
     assert make(seed) == make(seed)
     assert make(seed).things != make(seed + 1).things
+
+
+@quick
+@given(seeds, st.sampled_from(["", *held_out.AXES]))
+def test_held_out_pairs_are_in_scenes_of_their_axis_only(seed, axis):
+    kept = [t for t in Scene.random(seed, axis).things if held_out.pair(t.kind, t.color)]
+    assert kept if axis == "pairs" else not kept
 
 
 @quick

@@ -1,19 +1,20 @@
 """What training reads: demonstrations made from a seed, frames drawn from them, and their cache."""
 
-import json
+import os
 
 import numpy as np
+import policy_tiny
 import pytest
 import torch
 
 from vla_nodes.data import episodes
 from vla_nodes.data.episodes import DataError, EpisodeWriter
 from vla_nodes.policy.language import EncodedText
-from vla_nodes.policy.model import Prepared, VisualTokens
+from vla_nodes.policy.model import Instruction, VisualTokens
 from vla_nodes.sim.language import parse
 from vla_nodes.sim.scene import Scene
-from vla_nodes.sim.tasks import Task
-from vla_nodes.train import cache, collect, evaluate, frames
+from vla_nodes.sim.tasks import Task, destination
+from vla_nodes.train import cache, collect, frames
 
 SIZE, CELLS, THINGS = 24, 6, ["red block", "bowl", "drawer"]
 
@@ -27,7 +28,8 @@ def tiny(path, ticks=4, **header):
         color, depth = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), rng.uniform(0.5, 1, (SIZE, SIZE))
         writer.add(color, depth, stamp=0.1 * t, joint_positions=np.zeros(7), joint_velocities=np.zeros(7), gripper=1.0,
                    ee_pose=np.eye(4), actions=np.zeros((16, 7), np.float32), primitive=0, segmentation=segmentation,
-                   thing_positions=np.arange(9, dtype=np.float32).reshape(3, 3))  # fmt: skip
+                   thing_positions=np.arange(9, dtype=np.float32).reshape(3, 3), drawer_opening=0.12,
+                   step=int(t > 2), done=t == 2)  # fmt: skip
     writer.write(path, {"instruction": "grab the red block", "things": THINGS, "intrinsics": np.eye(3).tolist(),
                         "camera_pose": np.eye(4).tolist(), **header})  # fmt: skip
     return path
@@ -43,18 +45,22 @@ def test_a_seed_makes_the_same_episode_twice(tmp_path, monkeypatch):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     episode = episodes.read(tmp_path / "a.safetensors")
     header = episode.header
-    assert parse(header["instruction"]) == Task(**header["task"]) and Scene.from_json(header["scene"]).seed == 3
+    assert parse(header["instruction"]) == Task.from_dict(header["task"])
+    assert [t.name for t in Scene.from_json(header["scene"]).things] == header["things"][:-1]
     assert episode.color(0).shape == (32, 32, 3) and episode.arrays["actions"].shape[1:] == (16, 7)
     np.testing.assert_allclose(np.diff(episode.arrays["stamp"]), collect.TICK, atol=1e-6)
     assert header["things"][-1] == "drawer" and episode.arrays["segmentation"].max() <= len(header["things"])
 
 
-def test_random_tasks_are_possible_in_their_scene():
-    rng = np.random.default_rng(0)
-    for seed in range(15):
-        scene = Scene.random(seed)
-        for _ in range(10):
-            assert collect.random_task(scene, rng).missing(scene) == ""
+def test_collecting_goes_on_where_it_stopped(tmp_path):
+    """Written seeds and failed ones are done; a line that a kill cut off is not."""
+    (tmp_path / "0000004.safetensors").write_bytes(b"")
+    rows = ['{"seed": 5, "policy": false, "reason": "x"}', '{"seed": 6, "policy": true, "reason": "x"}', '{"seed": 7']
+    (tmp_path / collect.THROWN_AWAY).write_text("\n".join(rows))
+    jobs, failed = collect.open_jobs(tmp_path, range(4, 9), None)
+    assert [job[0] for job in jobs] == [6, 7, 8] and failed == 1
+    jobs, failed = collect.open_jobs(tmp_path, range(4, 9), tmp_path / "policy")
+    assert [job[0] for job in jobs] == [5, 7, 8] and failed == 1
 
 
 def test_disturbance_leaves_the_label_alone_and_stays_small():
@@ -95,7 +101,13 @@ def test_frame_says_where_the_named_thing_is(tmp_path):
         if task is None:
             assert not frame.wanted.any() and not frame.grounded and not frame.cells.any()
             continue
-        names = [task.thing, task.goal]
+        steps = list(task.steps)
+        assert frame.steps == len(steps) and frame.step < frame.steps
+        step = steps[frame.step]
+        names = [step.thing, step.goal]
+        assert np.isfinite(frame.aim).all() == frame.present[1]
+        if frame.present[1]:
+            np.testing.assert_allclose(frame.aim, destination(step, frame.middle[1]), rtol=1e-6)
         assert frame.wanted.tolist() == [bool(n) for n in names]
         assert frame.present.tolist() == [n in THINGS for n in names]
         assert frame.grounded == all(n in THINGS for n in names if n)
@@ -123,9 +135,7 @@ def test_sampler_drops_damaged_and_unlabelled_episodes(tmp_path):
     rng = np.random.default_rng(0)
     for _ in range(30):
         sampler.draw(rng)
-    assert {p.stem for p in sampler.damaged} == {"0000002", "0000003"} and [p.stem for p in sampler.paths] == [
-        "0000001"
-    ]
+    assert {p.stem for p in sampler.damaged} == {"0000002", "0000003"}
     (tmp_path / "0000001.safetensors").unlink()
     with pytest.raises(DataError):
         frames.FrameSampler(tmp_path).draw(rng)
@@ -143,7 +153,8 @@ class Eyes:
         )
 
     def prepare(self, text):
-        return Prepared(torch.zeros(len(text.mask), 4, 8), torch.zeros(len(text.mask), 5))
+        rows = len(text.mask)
+        return Instruction(torch.zeros(rows, 2, 4, 8), torch.zeros(rows, 2, 5), torch.zeros(rows, 2))
 
     def look(self, color, depth, intrinsics, camera_pose, tool, prepared):
         rows = len(color)
@@ -167,10 +178,55 @@ def test_cache_skips_what_is_damaged_and_says_so(tmp_path):
     assert [p.name for p in done] == ["0000001.safetensors"]
     assert len(said) == 2 and "0000002" in said[0] and "0000003" in said[1]
     tokens = cache.load(done[0])
-    assert tokens["state"].shape == (5, 17) and tokens["summary"].shape == (cache.PHRASINGS, 5)
-    assert [p.name for p in store.iterdir()] == ["0000001.safetensors"]
+    assert tokens["state"].shape == (5, 17) and tokens["summary"].shape == (cache.PHRASINGS, 2, 5)
+    assert tokens["step"].tolist() == [0, 0, 0, 1, 1] and tokens["done"].tolist() == [0, 0, 1, 0, 0]
+    assert sorted(p.name for p in store.iterdir()) == ["0000001.safetensors", cache.MADE_BY]
     stamp = done[0].stat().st_mtime_ns
     assert cache.fill(Eyes(), data, store, report=said.append) == done and done[0].stat().st_mtime_ns == stamp
+
+
+def test_other_eyes_make_the_cache_anew(tmp_path):
+    tiny(tmp_path / "data" / "0000001.safetensors", ticks=5)
+    store, said = tmp_path / "cache", []
+
+    def filled(fingerprint: str) -> int:
+        (path,) = cache.fill(Eyes(), tmp_path / "data", store, report=said.append, fingerprint=fingerprint)
+        return path.stat().st_mtime_ns
+
+    first = filled("one")
+    assert filled("one") == first and not said
+    second = filled("two")
+    assert second > first and len(said) == 1 and "1 episodes seen by other stage 1 weights" in said[0]
+    (store / cache.MADE_BY).unlink()  # killed between throwing away and noting who makes it now
+    assert filled("two") > second
+    later = cache.load(store / "0000001.safetensors")
+    os.utime(tmp_path / "data" / "0000001.safetensors")  # the episode was collected again
+    assert filled("two") > second and cache.load(store / "0000001.safetensors").keys() == later.keys()
+
+
+def test_a_fingerprint_knows_the_eyes_and_nothing_else():
+    model = policy_tiny.tiny_model()
+    before = cache.made_by(model)
+    model.core.layers[0].norm.weight.data += 1  # not an eye
+    assert cache.made_by(model) == before == cache.made_by(policy_tiny.tiny_model())
+    assert len({before, cache.made_by(model, depth=False), cache.made_by(model, seed=1)}) == 3
+    for part in (model.vision, model.roles, model.language, model.judge):
+        next(part.parameters()).data.view(-1)[0] += 1e-3
+        assert cache.made_by(model) != before
+        before = cache.made_by(model)
+
+
+def test_cached_tokens_say_which_labels_are_missing(tmp_path):
+    writer = EpisodeWriter()
+    for t in range(3):
+        writer.add(np.zeros((SIZE, SIZE, 3), np.uint8), np.ones((SIZE, SIZE)), stamp=0.1 * t, gripper=1.0,
+                   joint_positions=np.zeros(7), joint_velocities=np.zeros(7), ee_pose=np.eye(4),
+                   actions=np.zeros((16, 7), np.float32))  # fmt: skip
+    header = {"instruction": "grab it", "intrinsics": np.eye(3).tolist(), "camera_pose": np.eye(4).tolist()}
+    writer.write(tmp_path / "data" / "kitchen_2.safetensors", header)
+    (path,) = cache.fill(Eyes(), tmp_path / "data", tmp_path / "cache")
+    tokens = cache.load(path)
+    assert tokens["primitive"].tolist() == [-1, -1, -1] and tokens["done"].isnan().all()
 
 
 def test_a_killed_cache_run_leaves_nothing_that_looks_done(tmp_path, monkeypatch):
@@ -190,32 +246,3 @@ def test_differences_are_rates():
     stamps = np.array([0.0, 0.1, 0.3])
     rates = cache.differences(np.array([[0.0, 1.0], [0.1, 1.0], [0.5, 0.0]]), stamps)
     np.testing.assert_allclose(rates, [[0, 0], [1, 0], [2, -5]], atol=1e-6)
-
-
-@pytest.mark.parametrize(("won", "count", "low", "high"), [
-    (8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (45, 50, 0.7864, 0.9565), (0, 0, 0.0, 1.0),
-])  # fmt: skip
-def test_wilson_against_known_values(won, count, low, high):
-    """Newcombe 1998 and R's binom::binom.wilson."""
-    assert evaluate.wilson(won, count) == pytest.approx((low, high), abs=5e-4)
-    assert 0 <= evaluate.wilson(won, count)[0] <= evaluate.wilson(won, count)[1] <= 1
-
-
-def test_evaluation_episodes_follow_from_the_seed_and_can_be_done():
-    for suite in ("demo", "random", "held-out phrases"):
-        for seed in range(6):
-            scene, task, text = evaluate.episode_of(suite, seed, None)
-            assert (scene, task, text) == evaluate.episode_of(suite, seed, None)
-            assert task.missing(scene) == "" and parse(text) == task
-    with pytest.raises(ValueError, match="demo scene"):
-        evaluate.episode_of("demo", 0, "pick up the pink block")
-    with pytest.raises(ValueError, match="demo scene"):
-        evaluate.episode_of("demo", 0, "sing a song")
-
-
-def test_report_counts_what_happened():
-    row = evaluate.Result(3, "drawer", "open the drawer", True, 6.0, "", 1.0, 2.0)
-    lost = evaluate.Result(4, "pick-and-place", "grab it", False, 25.0, "missed grasp", 1.0, 2.0)
-    text = evaluate.report([row, lost])
-    assert "1/1   = 100.0%" in text and "1/2   =  50.0%" in text and 'seed 4, "grab it": missed grasp' in text
-    assert json.dumps(evaluate.asdict(row))

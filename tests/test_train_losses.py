@@ -9,8 +9,10 @@ from vla_nodes.policy.config import PolicyConfig
 from vla_nodes.policy.language import LanguageConfig
 from vla_nodes.policy.model import CHANGE_WIDTH, STATE_WIDTH, VisualTokens, VlaPolicy
 from vla_nodes.policy.vision import TOOL_PROBES
+from vla_nodes.sim import held_out
 from vla_nodes.sim.render import optical_pose
 from vla_nodes.sim.scene import View
+from vla_nodes.sim.tasks import Task
 from vla_nodes.train import act, ground
 from vla_nodes.train.frames import Frame
 
@@ -45,7 +47,9 @@ def frame(text: str, thing: int | None, goal: int | None, wanted: tuple, present
     k = np.array([[70, 0, 31.5], [0, 70, 31.5], [0, 0, 1]], np.float32)
     depth, tool = np.full((SIZE, SIZE), 0.95, np.float32), np.array([0.45, 0, 0.3], np.float32)
     grounded = any(wanted) and wanted == present
-    return Frame(color, depth, k, pose, tool, text, cells, np.array(wanted), np.array(present), middle, grounded)
+    aim = middle[1] + np.float32([0, 0, 0.05]) if goal is not None else np.full(3, np.nan, np.float32)
+    named = np.array(wanted), np.array(present)
+    return Frame(0, color, depth, k, pose, tool, text, 0, 1, cells, *named, middle, aim, grounded)
 
 
 FRAMES = [
@@ -79,12 +83,29 @@ def test_grounding_learns_a_batch_by_heart(model):
     frozen = {k: v.clone() for k, v in model.language.state_dict().items()}
     history, report = descend(model, lambda: ground.losses(model.train(), batch), parameters, 150, 5e-3)
     first, last = history[0], history[-1]
-    assert set(last) == set(ground.WEIGHTS)
+    assert set(last) == set(ground.WEIGHTS) - {"words"}
     assert sum(last.values()) < 0.4 * sum(first.values())
-    for name in ("thing mask", "goal mask", "grounding"):
+    for name in ("thing mask", "goal mask", "grounding", "aim"):
         assert last[name] < 0.7 * first[name], name
     assert report["thing found"] == 1.0 and report["grounded yes"] == 1.0 and report["grounded no"] == 1.0
     assert all(torch.equal(v, frozen[k]) for k, v in model.language.state_dict().items())
+
+
+def test_the_words_alone_teach_who_does_what_in_which_step(model):
+    pick, place = Task("pick", "red block"), Task("place", "blue block", "bowl")
+    said = [("grab the red block", pick), ("put the blue block in the bowl", place),
+            ("grab the red block in the bowl", Task("place", "red block", "bowl"))]  # fmt: skip
+    words = ground.Words(model)
+    history, _ = descend(model, lambda: ({"words": words.loss(model.train(), said)[0]}, {}),
+                         [*model.roles.parameters(), *words.parameters()], 120, 1e-2)  # fmt: skip
+    assert history[-1]["words"] < 0.2 * history[0]["words"]
+    assert words.loss(model.eval(), said)[1] == 1.0
+
+
+def test_sentences_never_say_what_is_held_out():
+    for text, task in ground.sentences(np.random.default_rng(0), 300):
+        assert not any((n.split()[-1], n.split()[0]) in held_out.PAIRS for n in task.names), text
+        assert not set(text.replace(",", " ").split()) & held_out.SYNONYMS, text
 
 
 def test_grounding_loss_is_finite_when_everything_named_is_hidden(model):
@@ -114,13 +135,14 @@ def episode(model, ticks: int, seed: int) -> dict[str, torch.Tensor]:
     config = model.config
     roles, width = 2 + config.free_roles, config.feature_width
     shapes = {"features": (roles, width), "points": (roles, 3), "mass": (roles,), "spread": (roles,),
-              "tool": (len(TOOL_PROBES) * width,), "grounding": ()}  # fmt: skip
+              "tool": (len(TOOL_PROBES) * width,), "aim": (3,), "grounding": ()}  # fmt: skip
     tokens = {f"view_{name}": torch.rand(ticks, *shapes[name], generator=g) for name in VisualTokens._fields}
     actions = 0.3 * torch.randn(ticks, 1, 7, generator=g).expand(ticks, config.horizon, 7).clone()
     actions[..., 6] = (actions[..., 6] > 0).float()
     return {**tokens, "state": 0.3 * torch.randn(ticks, STATE_WIDTH, generator=g),
             "change": 0.3 * torch.randn(ticks, CHANGE_WIDTH, generator=g), "actions": actions,
-            "summary": torch.randn(3, config.language.d_model, generator=g),
+            "summary": torch.randn(3, config.steps, config.language.d_model, generator=g),
+            "step": (torch.arange(ticks) > ticks // 2).long(), "done": (torch.arange(ticks) == ticks // 2).float(),
             "primitive": torch.randint(0, 8, (ticks,), generator=g)}  # fmt: skip
 
 
@@ -136,7 +158,7 @@ def test_acting_learns_a_batch_by_heart(model):
     history, report = descend(model, lambda: act.losses(model.train(), batch), trained(model), 120, 1e-2)
     first, last = history[0], history[-1]
     assert sum(last.values()) < 0.6 * sum(first.values())
-    assert all(last[k] < first[k] for k in ("velocity", "gripper", "primitive", "lead"))
+    assert all(last[k] < first[k] for k in ("velocity", "gripper", "primitive", "lead", "done"))
     assert report["primitive right"] > 0.8 and report["gripper right"] > 0.8
 
 
@@ -168,15 +190,26 @@ def test_noise_touches_inputs_only(model):
     batch = act.stack([act.window(episode(model, 6, 0), 6, np.random.default_rng(0))])
     other = act.noisy(batch, torch.Generator().manual_seed(0))
     changed = {k for k in batch if not torch.equal(batch[k], other[k])}
-    assert changed == {"view_points", "view_features", "view_tool", "state", "change"}
+    assert changed == {"view_points", "view_features", "view_tool", "view_aim", "state", "change"}
     assert (other["view_points"] - batch["view_points"]).abs().max() < 0.012  # m
 
 
-def test_averaged_parameters_come_back():
-    parameter, mean = torch.nn.Parameter(torch.tensor([1.0])), torch.tensor([5.0])
-    with act.averaged([parameter], [mean]):
-        assert parameter.item() == 5.0
-    assert parameter.item() == 1.0 and mean.item() == 5.0
+def test_labels_that_are_not_there_do_not_count(model):
+    """Half the ticks without labels: the terms are those of the other half; without any they are zero, not NaN."""
+    tokens = {**episode(model, 6, 0)}
+    tokens["primitive"][3:], tokens["done"][3:] = -1, float("nan")
+    model.eval()
+    with torch.no_grad():
+        some = act.losses(model, act.stack([act.window(tokens, 6, _Start())]))
+        half = {k: v if k == "summary" else v[:3] for k, v in tokens.items()}
+        known = act.losses(model, act.stack([act.window(half, 3, _Start())]))
+        tokens["primitive"][:], tokens["done"][:] = -1, float("nan")
+        none = act.losses(model, act.stack([act.window(tokens, 6, _Start())]))
+    for name in ("primitive", "done"):
+        assert float(some[0][name]) == pytest.approx(float(known[0][name]), rel=1e-4), name
+        assert float(none[0][name]) == 0.0 and float(known[0][name]) > 0.0
+        assert some[1][f"{name} right"] == pytest.approx(known[1][f"{name} right"])
+    assert all(torch.isfinite(t) for t in (*some[0].values(), *none[0].values()))
 
 
 def test_normalised_actions_are_the_inverse_of_physical(model):

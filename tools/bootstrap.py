@@ -401,8 +401,8 @@ def setup(tests: bool = False) -> None:
         if files:
             step("engine", engine_key, "exporting the shipped policy to the fast engine", make_engine)
     if tests:
-        tests_key = digest([wheels_key, REQUIREMENTS / "dev.txt"])
-        step("tests", tests_key, "installing what only the tests need", lambda: install_wheels("dev"))
+        tests_key = digest([wheels_key, REQUIREMENTS / "dev.txt", REQUIREMENTS / "train.txt"])
+        step("tests", tests_key, "installing what only the tests need", lambda: install_wheels("dev", "train"))
 
 
 def main() -> int:

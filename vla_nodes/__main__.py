@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {  # name: (module with main(argv) -> int, what it does)
     "replay": ("vla_nodes.replay.command", "a recording through the live pipeline without ROS: report, golden test"),
+    "dataset": ("vla_nodes.replay.dataset", "recordings to training data; LeRobot folders in and out; what is in them"),
     "eval": ("vla_nodes.train.evaluate", "closed-loop success of a checkpoint in the simulator"),
     "bench": ("vla_nodes.policy.bench", "ms per tick and memory, SSM against its transformer twin"),
     "engine": ("vla_nodes.train.engine", "a checkpoint's fast CPU graphs: exported, proven, calibrated for 8 bits"),
@@ -15,9 +16,10 @@ COMMANDS = {  # name: (module with main(argv) -> int, what it does)
     "record": ("vla_nodes.nodes.record", "record the running graph into rosbag2 folders; repair a damaged one"),
     "dataset": ("vla_nodes.replay.dataset", "recordings to training data; LeRobot folders in and out; what is in them"),
     "collect": ("vla_nodes.train.collect", "demonstrations by the scripted expert"),
+    "stills": ("vla_nodes.train.stills", "still scenes, labelled, for training stage 1"),
     "distill": ("vla_nodes.train.distill", "the instruction encoder, from a sentence model"),
-    "ground": ("vla_nodes.train.ground", "training stage 1: language meets vision"),
-    "act": ("vla_nodes.train.act", "training stage 2: action chunks"),
+    "train": ("vla_nodes.train.train", "training: either stage, the whole recipe, or fine-tuning on your own data"),
+    "ablations": ("vla_nodes.train.ablations", "what each part of the design is good for, as a table"),
     "export": ("vla_nodes.train.export", "a checkpoint folder from training weights"),
 }
 

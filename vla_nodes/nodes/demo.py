@@ -2,7 +2,7 @@
 
 Starts sim_node, camera_node, policy_node and action_node as processes of their own, brings them up, publishes the
 instruction like any operator would, and tells what happens. The exit status is 0 only if the simulator's own state
-says that the task succeeded (and stayed so for 1 s) in every episode.
+says that the task succeeded (and stayed so for 1 s) in every episode; with --suite, if every episode was run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from vla_nodes.nodes.demo_jobs import Job, jobs, result
 from vla_nodes.share import share_path
+from vla_nodes.sim.suites import GIVEN_UP
+from vla_nodes.train.contact_sheet import pick
+from vla_nodes.train.evaluate import CHOICES, Outcome, save
+from vla_nodes.train.score import table
 
 NODES = ["sim_node", "camera_node", "policy_node", "action_node"]
 DEFAULT = "pick up the red block"
@@ -27,9 +32,10 @@ MENU = [
     "put the green block in the bowl",
     "put the yellow block on the tray",
     "open the drawer",
+    "put the red block left of the bowl",
+    "stack the red block on the blue block",
+    "open the drawer and put the blue block in it",
 ]
-HELD_TOO_LONG = 8.0
-"""s of simulated time without a chunk after which a run is given up: the policy has said why it holds."""
 WALL_FACTOR = 10.0
 """Steady seconds allowed per simulated second: a machine slower than that is told so."""
 START_UP = 120.0
@@ -45,11 +51,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         prog="./run", description="A simulated robot arm carries out an instruction, through the real ROS 2 graph."
     )
     parser.add_argument("instruction", nargs="?", help=f"what the arm is to do (without a terminal: '{DEFAULT}')")
-    parser.add_argument("--seed", type=int, default=0, help="scene: where the objects stand (default 0)")
     parser.add_argument(
-        "--episodes", type=int, default=1, help="run this many scenes, seeds seed, seed+1, ... (default 1)"
+        "--seed", type=int, help="scene: where the objects stand (default: the first that allows the instruction)"
     )
-    parser.add_argument("--time-limit", type=float, help="simulated seconds per episode (default 40, with --short 25)")
+    parser.add_argument(
+        "--episodes", type=int, default=1, help="run this many scenes, of seeds from --seed on (default 1)"
+    )
+    parser.add_argument(
+        "--suite", choices=CHOICES, metavar="SUITE", help="an evaluation suite instead of an instruction, --episodes "
+        "of each: what `python -m vla_nodes eval` measures without ROS, measured here",
+    )  # fmt: skip
+    parser.add_argument(
+        "--time-limit", type=float,
+        help="simulated seconds per episode (default for each step 40, with --short or --suite 25)",
+    )  # fmt: skip
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where the policy computes")
     parser.add_argument("--checkpoint", type=Path, help="checkpoint folder (default: the one the package ships)")
     parser.add_argument("--robot", default="panda", help="folder of config/ (default panda)")
@@ -60,17 +75,17 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--no-video", action="store_true", help="write no GIF")
     options = parser.parse_args(arguments)
-    if not 0 <= options.seed < 2**31 - 1 - max(0, options.episodes):
+    if not 0 <= (options.seed or 0) < 2**31 - 1 - max(0, options.episodes):
         parser.error(f"--seed {options.seed}: must be 0 .. 2147483646")
     if not 1 <= options.episodes <= 1000:
         parser.error(f"--episodes {options.episodes}: must be 1 .. 1000")
-    if options.time_limit is None:
-        options.time_limit = 25.0 if options.short else 40.0
-    if not 1.0 <= options.time_limit <= 3600.0:  # NaN too
+    if options.time_limit is not None and not 1.0 <= options.time_limit <= 3600.0:  # NaN too
         parser.error(f"--time-limit {options.time_limit:g}: must be 1 .. 3600 simulated seconds")
     if options.checkpoint is not None and not options.checkpoint.is_dir():
         parser.error(f"--checkpoint {options.checkpoint}: no such folder")
-    if options.instruction is None:
+    if options.suite and options.instruction:
+        parser.error("give an instruction or a --suite, not both")
+    if options.instruction is None and not options.suite:
         options.instruction = choose() if sys.stdin.isatty() else DEFAULT
     return options
 
@@ -103,7 +118,11 @@ def run(options: argparse.Namespace, say: Any) -> int:
     params = share_path(f"config/{options.robot}/params.yaml")
     nodes = [*NODES, *(["recorder_node"] if options.record else [])]
     common = ["--params-file", str(params), "-p", "use_sim_time:=true"]
-    own = {"sim_node": ["-p", f"seed:={options.seed}"], "policy_node": ["-p", f"device:={options.device}"]}
+    todo = jobs(options.instruction, options.suite, options.seed, options.episodes, options.time_limit, options.short)
+    own = {
+        "sim_node": ["-p", f"seed:={todo[0].seed}", "-p", f"scene:={todo[0].scene}"],
+        "policy_node": ["-p", f"device:={options.device}"],
+    }
     if options.checkpoint is not None:
         own["policy_node"] += ["-p", f"checkpoint:={options.checkpoint.resolve()}"]
 
@@ -115,14 +134,15 @@ def run(options: argparse.Namespace, say: Any) -> int:
         say(f"starting {', '.join(nodes)} (ROS_DOMAIN_ID={environment['ROS_DOMAIN_ID']}, logs in {folder}/)")
         for name in nodes:  # before rclpy starts threads here, which a fork would not carry over
             processes.start(name, node_command(name, [*common, *own.get(name, [])]))
-        return conduct(options, nodes, processes, folder, say)
+        return conduct(options, todo, nodes, processes, folder, say)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # nothing may cut the end short: it is bounded
         processes.stop()
 
 
-def conduct(options: argparse.Namespace, nodes: list[str], processes: Any, folder: Path, say: Any) -> int:
+def conduct(options: argparse.Namespace, todo: list[Job], nodes: list[str], processes: Any, folder: Path,
+            say: Any) -> int:  # fmt: skip
     """Everything between the start of the processes and their end."""
     import rclpy
     from rclpy.signals import SignalHandlerOptions
@@ -145,20 +165,22 @@ def conduct(options: argparse.Namespace, nodes: list[str], processes: Any, folde
 
     client.alive = alive
     results: list[dict[str, Any]] = []
+    outcomes: list[Outcome] = []
     try:
         client.bring_up(nodes, START_UP)
         say("all nodes active")
         client.spin_until(lambda: client.frames > 0, 30.0, "no camera frame came")
         say("first camera frame")
-        for index in range(options.episodes):
-            seed = options.seed + index
+        for index, job in enumerate(todo):
             if index:
-                client.reset(seed)
+                client.reset(job.seed, job.scene)
             if options.record:
                 say(client.record("start"))
-            results.append(episode(options, client, seed, folder, say))
+            values, outcome = episode(options, client, job, folder, say)
+            results.append(values)
+            outcomes.append(outcome)
             if options.record:
-                say(client.record("success" if results[-1]["success"] else "failure"))
+                say(client.record("success" if values["success"] else "failure"))
     except DemoError as error:
         say(f"failed: {error}")
         return 1
@@ -166,29 +188,33 @@ def conduct(options: argparse.Namespace, nodes: list[str], processes: Any, folde
         for child in processes.children.values():
             for note in child.new_notes():
                 say(f"{child.name}: {note}")
-        summary = {
-            "instruction": options.instruction,
-            "checkpoint": client.status.checkpoint if client.status else None,
-            "episodes": results,
-        }
+        checkpoint = client.status.checkpoint if client.status else None
+        summary = {"instruction": options.instruction, "checkpoint": checkpoint, "episodes": results}
         (folder / "summary.json").write_text(json.dumps(plain(summary), indent=1))
+        if options.suite and outcomes:
+            say(f"{len(outcomes)} of {len(todo)} episodes of {options.suite}\n{table([r for r, _ in outcomes])}")
+            about = {"checkpoint": checkpoint, "suite": options.suite, "seed": options.seed or 0, "through": "ros"}
+            for path in save(folder, outcomes, **about):
+                say(f"wrote {path}")
         client.destroy_node()
         rclpy.try_shutdown()
     succeeded = sum(r["success"] for r in results)
-    if options.episodes > 1:
-        say(f"{succeeded} of {options.episodes} episodes succeeded")
-    return 0 if succeeded == options.episodes else 1
+    if len(todo) > 1:
+        say(f"{succeeded} of {len(todo)} episodes succeeded")
+    return 0 if succeeded == len(todo) or options.suite else 1
 
 
-def episode(options: argparse.Namespace, client: Any, seed: int, folder: Path, say: Any) -> dict[str, Any]:
+def episode(options: argparse.Namespace, client: Any, job: Job, folder: Path, say: Any
+            ) -> tuple[dict[str, Any], Outcome]:  # fmt: skip
     """One instruction in one scene; records it and says how it went."""
     from vla_nodes.msg import PolicyStatus
     from vla_nodes.nodes.demo_client import STATES, finite
     from vla_nodes.nodes.demo_record import Film, StepLog
 
-    text = options.instruction
-    film, log = Film(), StepLog(folder / f"steps-seed{seed}.jsonl")
-    last = {"state": None, "told": ""}
+    text = job.text
+    name = f"seed{job.seed}" if not options.suite else f"{job.scene.replace('/', '-')}-{job.seed}"
+    film, log, frames = Film(), StepLog(folder / f"steps-{name}.jsonl"), []
+    last = {"state": None, "told": "", "obstacle": ""}
     begin = {"now": client.now, "moving": client.now}
     said = shown(text)
 
@@ -222,12 +248,19 @@ def episode(options: argparse.Namespace, client: Any, seed: int, folder: Path, s
     def on_frame(stamp: float, image: Any) -> None:
         film.add(stamp, image, [said, f"{max(0.0, stamp - begin['now']):5.1f} s   {last['told']}"])
 
+    def on_suite_frame(stamp: float, image: Any) -> None:
+        stamp -= begin["now"]
+        if stamp >= 0 and (not frames or stamp - frames[-1][0] >= 0.5):
+            frames.append((stamp, image))
+
     client.on_status = on_status
-    if not (options.no_video or options.short):
+    if options.suite:
+        client.on_frame = on_suite_frame
+    elif not (options.no_video or options.short):
         client.on_frame = on_frame
     client.active_instruction = ""
     begin["now"] = begin["moving"] = client.now
-    say(f"scene {seed}, instruction: {said!r}")
+    say(f"scene {f'{job.scene} ' if options.suite else ''}{job.seed}, instruction: {said!r}")
     client.instruct(text)
 
     def succeeded() -> bool:
@@ -239,36 +272,42 @@ def episode(options: argparse.Namespace, client: Any, seed: int, folder: Path, s
         if client.active_instruction and not last["state"]:
             last["state"] = "accepted"
             say("instruction accepted")
-        return (
-            succeeded()
-            or client.now - begin["now"] > options.time_limit
-            or client.now - begin["moving"] > HELD_TOO_LONG
-        )
+        if not last["obstacle"] and client.task.get("instruction") == text and client.task.get("obstacle"):
+            last["obstacle"] = client.task["obstacle"]
+            if not job.absent:
+                say(f"this scene does not allow it: {last['obstacle']}")
+        if client.now - begin["now"] > job.limit:
+            return True
+        return not job.absent and (succeeded() or client.now - begin["moving"] > GIVEN_UP)
 
     wall = time.monotonic()
     try:
         client.spin_until(
-            over, WALL_FACTOR * options.time_limit + 30.0, f"{options.time_limit:g} simulated seconds did not pass"
+            over, WALL_FACTOR * job.limit + 30.0, f"{job.limit:g} simulated seconds did not pass"
         )
-        success, elapsed = succeeded(), client.now - begin["now"]
-        if success:  # a last look for the film
+        elapsed, truth = client.now - begin["now"], dict(client.task)
+        success = succeeded() if not job.absent else truth.get("instruction") == text and not truth.get("touched")
+        if success and film.frames:  # a last look for the film
             until = client.now + 0.5
             client.spin_until(lambda: client.now > until, 20.0, "the simulation stood still")
     finally:
         client.on_status, client.on_frame = (lambda status: None), (lambda stamp, image: None)
         log.close()
-        gif = folder / f"seed{seed}.gif"
+        gif = folder / f"{name}.gif"
         if film.write(gif):
             say(f"wrote {gif} ({len(film.frames)} frames) and {log.count} steps")
     status = client.status
-    reason = "" if success else why_not(client, options, elapsed)
+    held = status.reason if status and not job.absent and client.now - begin["moving"] > GIVEN_UP else ""
+    outcome = result(job, truth, success, elapsed, held)
+    reason = "" if success else why_not(client, job, elapsed)
     speed = elapsed / max(1e-6, time.monotonic() - wall)
     say(
         f"{'SUCCESS' if success else 'NO SUCCESS'} after {elapsed:.1f} s (simulated; {speed:.2f} x real time)"
         + (f": {reason}" if reason else "")
     )
-    return {
-        "seed": seed,
+    values = {
+        "seed": job.seed,
+        "instruction": text,
         "success": success,
         "seconds": elapsed,
         "reason": reason,
@@ -279,16 +318,19 @@ def episode(options: argparse.Namespace, client: Any, seed: int, folder: Path, s
         "latency_p50_ms": None if status is None else round(float(status.latency_p50_ms), 2),
         "latency_p99_ms": None if status is None else round(float(status.latency_p99_ms), 2),
     }
+    return values, (outcome, [] if success else [frames[i] for i in pick(len(frames))])
 
 
-def why_not(client: Any, options: argparse.Namespace, elapsed: float) -> str:
+def why_not(client: Any, job: Job, elapsed: float) -> str:
     """Why an episode ended without success, in one line."""
     status, progress = client.status, client.task.get("progress", "the simulator said nothing")
     if status is None:
         return "policy_node published no status"
-    if elapsed <= options.time_limit:
+    if job.absent:
+        return f"touched {', '.join(client.task.get('touched', []))}"
+    if elapsed <= job.limit:
         return f"the policy holds: {status.reason or 'no reason given'}; in truth: {progress}"
-    return f"time limit of {options.time_limit:g} s; {progress}"
+    return f"time limit of {job.limit:g} s; {client.task.get('reason', '')}; {progress}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -127,15 +127,24 @@ class Client(Node):
             raise DemoError(f"recorder_node: {answer.message}")
         return answer.message
 
-    def reset(self, seed: int) -> None:
-        """A new scene; simulated time starts anew."""
-        value = ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=seed)
-        request = SetParameters.Request(parameters=[Parameter(name="seed", value=value)])
-        result = self.call(SetParameters, "sim_node/set_parameters", request, 10.0).results[0]
-        if not result.successful:
-            raise DemoError(f"sim_node refuses seed {seed}: {result.reason}")
+    def withdraw(self) -> None:
+        """Have no instruction in force, so that the arm does not carry an old one into a new scene."""
+        self.instruct("")
+        self.spin_until(lambda: not self.active_instruction, 20.0, "the instruction was not withdrawn")
+
+    def reset(self, seed: int, scene: str) -> None:
+        """A new scene (see sim_node's parameters); simulated time starts anew, and no instruction is in force."""
+        self.withdraw()
+        number = ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=seed)
+        word = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=scene)
+        request = SetParameters.Request(
+            parameters=[Parameter(name="seed", value=number), Parameter(name="scene", value=word)]
+        )
+        for result in self.call(SetParameters, "sim_node/set_parameters", request, 10.0).results:
+            if not result.successful:
+                raise DemoError(f"sim_node refuses scene {scene} with seed {seed}: {result.reason}")
         before = self.now
-        answer = self.call(Trigger, "sim/reset", Trigger.Request(), 20.0)
+        answer = self.call(Trigger, "sim/reset", Trigger.Request(), 60.0)
         if not answer.success:
             raise DemoError(f"sim/reset: {answer.message}")
         self.task = {}

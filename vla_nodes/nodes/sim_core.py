@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from vla_nodes.control.trajectory import Trajectory
 from vla_nodes.sim.joint_trajectory_controller import JointTrajectoryController
 from vla_nodes.sim.language import parse
 from vla_nodes.sim.scene import Scene
+from vla_nodes.sim.suites import obstacle
 from vla_nodes.sim.tasks import Judge
+from vla_nodes.sim.witness import PATH_PERIOD, Witness
 from vla_nodes.sim.world import World
 
 CONTROL_PERIOD = 0.002
@@ -34,7 +37,7 @@ class SimulatedRobot:
         """Start anew with a scene: time 0, robot at its ready pose, controllers holding it."""
         self.scene = scene
         self.world = World(scene)
-        self._controls = 0
+        self._steps = 0
         q, _, _ = self.world.joint_state()
         self.arm.hold(q[:7])
         self.gripper.hold(q[7:8])
@@ -61,29 +64,40 @@ class SimulatedRobot:
         finger, _ = self.gripper.reference(self.world.time)
         self.world.set_reference(q, qd, float(finger[0]))
         self.world.advance(CONTROL_PERIOD)
+        self._steps += 1
+        if self._steps % round(PATH_PERIOD / CONTROL_PERIOD) == 0:
+            self._witness.sample()
 
     def judge(self, instruction: str) -> None:
-        """Set what the world is judged by; "" for nothing."""
+        """Set what the world is judged by, from now on; "" for nothing."""
         self.instruction = instruction
         self.task = parse(instruction) if instruction else None
-        self._judge = Judge(self.task) if self.task is not None and not self.task.missing(self.scene) else None
+        self.obstacle = obstacle(self.task, self.scene) if self.task is not None else ""
+        judged = self.task is not None and not self.task.missing(self.scene)
+        self._judge = Judge(self.task) if judged else None
+        self._witness = Witness(self.world, self._judge)
+        self._since = self.time
 
     def task_status(self) -> dict[str, Any]:
         """Truth about the task, for a person and for ./run; call it several times a second."""
         succeeded = self._judge.update(self.world) if self._judge else False
+        self._witness.look()
         if self._judge:
             progress = self.task.progress(self.world)
         elif self.task is not None:
-            progress = f"there is no {self.task.missing(self.scene)} in this scene"
+            progress = self.obstacle
         else:
             progress = "no task known for this instruction" if self.instruction else "no instruction"
         return {
-            "task": None if self.task is None else vars(self.task),
+            "task": None if self.task is None else asdict(self.task),
             "instruction": self.instruction,
             "success": succeeded,
             "progress": progress,
+            "obstacle": self.obstacle,
             "time": self.time,
+            "since": self._since,
             "scene_id": self.scene_id,
+            **self._witness.facts(),
         }
 
     def finite(self) -> bool:

@@ -24,6 +24,7 @@ from vla_nodes.nodes.peers import Rate
 from vla_nodes.nodes.sim_core import CONTROL_PERIOD, SimulatedRobot
 from vla_nodes.pipeline.messages import trajectory_from
 from vla_nodes.sim.scene import Scene
+from vla_nodes.sim.suites import SUITES, episode
 
 MAX_LAG = 0.05
 """s of steady time that the simulation catches up with at once; beyond it, simulated time runs slower."""
@@ -37,8 +38,9 @@ class SimNode(BaseNode):
         Param(
             "scene",
             "demo",
-            "Kind of scene: demo (four blocks, bowl, tray, drawer) or random.",
-            choices=("demo", "random"),
+            "Kind of scene: demo (four blocks, bowl, tray, drawer), random, or that of an evaluation suite such as "
+            "rearrangement or rearrangement/pairs, the same that `python -m vla_nodes eval` draws for the seed.",
+            choices=SUITES,
             live=True,
         ),
         Param(
@@ -113,8 +115,7 @@ class SimNode(BaseNode):
         return (WARN if refused else OK), text, values
 
     def _scene(self) -> Scene:
-        make = {"demo": Scene.demo, "random": Scene.random}[self.value("scene")]
-        return make(self.value("seed"))
+        return episode(self.value("scene"), self.value("seed"))[0]
 
     def _advance(self) -> None:
         """Run the physics up to where steady time asks for, at most a few ticks, and publish after each."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from .language import LanguageConfig
 
 PRIMITIVES = ("reach", "grasp", "lift", "move", "place", "open", "close", "hold")
-MOST = {"n_layer": 512, "vision_blocks": 64, "free_roles": 64}  # a forged config must not build for hours
+MOST = {"n_layer": 512, "vision_blocks": 64, "free_roles": 64, "steps": 8}  # a forged config must not build for hours
 CELL = 4  # pixels of the image per cell of the feature map
 
 
@@ -21,8 +21,10 @@ class PolicyConfig:
     vision_blocks: int = 1  # residual blocks at strides 8 and 16
     feature_width: int = 64  # channels of the feature map the roles look at
     free_roles: int = 2  # visual tokens beside "thing" and "goal"
+    steps: int = 2  # things an instruction may ask for, one after the other
     mixer: str = "mamba2"  # mamba2, mamba1, or attention (the twin, for comparison)
     twin_of: str = "mamba2"  # what an attention core stands in for: it gets as many parameters as that one
+    memory: bool = True  # carry the core's state from tick to tick; False to see what that is good for
     d_model: int = 128
     n_layer: int = 4
     d_state: int = 32
@@ -56,10 +58,12 @@ class PolicyConfig:
             widths = values["vision_widths"] = tuple(values["vision_widths"])
             if len(widths) != 4 or not all(type(w) is int and 0 < w <= 1 << 14 for w in widths):
                 raise ValueError(f"policy config: vision_widths = {widths!r} must be 4 integers between 1 and 16384")
+        if type(values.get("memory", True)) is not bool:
+            raise ValueError(f"policy config: memory = {values['memory']!r} must be true or false")
         config = cls(**values)
         for name, value in asdict(config).items():
             least, most = (0 if name in ("free_roles", "vision_blocks") else 1), MOST.get(name, 1 << 16)
-            if isinstance(getattr(cls, name, None), int) and (type(value) is not int or not least <= value <= most):
+            if type(getattr(cls, name, None)) is int and (type(value) is not int or not least <= value <= most):
                 raise ValueError(f"policy config: {name} = {value!r} must be an integer between {least} and {most}")
         if config.language.n_layer > MOST["n_layer"]:
             raise ValueError(f"policy config: language n_layer = {config.language.n_layer}, at most {MOST['n_layer']}")

@@ -147,7 +147,7 @@ def example_instruction(model: VlaPolicy, seed: int = 0, words: int = 6) -> Prep
     """What the model prepares from random token ids: needs no tokeniser."""
     ids = torch.randint(model.config.language.vocabulary, (1, words), generator=torch.Generator().manual_seed(seed))
     text: EncodedText = model.language(ids, torch.ones_like(ids, dtype=torch.bool))
-    return model.prepare(text)
+    return model.prepare(text).at(0)
 
 
 def run_ticks(engine, model: VlaPolicy, ticks: int) -> tuple[list[Tensor], float]:

@@ -1,4 +1,4 @@
-"""From the core's last token to a chunk of actions, and the primitive a person can read."""
+"""From the core's last token to a chunk of actions, the primitive a person can read, and whether the step is done."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ class ChunkHead(nn.Module):
             nn.Linear(config.d_model + geometry, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
             nn.Linear(width, width), nn.SiLU())  # fmt: skip
         self.primitive = nn.Linear(width, len(PRIMITIVES))
+        self.done = nn.Linear(width, 1)
         self.shared = nn.Linear(width, outputs)
         self.narrow = nn.Linear(width, rank)
         self.parts = nn.Parameter(torch.randn(len(PRIMITIVES), rank, outputs) * 0.02)
 
-    def forward(self, core: Tensor, geometry: Tensor) -> tuple[Tensor, Tensor]:
-        """core (..., D), geometry (..., G) -> normalised actions (..., H, A), primitive logits (..., P)."""
+    def forward(self, core: Tensor, geometry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """core (..., D), geometry (..., G) -> actions (..., H, A), logits of primitives (..., P), of done (...)."""
         hidden = self.trunk(torch.cat([core, geometry], -1))
         logits = self.primitive(hidden)
         parts = torch.einsum("...p,...r,pro->...o", logits.softmax(-1), self.narrow(hidden), self.parts)
-        return (self.shared(hidden) + parts).unflatten(-1, (self.horizon, self.action_dim)), logits
+        actions = (self.shared(hidden) + parts).unflatten(-1, (self.horizon, self.action_dim))
+        return actions, logits, self.done(hidden).squeeze(-1)

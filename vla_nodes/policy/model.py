@@ -29,10 +29,23 @@ CHANGE_WIDTH = 11  # tool velocity 3, gripper rate 1, joint velocities 7
 
 
 class Prepared(NamedTuple):
-    """An instruction, encoded once and used at every tick."""
+    """One step of an instruction, encoded once and used at every tick."""
 
     queries: Tensor  # (B, R, C)
     summary: Tensor  # (B, W)
+
+
+class Instruction(NamedTuple):
+    """All an instruction asks for, one step after the other."""
+
+    queries: Tensor  # (B, K, R, C)
+    summary: Tensor  # (B, K, W)
+    wanted: Tensor  # (B, K) logit that there is such a step; the first always is
+
+    def at(self, step: int | Tensor) -> Prepared:
+        """The given step of every row; a tensor (B,) takes each row's own."""
+        rows = torch.arange(len(self.queries), device=self.queries.device)
+        return Prepared(self.queries[rows, step], self.summary[rows, step])
 
 
 class Proprioception(NamedTuple):
@@ -59,6 +72,7 @@ class TickOutput(NamedTuple):
     primitive: Tensor  # (..., P) logits
     grounding: Tensor  # (...,) logit that all the instruction names is in view and understood
     target: Tensor  # (..., 3) where the thing's middle is, m in base
+    done: Tensor  # (...,) logit that the current step is done and the hand clear of it
 
 
 class VisualTokens(NamedTuple):
@@ -69,6 +83,7 @@ class VisualTokens(NamedTuple):
     mass: Tensor  # (..., R)
     spread: Tensor  # (..., R)
     tool: Tensor  # (..., T)
+    aim: Tensor  # (..., 3) where the thing is to be put, m in base
     grounding: Tensor  # (...,) logit
 
 
@@ -82,17 +97,19 @@ class VlaPolicy(nn.Module):
         self.vision = Vision(config)
         self.middle = nn.Linear(width, 3)  # from a visible surface to the middle of the thing, m
         nn.init.zeros_(self.middle.weight)
+        # From the goal to where the thing's middle goes: the relation in space that the words name.
+        self.offset = nn.Sequential(nn.Linear(config.language.d_model + 3, 128), nn.SiLU(), nn.Linear(128, 3))
         self.judge = nn.Sequential(
             nn.Linear(2 * (3 * width + 1) + config.language.d_model, 128), nn.SiLU(),
             nn.Linear(128, 64), nn.SiLU(), nn.Linear(64, 1))  # fmt: skip
         self.embed_state, self.embed_change = nn.Linear(STATE_WIDTH, d), nn.Linear(CHANGE_WIDTH, d)
         self.embed_tool = nn.Linear(len(TOOL_PROBES) * width, d)
         self.embed_view = nn.Linear(width + 8, d)
-        self.embed_summary = nn.Linear(config.language.d_model, d)
+        self.embed_summary = nn.Linear(config.language.d_model + 6, d)
         self.kind = nn.Parameter(torch.randn(self.tokens, d) * 0.02)
         self.core = SequenceCore(d, config.n_layer, config.mixer, config.d_state, config.headdim, config.expand,
                                  twin_of=config.twin_of)  # fmt: skip
-        self.head = ChunkHead(config, geometry=2 * 4 + 4 + CHANGE_WIDTH)
+        self.head = ChunkHead(config, geometry=3 * 3 + 2 + 4 + CHANGE_WIDTH)
 
     @property
     def tokens(self) -> int:
@@ -100,8 +117,8 @@ class VlaPolicy(nn.Module):
         return 4 + 2 + self.config.free_roles
 
     # -- once per instruction --------------------------------------------------------------------------------------
-    def prepare(self, text: EncodedText) -> Prepared:
-        return Prepared(*self.roles(text))
+    def prepare(self, text: EncodedText) -> Instruction:
+        return Instruction(*self.roles(text))
 
     # -- once per image ---------------------------------------------------------------------------------------------
     def look(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
@@ -112,12 +129,18 @@ class VlaPolicy(nn.Module):
         match = F.normalize(scan.features, dim=-1) * scan.queries  # does what was found look like what was asked for
         seen = torch.cat([scan.features, scan.queries, match, scan.mass.unsqueeze(-1)], -1)[:, :2].flatten(1)
         grounding = self.judge(torch.cat([seen, prepared.summary], -1)).squeeze(-1)
-        return VisualTokens(scan.features, points, scan.mass, scan.spread, scan.tool, grounding), scan
+        goal = points[:, 1]
+        centred = (goal - goal.new_tensor(WORKSPACE_CENTRE)) / WORKSPACE_SIZE
+        aim = goal + NEARBY * self.offset(torch.cat([prepared.summary, centred], -1))
+        return VisualTokens(scan.features, points, scan.mass, scan.spread, scan.tool, aim, grounding), scan
 
     # -- once per tick, or a whole history at once -------------------------------------------------------------
     def think(self, body: Proprioception, view: VisualTokens, summary: Tensor, state: tuple | None
               ) -> tuple[TickOutput, tuple]:  # fmt: skip
-        """T ticks of B streams, everything (B, T, ...); summary (B, W). Equal to T calls with T = 1."""
+        """T ticks of B streams, everything (B, T, ...); summary (B, T, W), or (B, W) the same at all ticks.
+
+        Equal to T calls with T = 1.
+        """
         batch, ticks = body.state.shape[:2]
         position = body.state[..., None, :3] * WORKSPACE_SIZE + body.state.new_tensor(WORKSPACE_CENTRE)
         relative = (view.points - position) / NEARBY
@@ -125,16 +148,21 @@ class VlaPolicy(nn.Module):
         found = view.mass.unsqueeze(-1)
         seen = torch.cat([view.features, relative.clamp(-4, 4) * found, place * found, found,
                           view.spread.unsqueeze(-1) / NEARBY], -1)  # fmt: skip
+        to_aim = ((view.aim - position.squeeze(2)) / NEARBY).clamp(-4, 4) * found[..., 1, :]
+        aim = (view.aim - body.state.new_tensor(WORKSPACE_CENTRE)) / WORKSPACE_SIZE * found[..., 1, :]
+        summary = summary if summary.dim() == 3 else summary.unsqueeze(1).expand(-1, ticks, -1)
         tokens = torch.cat([
             self.embed_state(body.state).unsqueeze(2), self.embed_change(body.change).unsqueeze(2),
             self.embed_tool(view.tool).unsqueeze(2), self.embed_view(seen),
-            self.embed_summary(summary)[:, None, None].expand(-1, ticks, -1, -1)], 2) + self.kind  # fmt: skip
-        out, state = self.core(tokens.flatten(1, 2).to(self.core.norm_f.weight.dtype), state)  # may be bf16 on a GPU
-        last = out.unflatten(1, (ticks, self.tokens))[:, :, -1].to(tokens.dtype)
+            self.embed_summary(torch.cat([summary, to_aim, aim], -1)).unsqueeze(2)], 2) + self.kind  # fmt: skip
+        # Without memory every tick is a sequence of its own.
+        rows, state = (tokens.flatten(1, 2), state) if self.config.memory else (tokens.flatten(0, 1), None)
+        out, state = self.core(rows.to(self.core.norm_f.weight.dtype), state)  # may be bf16 on a GPU
+        last = out.reshape(batch, ticks, self.tokens, -1)[:, :, -1].to(tokens.dtype)
         near = torch.cat([relative[..., :2, :].clamp(-4, 4) * found[..., :2, :], found[..., :2, :]], -1).flatten(2)
-        geometry = torch.cat([near, body.state[..., :3], body.state[..., 9:10], body.change], -1)
-        actions, primitive = self.head(last, geometry)
-        return TickOutput(actions, primitive, view.grounding, view.points[..., 0, :]), state
+        geometry = torch.cat([near, to_aim, body.state[..., :3], body.state[..., 9:10], body.change], -1)
+        actions, primitive, done = self.head(last, geometry)
+        return TickOutput(actions, primitive, view.grounding, view.points[..., 0, :], done), state
 
     def physical(self, actions: Tensor) -> Tensor:
         """Normalised actions (..., 7) to ee_delta rows: m, rad, gripper opening 0..1."""

@@ -16,12 +16,13 @@ import torch
 from . import checkpoint as checkpoints
 from . import engine as engines
 from .config import PRIMITIVES
-from .model import Prepared, VisualTokens, proprioception
+from .model import Instruction, VisualTokens, proprioception
 
 CERTAIN = 0.65  # grounding probability above which the robot may start
 LOST = 0.1  # and below which a running task is given up, when it stays there
 DECIDE_TICKS = 3  # observations the first decision is averaged over
 LOST_TICKS = 20
+DONE_TICKS = 3  # observations in a row that must call a step done before the next one begins
 MAX_GAP = 0.5  # s between observations beyond which the change since the last one means nothing
 
 
@@ -46,6 +47,8 @@ class PolicyOutput:
     hold_reason: str = ""  # "" when there are actions, else one line for the operator
     grounding: float = 0.0  # 0..1, that all the instruction names is understood and in view
     primitive: str = "hold"
+    step: int = 0  # of the instruction, the first is 0
+    done: float = 0.0  # 0..1, that this step is done and the hand clear of it
     target: np.ndarray = field(default_factory=lambda: np.full(3, np.nan))  # m in base, middle of the thing
     timings: dict[str, float] = field(default_factory=dict)  # ms by part, and "total"
 
@@ -83,7 +86,7 @@ class PolicyRuntime:
         self.model, self.config, self.device = model, config, torch.device(device)
         self.engine = engine or engines.TorchEngine(model)
         self.instruction = ""
-        self._prepared: Prepared | None = None
+        self._asked: Instruction | None = None
         self._language_ms = 0.0
         self.reset()
 
@@ -113,7 +116,9 @@ class PolicyRuntime:
         if reason := self.check_instruction(text):
             raise ValueError(reason)
         started = time.perf_counter()
-        self._prepared = self.model.prepare(self.model.language.encode([text]))
+        self._asked = self.model.prepare(self.model.language.encode([text]))
+        wanted = [True, *(self._asked.wanted[0, 1:] > 0).tolist()]
+        self.steps = wanted.index(False) if False in wanted else len(wanted)
         self._language_ms = 1e3 * (time.perf_counter() - started)
         self.instruction = text
         self.reset()
@@ -125,34 +130,45 @@ class PolicyRuntime:
         self._decided: bool | None = None
         self._evidence: list[float] = []
         self._lost = 0
+        self._step, self._done = 0, 0
 
     # -- one tick -----------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def step(self, observation: Observation) -> PolicyOutput:
         """One observation, newer than the last. ValueError names what is wrong with it."""
-        if self._prepared is None:
+        if self._asked is None:
             return PolicyOutput(None, "no instruction yet: publish one on the instruction topic")
         started = time.perf_counter()
         color, depth, intrinsics = self._images(observation)
         pose = self._tensor(observation.camera_pose)
         tool = self._tensor(observation.ee_pose[:3, 3])
-        view = self.engine.look(color, depth, intrinsics, pose, tool, self._prepared)
+        step = self._step
+        now = self._asked.at(step)
+        view = self.engine.look(color, depth, intrinsics, pose, tool, now)
+        grounding = float(view.grounding.sigmoid())
+        if self._decided is None or not self._decided:  # it does not start on what it could not end
+            for later in range(step + 1, self.steps):
+                other = self.engine.look(color, depth, intrinsics, pose, tool, self._asked.at(later))
+                grounding = min(grounding, float(other.grounding.sigmoid()))
         looked = time.perf_counter()
         body = self._body(observation)
         view = VisualTokens(*(part.unsqueeze(1) for part in view))
-        output, self._state = self.engine.think(body, view, self._prepared.summary, self._state)
+        output, self._state = self.engine.think(body, view, now.summary, self._state)
         actions = self.model.physical(output.actions)[0, 0].cpu().numpy()
         self._previous = observation
         ended = time.perf_counter()
-        grounding = float(output.grounding.sigmoid())
         timings = {"vision": 1e3 * (looked - started), "core": 1e3 * (ended - looked), "language": self._language_ms,
                    "total": 1e3 * (ended - started)}  # fmt: skip
         self._language_ms = 0.0
         reason = self._judge(grounding)
         if not reason and not np.isfinite(actions).all():
             reason = "the policy gave actions that are not numbers"
+        done = float(output.done.sigmoid())
+        self._done = self._done + 1 if done > 0.5 and not reason else 0
+        if self._done >= DONE_TICKS and step + 1 < self.steps:
+            self._step, self._done, self._lost = step + 1, 0, 0
         return PolicyOutput(None if reason else actions, reason, grounding, PRIMITIVES[int(output.primitive.argmax())],
-                            output.target[0, 0].cpu().numpy(), timings)  # fmt: skip
+                            step, done, output.target[0, 0].cpu().numpy(), timings)  # fmt: skip
 
     def _judge(self, grounding: float) -> str:
         """Start only on something seen and understood; give up on something lost. Returns why to hold, or ""."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .config import PolicyConfig
 from .geometry import point_map, project
-from .language import EncodedText
+from .language import BidirectionalBlock, EncodedText
+from .ssm import RMSNorm
 
 DEPTH_SCALE = 1.0  # m; depth enters as (depth - 1 m) / 1 m, masked where invalid
 TOOL_PROBES = ((0.0, 0.0, 0.0), (0.0, 0.0, -0.05))  # m in base, added to the tool point: where the hand is looked at
@@ -74,20 +75,25 @@ class RgbdEncoder(nn.Module):
 
 
 class RoleQueries(nn.Module):
-    """From token states to one query per role, and a summary of what is to be done."""
+    """From token states to one query per step and role, a summary of each step, and whether there is such a step."""
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
-        width, self.roles = config.language.d_model, 2 + config.free_roles
-        self.attend = nn.Linear(width, self.roles + 1)
+        width, self.roles, self.steps = config.language.d_model, 2 + config.free_roles, config.steps
+        self.read = BidirectionalBlock(config.language)  # who does what in which step is more than what words mean
+        self.norm = RMSNorm(width)
+        self.attend = nn.Linear(width, self.steps * (self.roles + 1))
         self.role = nn.Parameter(torch.randn(self.roles, width) * 0.1)
         self.query = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.feature_width))
+        self.wanted = nn.Linear(width, 1)
 
-    def forward(self, text: EncodedText) -> tuple[Tensor, Tensor]:
-        """(B, R, C) queries and (B, W) the summary."""
-        weights = self.attend(text.tokens).masked_fill(~text.mask.unsqueeze(-1), float("-inf")).softmax(1)
-        pooled = torch.einsum("btr,btw->brw", weights, text.tokens)
-        return self.query(pooled[:, :-1] + self.role), pooled[:, -1]
+    def forward(self, text: EncodedText) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, K, R, C) queries, (B, K, W) summaries and (B, K) logits that there is such a step."""
+        tokens = self.norm(self.read(text.tokens, text.mask.sum(1)))
+        weights = self.attend(tokens).masked_fill(~text.mask.unsqueeze(-1), float("-inf")).softmax(1)
+        pooled = torch.einsum("btr,btw->brw", weights, tokens).unflatten(1, (self.steps, self.roles + 1))
+        summary = pooled[:, :, -1]
+        return self.query(pooled[:, :, :-1] + self.role), summary, self.wanted(summary).squeeze(-1)
 
 
 class Vision(nn.Module):
@@ -100,11 +106,18 @@ class Vision(nn.Module):
 
     def forward(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
                 queries: Tensor) -> Scan:  # fmt: skip
-        """color (B, 3, S, S) 0..1, depth (B, S, S) m with 0 = invalid, tool (B, 3) m in base, queries (B, R, C)."""
+        """color (B, 3, S, S) 0..1, depth (B, S, S) m with 0 = invalid, tool (B, 3) m in base, queries (B, R, C).
+
+        In training each image may serve n questions in a row: queries (n B, R, C) then give a scan of n B rows.
+        """
         points, valid = point_map(depth, intrinsics, camera_pose)
         seen = (depth > 0).to(depth.dtype)
         channels = torch.stack([(depth - 1.0) * seen / DEPTH_SCALE, seen], 1)
         features = self.encoder(torch.cat([color - 0.5, channels], 1), torch.cat([points, valid], 1))
+        if (questions := len(queries) // len(color)) > 1:
+            features, points, tool, intrinsics, camera_pose = (
+                part.repeat_interleave(questions, 0) for part in (features, points, tool, intrinsics, camera_pose)
+            )
         flat = features.flatten(2)  # (B, C, cells)
         keys = F.normalize(flat, dim=1)
         logits = self.scale * torch.einsum("brc,bcn->brn", queries, keys)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vla_nodes.control.inverse_kinematics import rotation_vector
 from vla_nodes.sim import scene as sc
-from vla_nodes.sim.tasks import Task, contains
+from vla_nodes.sim.tasks import Task, destination, place_of, placed
 from vla_nodes.sim.world import World
 
 PRIMITIVES = ("reach", "grasp", "lift", "move", "place", "open", "close", "hold")
@@ -46,7 +46,28 @@ class _State:
 
 
 class Expert:
-    """One per task; remembers only that a failed grasp is being opened again and how long it has squeezed."""
+    """One per instruction: it does one step after the other. ``step`` is the one it is at, ``finished`` says whether
+    the last plan found that step done and the hand clear of it."""
+
+    def __init__(self, task: Task, scene: sc.Scene) -> None:
+        self._parts = [StepExpert(step, scene) for step in task.steps]
+        self.step, self.finished = 0, False
+
+    def plan(self, world: World, velocity: np.ndarray, horizon: int, period: float) -> tuple[np.ndarray, str]:
+        """One chunk in action space ee_delta, (horizon, 7), and the primitive it starts with.
+
+        ``velocity`` (3,) is the tool's velocity; the chunk continues it.
+        """
+        if self.finished and self.step + 1 < len(self._parts):
+            self.step += 1
+        part = self._parts[self.step]
+        chunk, primitive = part.plan(world, velocity, horizon, period)
+        self.finished = part.finished(world)
+        return chunk, primitive
+
+
+class StepExpert:
+    """One step; remembers only that a failed grasp is being opened again and how long it has squeezed."""
 
     def __init__(self, task: Task, scene: sc.Scene) -> None:
         self.task, self.scene = task, scene
@@ -72,20 +93,24 @@ class Expert:
             self._reopening = False
         done = False
         if task.verb == "place":
-            done = contains(world, task.goal, task.thing) and not (touching and thing[2] > p[2] + 0.05)
-            done = done and (not touching or np.hypot(*(p - world.position(task.goal))[:2]) < 0.03)
+            done = placed(world, task) and not (touching and g < 0.9)
         elif drawer:
             done = task.success(world)
         return _State(p, velocity.copy(), g, touching and self._squeezed > 0, self._squeezed, self._reopening, thing,
                       world.drawer_opening(), done)
 
-    def plan(self, world: World, velocity: np.ndarray, horizon: int, period: float) -> tuple[np.ndarray, str]:
-        """One chunk in action space ee_delta, (horizon, 7), and the primitive it starts with.
+    def finished(self, world: World) -> bool:
+        """Done, let go and up out of the way."""
+        hand, task = world.tool_pose()[:3, 3], self.task
+        if task.verb == "pick":
+            return task.success(world)
+        clear = hand[2] > place_of(world, task.thing)[2] + 0.09 or hand[2] > CLEAR + 0.05
+        return task.success(world) and world.opening() > 0.8 and clear
 
-        ``velocity`` (3,) is the tool's velocity; the chunk continues it.
-        """
+    def plan(self, world: World, velocity: np.ndarray, horizon: int, period: float) -> tuple[np.ndarray, str]:
+        """See Expert.plan."""
         state = self._state(world, velocity)
-        goal = world.position(self.task.goal) if self.task.goal else None
+        goal = destination(self.task, place_of(world, self.task.goal)) if self.task.goal else None
         # The tool's small tilt away from straight down is taken out at a bounded rate.
         tilt = rotation_vector((DOWN @ world.tool_pose()[:3, :3].T)[None])[0]
         rows, first = [], ""
@@ -148,9 +173,10 @@ class Expert:
             if s.p[2] < CLEAR:
                 return "lift", np.array([s.p[0], s.p[1], TRANSIT]), 0.0, SPEED
             return "move", np.array([target[0], target[1], TRANSIT]), 0.0, SPEED
-        release = goal[2] + 0.05 + (s.p[2] - s.thing[2])
-        if s.p[2] > release + NEAR:
-            return "place", np.array([target[0], target[1], release]), 0.0, SLOW + 0.06
+        release = target[2]
+        if s.p[2] > release + NEAR or away > 0.008:
+            down = s.p[2] - release
+            return "place", np.array([target[0], target[1], release]), 0.0, SLOW + 0.06 * (down > 0.04)
         return "place", np.array([s.p[0], s.p[1], release]), 1.0, SLOW
 
     def _approach(self, s: _State, thing: np.ndarray, height: float) -> tuple[str, np.ndarray, float, float]:

@@ -6,9 +6,12 @@ Frame: base (panda_link0, REP 103: x forward, y left, z up); the table top is z 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+
+from vla_nodes.sim import held_out
 
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.83, 0.10, 0.08),
@@ -95,8 +98,11 @@ class Scene:
         return cls(seed, _place([("bowl", "grey"), ("tray", "brown"), *blocks], rng))
 
     @classmethod
-    def random(cls, seed: int) -> Scene:
-        """A training scene: anything the demo scene can hold and more, with light, table and camera jittered."""
+    def random(cls, seed: int, axis: str = "") -> Scene:
+        """A training scene: anything the demo scene can hold and more, with light, table and camera jittered.
+
+        ``axis`` is what differs from training, one of held_out.AXES.
+        """
         rng = np.random.default_rng(seed)
         kinds: list[tuple[str, str]] = []
         if rng.random() < 0.85:
@@ -108,13 +114,23 @@ class Scene:
             everyday = ["red", "green", "blue", "yellow"]
             colors = list(rng.permutation(everyday)) + [c for c in colors if c not in everyday]
         for color in colors[: rng.integers(1, 6)]:
-            kinds.append(("can" if rng.random() < 0.2 else "block", str(color)))
-        scene = cls(seed, _place(kinds, rng, color_noise=0.04))
+            kind = "can" if rng.random() < 0.35 else "block"
+            kinds.append((kind, str(color)))
+            if rng.random() < 0.25:  # the same colour in the other shape, so that colour alone does not tell them
+                kinds.append(("block" if kind == "can" else "can", str(color)))
+        kinds = [named for named in kinds if not held_out.pair(*named)] or [("block", "red")]
+        if axis == "pairs":
+            kept = sorted(held_out.PAIRS)
+            kinds = [*kinds[:4], *(kept[i] for i in rng.permutation(len(kept))[:2])]
+        scene = cls(seed, _place(kinds, rng, 0.04, held_out.MARGIN if axis == "placements" else 0.0))
         if rng.random() < 0.35:
             scene.drawer_opening = float(rng.uniform(0.05, 1.0) * DRAWER_TRAVEL)
         view = View()
+        shift = rng.uniform(-0.02, 0.02, 3)
+        if axis == "camera":
+            shift = np.sign(shift) * rng.uniform(*held_out.CAMERA_JITTER, 3)
         scene.view = View(
-            tuple(float(v) for v in np.asarray(view.position) + rng.uniform(-0.02, 0.02, 3)),
+            tuple(float(v) for v in np.asarray(view.position) + shift),
             tuple(float(v) for v in np.asarray(view.target) + rng.uniform(-0.015, 0.015, 3)),
             view.fovy,
         )
@@ -126,21 +142,32 @@ class Scene:
         return scene
 
 
-def _place(kinds: list[tuple[str, str]], rng: np.random.Generator, color_noise: float = 0.0) -> list[Thing]:
+def reachable(x: float, y: float, margin: float = 0.0) -> bool:
+    """Whether a hand can put something down at (x, y), and the camera see it there."""
+    beside_cabinet = x > 0.40 and y < CABINET_POSITION[1] + CABINET_SIZE[1] / 2 + HAND_HALF_WIDTH
+    inside = REGION_X[0] - margin < x < REGION_X[1] + margin and REGION_Y[0] - margin < y < REGION_Y[1] + margin
+    return inside and not beside_cabinet
+
+
+def _place(kinds: list[tuple[str, str]], rng: np.random.Generator, color_noise: float = 0.0,
+           beyond: float = 0.0) -> list[Thing]:  # fmt: skip
     """Random places that keep every pair clear of each other; the crowd starts over when someone finds no room.
 
-    When starting over does not help either, the last of the crowd stays away.
+    When starting over does not help either, the last of the crowd stays away. With ``beyond`` m, what can be grasped
+    stands in a band of that width around the region instead of in it.
     """
     for _ in range(300):
         things: list[Thing] = []
         for kind, color in kinds:
             for _ in range(60):
-                margin = max(0.0, CLEARANCE[kind] - 0.05)
-                x = rng.uniform(REGION_X[0] + margin, REGION_X[1] - margin)
-                y = rng.uniform(REGION_Y[0] + margin, REGION_Y[1] - margin)
-                beside_cabinet = x > 0.40 and y < CABINET_POSITION[1] + CABINET_SIZE[1] / 2 + HAND_HALF_WIDTH
-                if not beside_cabinet and all(
-                    np.hypot(x - o.x, y - o.y) > CLEARANCE[kind] + CLEARANCE[o.kind] for o in things
+                margin = -beyond if kind in GRASPABLE else max(0.0, CLEARANCE[kind] - 0.05)
+                # rng.uniform to the last bit, and several times faster: a crowd takes thousands of tries
+                x = REGION_X[0] + margin + (REGION_X[1] - margin - (REGION_X[0] + margin)) * rng.random()
+                y = REGION_Y[0] + margin + (REGION_Y[1] - margin - (REGION_Y[0] + margin)) * rng.random()
+                if beyond and kind in GRASPABLE and reachable(x, y):
+                    continue
+                if reachable(x, y, beyond) and all(
+                    math.hypot(x - o.x, y - o.y) > CLEARANCE[kind] + CLEARANCE[o.kind] for o in things
                 ):
                     break
             else:
@@ -151,4 +178,10 @@ def _place(kinds: list[tuple[str, str]], rng: np.random.Generator, color_noise: 
             things.append(Thing(kind, color, float(x), float(y), float(yaw), tuple(float(v) for v in rgb)))
         else:
             return things
-    return _place(kinds[:-1], rng, color_noise)
+    return _place(kinds[:-1], rng, color_noise, beyond)
+
+
+def rearranged(scene: Scene, rng: np.random.Generator) -> list[Thing]:
+    """The same things in other places."""
+    found = _place([(t.kind, t.color) for t in scene.things], rng)
+    return [Thing(f.kind, f.color, f.x, f.y, f.yaw, t.rgb) for f, t in zip(found, scene.things, strict=False)]

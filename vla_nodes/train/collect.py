@@ -6,6 +6,7 @@ Every episode is made from its seed alone, so a folder can be filled by several 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import time
 from dataclasses import asdict
@@ -16,30 +17,19 @@ from tqdm import tqdm
 
 from vla_nodes.data.episodes import EpisodeWriter
 from vla_nodes.policy.runtime import PolicyRuntime
-from vla_nodes.sim import language
+from vla_nodes.sim import suites
 from vla_nodes.sim.expert import PRIMITIVES, Expert
 from vla_nodes.sim.render import Camera
-from vla_nodes.sim.scene import Scene
-from vla_nodes.sim.tasks import Judge, Task
+from vla_nodes.sim.tasks import Judge
 from vla_nodes.sim.world import World
 from vla_nodes.train.rollout import Rollout
 
 HORIZON, PERIOD, TICK = 16, 0.05, 0.10  # rows of a chunk, s between them, s between observations
 IMAGE, CELLS = 224, 56  # camera image and label resolution
-TIME_LIMIT, AFTERWARDS = 20.0, 1.3  # s to succeed, s recorded after success so that rest is learnt too
-FAMILIES = {"pick": 0.34, "place": 0.46, "drawer": 0.20}
-
-
-def random_task(scene: Scene, rng: np.random.Generator, families: dict[str, float] = FAMILIES) -> Task:
-    """A task this scene allows."""
-    things = [t.name for t in scene.things if t.kind in ("block", "can")]
-    goals = [t.name for t in scene.things if t.kind in ("bowl", "tray")]
-    family = rng.choice(list(families), p=np.array(list(families.values())) / sum(families.values()))
-    if family == "drawer":
-        return Task("open" if scene.drawer_opening < 0.05 else "close", "drawer")
-    if family == "place" and goals:
-        return Task("place", str(rng.choice(things)), str(rng.choice(goals)))
-    return Task("pick", str(rng.choice(things)))
+TIME_LIMIT, AFTERWARDS = 20.0, 1.3  # s to succeed in a step, s recorded after success so that rest is learnt too
+SHARES = {"pick-and-place": 0.30, "drawer": 0.12, "rearrangement": 0.28, "multi-step": 0.30}
+THROWN_AWAY = "thrown_away.jsonl"  # beside the episodes: seeds that failed, so that they are not tried again
+DEMO = 0.3  # share of scenes like the one ./run starts with
 
 
 class Disturbance:
@@ -81,8 +71,9 @@ def collect_one(seed: int, path: Path, policy: Path | None = None) -> str:
     (DAgger, Ross et al., arXiv 1011.0686): the data then holds the states the policy's own mistakes lead to.
     """
     rng = np.random.default_rng(seed)
-    scene = Scene.random(seed) if rng.random() < 0.8 else Scene.demo(seed)
-    task = random_task(scene, rng)
+    family = rng.choice(list(SHARES), p=list(SHARES.values()))
+    scene, task, text = suites.draw(str(family), seed, demo=DEMO)
+    limit = TIME_LIMIT * len(list(task.steps))
     world = World(scene)
     rollout = Rollout(world)
     if rng.random() < 0.45:
@@ -91,23 +82,25 @@ def collect_one(seed: int, path: Path, policy: Path | None = None) -> str:
     camera = Camera(world, IMAGE, IMAGE)
     names, table = label_table(world)
     expert, judge, disturb, writer = Expert(task, scene), Judge(task), Disturbance(rng), EpisodeWriter()
-    text = language.phrase(task, rng)
     runtime = None
     if policy is not None:
         runtime = PolicyRuntime.load(policy, device="cpu")
         runtime.set_instruction(text)
-    help_after = rng.uniform(4.0, 14.0)  # s; then the expert takes over, so that every episode also shows the way out
+    # After so many seconds the expert takes over, so that every episode also shows the way out.
+    help_after = rng.uniform(4.0, 0.7 * limit)
     ended = None
     try:
-        while world.time < TIME_LIMIT and (ended is None or world.time - ended < AFTERWARDS):
+        while world.time < limit and (ended is None or world.time - ended < AFTERWARDS):
             actions, primitive = expert.plan(world, rollout.velocity, HORIZON, PERIOD)
             image = camera.render()
             q, qd, _ = world.joint_state()
+            step, finished = expert.step, expert.finished
             things = [world.position(n) for n in names[:-1]] + [world.handle_position()]
             writer.add(image.color, image.depth, stamp=world.time, joint_positions=q[:7], joint_velocities=qd[:7],
                        gripper=world.opening(), ee_pose=world.tool_pose(), actions=actions.astype(np.float32),
                        primitive=PRIMITIVES.index(primitive), segmentation=table[camera.segmentation(CELLS, CELLS)],
-                       thing_positions=np.array(things, np.float32))
+                       thing_positions=np.array(things, np.float32), drawer_opening=world.drawer_opening(),
+                       step=step, done=finished)
             executed = disturb(actions, world.time) if ended is None else actions
             if runtime is not None:
                 chosen = runtime.step(rollout.observation(camera, image))
@@ -143,8 +136,22 @@ def collect_one(seed: int, path: Path, policy: Path | None = None) -> str:
         camera.close()
 
 
-def _job(job: tuple[int, Path, Path | None]) -> str:
-    return collect_one(*job)
+def _job(job: tuple[int, Path, Path | None]) -> tuple[int, str]:
+    return job[0], collect_one(*job)
+
+
+def open_jobs(out: Path, seeds: range, policy: Path | None) -> tuple[list[tuple[int, Path, Path | None]], int]:
+    """What is still to do of these seeds, and how many of them are known to fail (with or without a policy, as now)."""
+    failed = set()
+    for text in (out / THROWN_AWAY).read_text().splitlines() if (out / THROWN_AWAY).exists() else []:
+        try:
+            row = json.loads(text)
+            failed |= {row["seed"]} if row["policy"] == bool(policy) else set()
+        except (ValueError, LookupError, TypeError):
+            continue  # a line cut off by a kill: that seed is tried again
+    left = [(seed, out / f"{seed:07d}.safetensors", policy) for seed in seeds]
+    left = [job for job in left if not job[1].exists()]
+    return [job for job in left if job[0] not in failed], sum(job[0] in failed for job in left)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -155,18 +162,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--policy", type=Path, help="checkpoint that drives while the expert only labels")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     args = parser.parse_args(argv)
-    jobs = [
-        (seed, args.out / f"{seed:07d}.safetensors", args.policy)
-        for seed in range(args.seed, args.seed + args.episodes)
-    ]
-    jobs = [job for job in jobs if not job[1].exists()]
+    jobs, noted = open_jobs(args.out, range(args.seed, args.seed + args.episodes), args.policy)
+    if noted:
+        print(f"{noted} seeds failed before and are left out; delete {args.out / THROWN_AWAY} to try them again")
     started, thrown = time.monotonic(), 0
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool, tqdm(total=len(jobs), unit="episode") as bar:
-        for reason in pool.imap_unordered(_job, jobs):
+    args.out.mkdir(parents=True, exist_ok=True)
+    with (multiprocessing.get_context("spawn").Pool(args.workers) as pool, tqdm(total=len(jobs), unit="episode") as bar,
+          open(args.out / THROWN_AWAY, "a") as failures):  # fmt: skip
+        for seed, reason in pool.imap_unordered(_job, jobs):
             bar.update()
+            bar.set_postfix_str(f"{60 * bar.n / max(time.monotonic() - started, 1e-9):.1f} a minute", refresh=False)
             if reason:
                 thrown += 1
                 tqdm.write(reason)
+                failures.write(json.dumps({"seed": seed, "policy": bool(args.policy), "reason": reason}) + "\n")
+                failures.flush()
     rate = len(jobs) / max(time.monotonic() - started, 1e-9) * 60
     print(f"{len(jobs) - thrown} episodes written, {thrown} failed and thrown away, {rate:.1f} a minute, in {args.out}")
     return 0

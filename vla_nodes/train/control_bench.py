@@ -37,12 +37,14 @@ from vla_nodes.control.settings import ExecutorSettings, Strategy
 from vla_nodes.control.trajectory import Trajectory
 from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.share import share_path
+from vla_nodes.sim import suites
 from vla_nodes.sim.render import Camera
 from vla_nodes.sim.scene import Scene
 from vla_nodes.sim.tasks import Judge, Task
 from vla_nodes.sim.world import World
-from vla_nodes.train.evaluate import SHIPPED, TICK, TIME_LIMIT, episode_of
+from vla_nodes.train.evaluate import SHIPPED
 from vla_nodes.train.rollout import STEP, Rollout, panda
+from vla_nodes.train.trials import TICK
 
 EXECUTORS = ("ours", "ours-mean", "naive", "timed", "mean")
 LATENCIES = (0.05, 0.15, 0.3)
@@ -150,7 +152,7 @@ def play(
         source.set_instruction(text)
     made, coming, tool, wanted = [], deque(), [], []
     recorded = deque() if camera is not None else deque(source)
-    limit = TIME_LIMIT if camera is not None else source[-1].stamp + latency + TIME_LIMIT / 10
+    limit = suites.time_limit(task) if camera is not None else source[-1].stamp + latency + suites.STEP_LIMIT / 10
     due = world.time
     try:
         while world.time < limit and not (camera is not None and judge.succeeded):
@@ -204,7 +206,7 @@ def _runtime(checkpoint: str) -> PolicyRuntime:
 
 def _job(job: tuple[str, str, int, str, float, list[ActionChunk] | None]) -> Played:
     checkpoint, suite, seed, executor, latency, chunks = job
-    return play(*episode_of(suite, seed, None), chunks or _runtime(checkpoint), executor, latency)
+    return play(*suites.episode(suite, seed), chunks or _runtime(checkpoint), executor, latency)
 
 
 def table(replayed: list[Played], closed: list[Played]) -> str:

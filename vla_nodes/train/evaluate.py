@@ -1,166 +1,169 @@
-"""Closed-loop evaluation: the policy against the simulator's judge, through the nodes' own executor and controller."""
+"""Closed-loop evaluation: the policy against the simulator's judge, through the nodes' own executor and controller.
+
+Suites: a family (pick-and-place, drawer, rearrangement, multi-step), all of them, a held-out axis (pairs, phrasings,
+placements, camera), held-out (every axis), absent (something named is not there: nothing may be touched), demo (the
+scene of ./run), random, full (all, held-out and absent). --episodes counts per suite and family. Ctrl-C prints the
+table of what was done.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.share import share_path
-from vla_nodes.sim import language
-from vla_nodes.sim.render import Camera
-from vla_nodes.sim.scene import Scene
-from vla_nodes.sim.tasks import Judge, Task
-from vla_nodes.sim.world import World
-from vla_nodes.train.rollout import STEP, Rollout
+from vla_nodes.sim import suites
+from vla_nodes.train import contact_sheet, trials
+from vla_nodes.train.score import Result, line, table, write_json
 
-TICK, LATENCY = 0.10, 0.05  # s between observations; s from exposure to the chunk's arrival
-TIME_LIMIT = 25.0
 SHIPPED = "resource/checkpoints/nano"
+CHOICES = tuple(dict.fromkeys((*suites.GROUPS, *suites.SUITES)))
+Outcome = tuple[Result, contact_sheet.Frames]
 
 
-@dataclass
-class Result:
-    seed: int
-    family: str
-    instruction: str
-    success: bool
-    seconds: float  # simulated
-    reason: str  # "" or why it failed
-    mean_jerk: float  # m/s^3 of the tool
-    peak_jerk: float  # 99th percentile
-
-
-@lru_cache(maxsize=1)
-def _runtime(checkpoint: str) -> PolicyRuntime:
-    return PolicyRuntime.load(Path(checkpoint), device="cpu", threads=1)
-
-
-def run_episode(runtime: PolicyRuntime, scene: Scene, task: Task, text: str, time_limit: float = TIME_LIMIT,
-                frames: list | None = None) -> Result:  # fmt: skip
-    """One instruction from a fresh start to success, or to the time limit."""
-    world = World(scene)
-    rollout, camera, judge = Rollout(world), Camera(world), Judge(task)
-    runtime.set_instruction(text)
-    touched, lifted, tool, hold = False, False, [], ""
-    try:
-        while world.time < time_limit and not judge.succeeded:
-            stamp, image = world.time, camera.render()
-            if frames is not None:
-                frames.append(image.color)
-            output = runtime.step(rollout.observation(camera, image))
-            hold = output.hold_reason
-            for part, seconds in enumerate((LATENCY, TICK - LATENCY)):
-                if part and output.actions is not None:
-                    rollout.submit(output.actions, stamp, runtime.config.period, text)
-                for _ in range(round(seconds / STEP)):
-                    rollout.run(STEP)
-                    tool.append(world.tool_pose()[:3, 3])
-            body = "drawer" if task.thing == "drawer" else task.thing
-            touched |= world.touched_by_fingers(body) > 0
-            lifted |= task.verb in ("pick", "place") and world.position(task.thing)[2] > 0.06
-            judge.update(world)
-    finally:
-        camera.close()
-    reason = (
-        ""
-        if judge.succeeded
-        else hold or ("dropped or misplaced" if lifted else "missed grasp" if touched else "never reached it")
-    )
-    jerk = np.linalg.norm(np.diff(np.array(tool), 3, axis=0), axis=1) / STEP**3
-    return Result(
-        scene.seed,
-        task.family,
-        text,
-        judge.succeeded,
-        world.time,
-        reason,
-        float(jerk.mean()),
-        float(np.quantile(jerk, 0.99)),
-    )
-
-
-def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a success rate (Wilson 1927), fractions."""
-    if count == 0:
-        return 0.0, 1.0
-    p = successes / count
-    middle, half = p + z * z / (2 * count), z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    # Both ends are inside 0..1 but for rounding.
-    return max(0.0, (middle - half) / (1 + z * z / count)), min(1.0, (middle + half) / (1 + z * z / count))
-
-
-def episode_of(suite: str, seed: int, instruction: str | None) -> tuple[Scene, Task, str]:
-    """The scene, task and sentence of one episode of a suite; all follow from the seed."""
-    rng = np.random.default_rng([seed, 99])
-    scene = Scene.demo(seed) if suite == "demo" or instruction else Scene.random(seed)
+def jobs_of(suite: str, episodes: int, seed: int, instruction: str | None = None) -> list[tuple[str, int]]:
+    """(suite, seed) of every episode, the suites of a group taking turns so that an early stop is about all of them."""
     if instruction:
-        task = language.parse(instruction)
-        if task is None or task.missing(scene):
-            raise ValueError(f"{instruction!r} is no task in the demo scene; name one of its things")
-        return scene, task, instruction
-    objects = [t.name for t in scene.things if t.kind in ("block", "can")]
-    goals = [t.name for t in scene.things if t.kind in ("bowl", "tray")]
-    options = [Task("pick", str(rng.choice(objects)))] * 2
-    options += [Task("place", str(rng.choice(objects)), goal) for goal in goals] * 2
-    options += [Task("open" if scene.drawer_opening < 0.05 else "close", "drawer")]
-    task = options[rng.integers(len(options))]
-    return scene, task, language.phrase(task, rng, held_out=suite == "held-out phrases")
+        return [("demo", s) for s in suites.feasible_seeds(instruction, seed, episodes)]
+    names = suites.GROUPS.get(suite, (suite,))
+    return [(name, s) for s in range(seed, seed + episodes) for name in names]
 
 
-def _job(job: tuple[str, str, int, str | None]) -> Result:
-    checkpoint, suite, seed, instruction = job
-    return run_episode(_runtime(checkpoint), *episode_of(suite, seed, instruction))
+def _job(checkpoint: str, suite: str, seed: int, instruction: str | None, limit: float | None) -> Outcome:
+    """An episode that breaks is a failed one: hours of others do not go with it."""
+    family = text = suite
+    try:
+        scene, task, text = suites.episode(suite, seed, instruction)
+        family = task.family
+        result, frames = trials.run(trials.driver(checkpoint), suite, scene, task, text, limit)
+        result.seed = seed  # the suite's, from which its scene's was drawn
+        return result, frames
+    except Exception as error:
+        return Result(suite, seed, family, text, False, 0.0, "error", f"{type(error).__name__}: {error}"), []
 
 
-def report(results: list[Result]) -> str:
-    """A table a person can read, one row per family."""
-    rows = ["family            success            95 % interval     mean time   jerk mean / p99 (m/s^3)"]
-    for family in [*sorted({r.family for r in results}), "all"]:
-        part = [r for r in results if family in ("all", r.family)]
-        won = sum(r.success for r in part)
-        low, high = wilson(won, len(part))
-        seconds = np.mean([r.seconds for r in part if r.success]) if won else float("nan")
-        rows.append(f"{family:16}  {won:3}/{len(part):<3} = {won / len(part):6.1%}   {low:6.1%} to {high:6.1%}   "
-                    f"{seconds:6.1f} s   "
-                    f"{np.mean([r.mean_jerk for r in part]):6.1f} / "
-                    f"{np.mean([r.peak_jerk for r in part]):6.1f}")  # fmt: skip
-    for r in results:
-        if not r.success:
-            rows.append(f'  failed: seed {r.seed}, "{r.instruction}": {r.reason}')
-    return "\n".join(rows)
+def _worker_starts() -> None:
+    """A worker leaves Ctrl-C to its parent, and outlives it in no case."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def run(checkpoint: str, jobs: list[tuple[str, int]], instruction: str | None = None, workers: int = 1,
+        limit: float | None = None) -> list[Outcome]:  # fmt: skip
+    """Every job by ``workers`` processes, with a progress bar; Ctrl-C ends it early with what there is."""
+    outcomes: dict[Future, Outcome] = {}
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_worker_starts)
+    futures = [pool.submit(_job, checkpoint, suite, seed, instruction, limit) for suite, seed in jobs]
+    try:
+        with tqdm(total=len(jobs), unit="episode", smoothing=0.1) as bar:
+            for future in as_completed(futures):
+                result, _ = outcomes[future] = future.result()
+                if not result.success:
+                    tqdm.write(f"failed: {line(result)}")
+                won = sum(result.success for result, _ in outcomes.values())
+                bar.set_postfix_str(f"{won}/{len(outcomes)} = {won / len(outcomes):.0%}", refresh=False)
+                bar.update()
+        pool.shutdown()
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+    return [outcomes[future] for future in futures if future in outcomes]
+
+
+def save(folder: Path, outcomes: list[Outcome], **about: object) -> list[Path]:
+    """eval.json and the contact sheet of failures; returns what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "eval.json", [result for result, _ in outcomes], **about)
+    sheets = contact_sheet.write(folder, [outcome for outcome in outcomes if not outcome[0].success])
+    return [folder / "eval.json", *sheets]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m vla_nodes eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--checkpoint", type=Path, help=f"checkpoint folder (default: {SHIPPED})")
+    made.add_argument("--expert", action="store_true", help="the scripted expert in place of a policy")
+    made.add_argument("--suite", choices=CHOICES, default="all", metavar="SUITE",
+                      help="see above, or a family on one axis: rearrangement/pairs (default %(default)s)")  # fmt: skip
+    made.add_argument("--instruction", help="the same sentence in every demo scene instead of a suite's own")
+    made.add_argument("--episodes", type=int, default=50, help="per suite and family (default %(default)s)")
+    made.add_argument("--seed", type=int, default=0, help="of the first episode (training uses 100000 and up)")
+    made.add_argument("--time-limit", type=float,
+                      help=f"simulated s for an episode (default {suites.STEP_LIMIT:g} for each step)")  # fmt: skip
+    made.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
+    made.add_argument("--save", type=Path, help="folder for eval.json and the contact sheet of failures")
+    made.add_argument("--ros", action="store_true", help="through the real ROS 2 nodes, as ./run --suite does")
+    return made
+
+
+def through_ros(args: argparse.Namespace) -> int:
+    """Hand over to ./run's module, which needs a sourced ROS 2 environment; without ROS this package has no rclpy."""
+    command = [sys.executable, "-m", "vla_nodes.nodes.demo", "--episodes", str(args.episodes), "--seed", str(args.seed)]
+    command += ["--no-video", *([args.instruction] if args.instruction else ["--suite", args.suite])]
+    for option, value in (("--checkpoint", args.checkpoint), ("--time-limit", args.time_limit), ("--out", args.save)):
+        command += [option, str(value)] if value is not None else []
+    return subprocess.call(command)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes eval", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, help=f"checkpoint folder (default: the shipped {SHIPPED})")
-    parser.add_argument("--suite", choices=("demo", "random", "held-out phrases"), default="random",
-                        help="demo: the scene of ./run; random: training's distribution, unseen seeds")
-    parser.add_argument("--instruction", help="the same sentence in every demo scene instead of a suite's own")
-    parser.add_argument("--episodes", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode (training uses 100000 and up)")
-    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
-    parser.add_argument("--json", type=Path, help="also write every episode's result here")
-    args = parser.parse_args(argv)
-    checkpoint = str(args.checkpoint or share_path(SHIPPED))
-    jobs = [(checkpoint, args.suite, seed, args.instruction) for seed in range(args.seed, args.seed + args.episodes)]
+    made = parser()
+    args = made.parse_args(argv)
+    if args.episodes < 1 or args.workers < 1 or args.seed < 0:
+        made.error("--episodes and --workers must be 1 or more, --seed 0 or more")
+    if args.expert and (args.ros or args.checkpoint):
+        made.error("--expert drives without a policy and without ROS")
+    if args.ros:
+        return through_ros(args)
+    jobs = jobs_of(args.suite, args.episodes, args.seed, args.instruction)
+    if args.expert and ("absent", args.seed) in jobs:
+        jobs = [job for job in jobs if job[0] != "absent"]
+        if not jobs:
+            made.error("the expert is told what to do: it has no answer to something that is not there")
+        print("without the suite absent: the expert is never asked for what is not there", file=sys.stderr)
+    if args.instruction:
+        try:
+            suites.episode("demo", jobs[0][1], args.instruction)
+        except ValueError as error:
+            made.error(str(error))
+    checkpoint = "" if args.expert else str(args.checkpoint or share_path(SHIPPED))
+    if checkpoint and not Path(checkpoint, "config.json").is_file():
+        made.error(f"--checkpoint {checkpoint}: no checkpoint folder (it has no config.json)")
+    signal.signal(signal.SIGTERM, _interrupt)
     started = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        results = list(tqdm(pool.imap(_job, jobs), total=len(jobs), unit="episode"))
-    print(report(results))
-    print(f"{len(results)} episodes in {time.monotonic() - started:.0f} s")
-    if args.json:
-        args.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
-    return 0
+    outcomes = run(checkpoint, jobs, args.instruction, args.workers, args.time_limit)
+    took = time.monotonic() - started
+    if outcomes:
+        print(table([result for result, _ in outcomes]))
+    early = "" if len(outcomes) == len(jobs) else f" of {len(jobs)}, stopped early,"
+    print(f"{len(outcomes)} episodes{early} in {took:.0f} s")
+    if args.save:
+        about = {"checkpoint": checkpoint or "expert", "suite": args.suite, "seed": args.seed, "through": "rollout",
+                 "instruction": args.instruction, "seconds": round(took, 1)}  # fmt: skip
+        for path in save(args.save, outcomes, **about):
+            print(f"wrote {path}")
+    return 0 if len(outcomes) == len(jobs) else 130
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,19 @@ def commit() -> str:
     return run.stdout.strip() or "unknown"
 
 
+def write(folder: Path, model: VlaPolicy, tokenizer: Path, provenance: dict, depth: bool = True,
+          like: checkpoint.CheckpointConfig | None = None) -> None:  # fmt: skip
+    """A checkpoint folder for the simulated Panda, or for the robot of the checkpoint that ``like`` belongs to.
+
+    Without ``depth`` no depth is valid, so the policy sees none.
+    """
+    config = like or checkpoint.CheckpointConfig(
+        model.config, builder.ARM_JOINTS, builder.FINGER_JOINTS[0], "ee_delta", PERIOD, TICK, "camera",
+        (0.1, MAX_RANGE) if depth else (0.0, 0.0))  # fmt: skip
+    config = replace(config, policy=model.config, provenance={**provenance, "commit": commit()})
+    checkpoint.save(folder, model, config, tokenizer, torch.bfloat16)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vla_nodes export", description=__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="stage 2 weights")
@@ -43,10 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.grounded:
         weights |= {k: v for k, v in load_file(args.grounded).items() if k.split(".")[0] in GROUNDED}
     model.load_state_dict(weights)
-    config = checkpoint.CheckpointConfig(
-        policy, builder.ARM_JOINTS, builder.FINGER_JOINTS[0], "ee_delta", PERIOD, TICK, "camera", (0.1, MAX_RANGE),
-        provenance={**json.loads(args.provenance), "commit": commit()})  # fmt: skip
-    checkpoint.save(args.out, model, config, args.language / "tokenizer.json", torch.bfloat16)
+    write(args.out, model, args.language / "tokenizer.json", json.loads(args.provenance))
     size = sum(f.stat().st_size for f in args.out.iterdir())
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.1f} MB")
     return 0

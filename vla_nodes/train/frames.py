@@ -2,101 +2,154 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from vla_nodes.data import episodes
-from vla_nodes.sim import language
-from vla_nodes.sim.scene import COLORS
-from vla_nodes.sim.tasks import Task
+from vla_nodes.sim import held_out, language
+from vla_nodes.sim.scene import COLORS, GRASPABLE
+from vla_nodes.sim.tasks import RELATIONS, Task, destination, kind_of
 
 
 class Frame(NamedTuple):
-    """One example. ``cells`` is uint8: 1 where the thing is, 2 where the goal is."""
+    """One example: an image, a sentence, and one step of it. ``cells`` is uint8: 1 the thing, 2 the goal."""
 
+    tick: int  # of its episode
     color: np.ndarray  # (S, S, 3) uint8
     depth: np.ndarray  # (S, S) float32 m
     intrinsics: np.ndarray  # (3, 3)
     camera_pose: np.ndarray  # (4, 4)
     tool: np.ndarray  # (3,)
     text: str
+    step: int  # which step of the sentence the rest is about
+    steps: int  # how many it has
     cells: np.ndarray  # (h, w) uint8
-    wanted: np.ndarray  # (2,) bool: the instruction names a thing, a goal
+    wanted: np.ndarray  # (2,) bool: the step names a thing, a goal
     present: np.ndarray  # (2,) bool: it is in the scene
     middle: np.ndarray  # (2, 3) m in base; zero when absent
-    grounded: bool  # understood, and all it names is in the scene
+    aim: np.ndarray  # (3,) m in base where the thing is to be put; nan when nowhere
+    grounded: bool  # understood, possible, and all it names is in the scene
+
+
+def random_step(things: list[str], rng: np.random.Generator) -> Task:
+    """One step about a scene of ``things``: mostly doable, sometimes naming what is absent."""
+    objects = [t for t in things if kind_of(t) in GRASPABLE]
+    goals = [t for t in things if t in ("bowl", "tray")]
+    known = [f"{c} {k}" for c in COLORS for k in ("block", "block", "can") if not held_out.pair(k, c)]
+    absent = [n for n in known if n not in objects]
+    alike = [t for t in absent if any(t.split()[0] == o.split()[0] for o in objects)]  # right colour, other kind
+
+    def thing(avoid: str = "") -> str:
+        draw, there = rng.random(), [o for o in objects if o != avoid]
+        return str(rng.choice(alike if alike and draw < 0.14 else absent if draw < 0.24 or not there else there))
+
+    def container() -> str:
+        missing = [g for g in ("bowl", "tray") if g not in goals]
+        return str(rng.choice(missing if missing and (not goals or rng.random() < 0.15) else goals))
+
+    draw, first = rng.random(), thing()
+    if draw < 0.15:
+        return Task("open" if rng.random() < 0.5 else "close", "drawer")
+    if draw < 0.38:
+        return Task("pick", first)
+    if draw < 0.60:
+        return Task("place", first, "drawer" if rng.random() < 0.3 else container())
+    goal = container() if rng.random() < 0.4 else thing(avoid=first)
+    if draw < 0.70 and kind_of(goal) in GRASPABLE and goal != first:
+        return Task("place", first, goal)
+    if goal == first:
+        goal = container()
+    return Task("place", first, goal, str(rng.choice(RELATIONS)))
 
 
 def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str, Task | None]:
-    """A sentence about a scene of ``things``: mostly doable, sometimes naming what is absent, sometimes noise."""
-    if rng.random() < 0.10:
+    """A sentence about a scene of ``things``, with one step or two; sometimes noise."""
+    if rng.random() < 0.08:
         return language.unrelated(rng), None
-    objects = [t for t in things if t.rpartition(" ")[2] in ("block", "can")]
-    goals = [t for t in things if t in ("bowl", "tray")]
-    absent = [f"{c} {k}" for c in COLORS for k in ("block", "block", "can") if f"{c} {k}" not in objects]
-    alike = [t for t in absent if any(t.split()[0] == o.split()[0] for o in objects)]  # right colour, other kind
-    draw = rng.random()
-    thing = str(rng.choice(alike if alike and draw < 0.12 else absent if draw < 0.25 or not objects else objects))
-    draw = rng.random()
-    if draw < 0.20:
-        task = Task("open" if rng.random() < 0.5 else "close", "drawer")
-    elif draw < 0.55:
-        task = Task("pick", thing)
-    else:
-        missing = [g for g in ("bowl", "tray") if g not in goals]
-        choices = missing if missing and (not goals or rng.random() < 0.15) else goals
-        task = Task("place", thing, str(rng.choice(choices)))
+    task = random_step(things, rng)
+    if rng.random() < 0.4:
+        second = random_step(things, rng)
+        if task.verb == "open" and rng.random() < 0.5:
+            objects = [t for t in things if kind_of(t) in GRASPABLE] or ["red block"]
+            second = Task("place", str(rng.choice(objects)), "drawer")
+        if task.verb != "pick" and second != task:
+            task = Task(task.verb, task.thing, task.goal, task.relation, second)
     return language.phrase(task, rng), task
 
 
-class FrameSampler:
-    """Draws frames from a folder of episodes; ``refresh`` picks up files written since."""
+def number(path: Path) -> int:
+    """The number of an episode, which says whether it is held out: its name's, or one that follows from its name."""
+    return int(path.stem) if path.stem.isdecimal() else zlib.crc32(path.stem.encode())
 
-    def __init__(self, folder: Path, held_out: bool = False, every: int = 12) -> None:
-        self.folder, self.held_out, self.every = folder, held_out, every
+
+class FrameSampler:
+    """Draws frames from folders of episodes. What it draws follows from the generator alone, also from threads."""
+
+    def __init__(self, folders: Path | Sequence[Path], held_out: bool = False, every: int = 12) -> None:
+        """Every ``every``-th episode, by number, is held out for measuring and never trained on."""
+        found = [p for folder in ([folders] if isinstance(folders, Path) else folders) for p in episodes.files(folder)]
+        self.paths = [p for p in found if (number(p) % every == 0) == held_out]
         self._cache: dict[Path, episodes.Episode] = {}
         self.damaged: dict[Path, str] = {}
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Every ``every``-th episode, by number, is held out for measuring and never trained on."""
-        self.paths = [p for p in episodes.files(self.folder)
-                      if (int(p.stem) % self.every == 0) == self.held_out and p not in self.damaged]  # fmt: skip
 
     def draw(self, rng: np.random.Generator) -> Frame:
-        while True:
+        return self.questions(rng, 1)[0]
+
+    def questions(self, rng: np.random.Generator, count: int) -> list[Frame]:
+        """One image and ``count`` sentences about it: the image is what costs.
+
+        DataError when there is no episode, or none that can be used.
+        """
+        while len(self.damaged) < len(self.paths):
             path = self.paths[rng.integers(len(self.paths))]
+            inner = np.random.default_rng(rng.integers(2**63))  # a damaged file costs as many draws however it is met
+            if path in self.damaged:
+                continue
             try:
                 episode = self._cache.get(path) or episodes.read(path)
                 self._cache[path] = episode
-                return self._frame(episode, int(rng.integers(len(episode))), rng)
+                first = self._frame(episode, int(inner.integers(len(episode))), inner)
+                return [first, *(self._frame(episode, first.tick, inner, first) for _ in range(count - 1))]
             except episodes.DataError as error:
+                if path not in self.damaged:
+                    print(f"skipped: {error}", flush=True)
                 self.damaged[path] = str(error)
-                self.refresh()
-                if not self.paths:
-                    raise
+        raise episodes.DataError(next(iter(self.damaged.values()), "no episode to draw from"))
 
-    def _frame(self, episode: episodes.Episode, tick: int, rng: np.random.Generator) -> Frame:
-        episode.require("things", "segmentation", "thing_positions", "intrinsics", "camera_pose", "ee_pose")
+    def _frame(self, episode: episodes.Episode, tick: int, rng: np.random.Generator, like: Frame | None = None
+               ) -> Frame:  # fmt: skip
+        episode.require("things", "segmentation", "thing_positions", "drawer_opening")
+        episode.require("intrinsics", "camera_pose", "ee_pose")
         header, things = episode.header, list(episode.header["things"])
         text, task = random_instruction(things, rng)
-        segmentation = episode.arrays["segmentation"][tick]
+        steps = list(task.steps) if task else []
+        at = int(rng.integers(len(steps))) if steps else 0
+        segmentation, places = episode.arrays["segmentation"][tick], episode.arrays["thing_positions"][tick]
         cells = np.zeros_like(segmentation)
         wanted, present, middle = np.zeros(2, bool), np.zeros(2, bool), np.zeros((2, 3), np.float32)
-        if task is not None:
-            for role, name in enumerate((task.thing, task.goal)):
+        aim, possible = np.full(3, np.nan, np.float32), bool(steps)
+        if steps:
+            step = steps[at]
+            for role, name in enumerate((step.thing, step.goal)):
                 wanted[role] = bool(name)
                 if name in things:
                     index = things.index(name)
                     present[role] = True
-                    middle[role] = episode.arrays["thing_positions"][tick][index]
+                    middle[role] = places[index]
                     cells[segmentation == index + 1] = role + 1
+            if present[1]:
+                aim = destination(step, places[things.index(step.goal)]).astype(np.float32)
+            shut = float(episode.arrays["drawer_opening"][tick]) < 0.08
+            possible = bool((present == wanted).all()) and not (step.goal == "drawer" and shut and at == 0)
+        color, depth = (like.color, like.depth) if like else (episode.color(tick), episode.depth(tick))
         return Frame(
-            episode.color(tick), episode.depth(tick), np.asarray(header["intrinsics"], np.float32),
+            tick, color, depth, np.asarray(header["intrinsics"], np.float32),
             np.asarray(header["camera_pose"], np.float32), episode.arrays["ee_pose"][tick, :3, 3].astype(np.float32),
-            text, cells, wanted, present, middle, task is not None and bool((present == wanted).all()))  # fmt: skip
+            text, at, max(1, len(steps)), cells, wanted, present, middle, aim, possible)  # fmt: skip
 
 
 def augment(color: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

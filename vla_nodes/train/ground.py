@@ -1,4 +1,5 @@
-"""Stage 1: language meets vision. Where is the thing the sentence names, where is the goal, and is it all there?
+"""Stage 1: language meets vision. Where is the thing a step names, where is the goal, where does the thing go, and is
+it all there?
 
 Vision and role queries learn on single frames (PokeVLA's first stage, arXiv 2604.20834: vision-language grounding
 before action). The masks and positions are training-only: goal-aware segmentation and geometry losses.
@@ -6,35 +7,33 @@ before action). The masks and positions are training-only: goal-aware segmentati
 
 from __future__ import annotations
 
-import argparse
-import threading
-import time
-from pathlib import Path
-from queue import Queue
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vla_nodes.policy.config import preset
-from vla_nodes.policy.language import InstructionEncoder
 from vla_nodes.policy.model import NEARBY, VlaPolicy
-from vla_nodes.train.frames import Frame, FrameSampler, augment
+from vla_nodes.sim import held_out
+from vla_nodes.sim.scene import COLORS
+from vla_nodes.sim.tasks import RELATIONS, Task, kind_of
+from vla_nodes.train.frames import Frame, augment, random_instruction
 
-TRAINED = ("roles", "vision", "middle", "judge")  # language stays as it was distilled
+TRAINED = ("roles", "vision", "middle", "offset", "judge")  # language stays as it was distilled
 
 
-def collate(frames: list[Frame], rng: np.random.Generator | None) -> dict[str, Tensor | list[str]]:
-    """A batch of tensors; augmented when a generator is given."""
-    images = [augment(f.color, f.depth, rng) if rng else (f.color.astype(np.float32) / 255, f.depth) for f in frames]
+def collate(frames: list[Frame], rng: np.random.Generator | None, questions: int = 1) -> dict:
+    """A batch of tensors, augmented when a generator is given. ``questions`` frames in a row share their image."""
+    seen = frames[::questions]
+    images = [augment(f.color, f.depth, rng) if rng else (f.color.astype(np.float32) / 255, f.depth) for f in seen]
     batch = {
         "color": torch.from_numpy(np.stack([i[0] for i in images])).permute(0, 3, 1, 2),  # channels last in memory
         "depth": torch.from_numpy(np.stack([i[1] for i in images])),
     }
-    for name in ("intrinsics", "camera_pose", "tool", "cells", "wanted", "present", "middle"):
+    for name in ("intrinsics", "camera_pose", "tool"):
+        batch[name] = torch.from_numpy(np.stack([getattr(f, name) for f in seen]))
+    for name in ("cells", "wanted", "present", "middle", "aim"):
         batch[name] = torch.from_numpy(np.stack([getattr(f, name) for f in frames]))
+    batch["step"], batch["steps"] = (torch.tensor([getattr(f, n) for f in frames]) for n in ("step", "steps"))
     batch["grounded"] = torch.tensor([float(f.grounded) for f in frames])
     return {**batch, "text": [f.text for f in frames]}
 
@@ -42,7 +41,8 @@ def collate(frames: list[Frame], rng: np.random.Generator | None) -> dict[str, T
 def losses(model: VlaPolicy, batch: dict) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Loss terms and what a person wants to know about the batch."""
     texts = [t if not model.language.check(t) else "?" for t in batch["text"]]
-    prepared = model.prepare(model.language.encode(texts))
+    asked = model.prepare(model.language.encode(texts))
+    prepared = asked.at(batch["step"])
     view, scan = model.look(
         batch["color"], batch["depth"], batch["intrinsics"], batch["camera_pose"], batch["tool"], prepared
     )
@@ -63,6 +63,17 @@ def losses(model: VlaPolicy, batch: dict) -> tuple[dict[str, Tensor], dict[str, 
                             best == cells.shape[1])  # fmt: skip
         report[f"{name} found"] = float(right[visible].float().mean()) if visible.any() else 1.0
         report[f"{name} cm"] = 100 * float(gap[visible].detach().mean()) if visible.any() else 0.0
+    placed = torch.isfinite(batch["aim"]).all(1) & ((batch["cells"] == 2).flatten(1).sum(1) > 0)
+    if placed.any():
+        gap = view.aim[placed] - batch["aim"][placed]
+        terms["aim"] = F.smooth_l1_loss(gap / NEARBY, torch.zeros_like(gap), beta=0.05)
+        report["aim cm"] = 100 * float(gap.detach().norm(dim=1).mean())
+    else:
+        terms["aim"], report["aim cm"] = view.aim.sum() * 0, 0.0
+    later = torch.arange(1, asked.wanted.shape[1])
+    answer = (later[None] < batch["steps"][:, None]).float()
+    terms["steps"] = F.binary_cross_entropy_with_logits(asked.wanted[:, 1:], answer)
+    report["steps right"] = float(((asked.wanted[:, 1:] > 0) == (answer > 0)).all(1).float().mean())
     terms["grounding"] = F.binary_cross_entropy_with_logits(view.grounding, batch["grounded"])
     said = view.grounding > 0
     for name, rows in (("yes", batch["grounded"] > 0), ("no", batch["grounded"] == 0)):
@@ -72,105 +83,55 @@ def losses(model: VlaPolicy, batch: dict) -> tuple[dict[str, Tensor], dict[str, 
     return terms, report
 
 
-WEIGHTS = {"thing mask": 1.0, "goal mask": 1.0, "thing point": 2.0, "goal point": 1.0, "grounding": 2.0}
+WEIGHTS = {"thing mask": 1.0, "goal mask": 1.0, "thing point": 2.0, "goal point": 1.0, "aim": 1.0, "steps": 0.5,
+           "grounding": 2.0, "words": 1.0}
 
 
-def feed(sampler: FrameSampler, size: int, seed: int, depth: int = 4) -> Queue:
-    """A thread that keeps a few batches ready (decoding releases the interpreter lock)."""
-    ready: Queue = Queue(maxsize=depth)
+class Words(torch.nn.Module):
+    """Training only: what is asked for, read off the queries and summaries alone. Sentences cost far less than images.
 
-    def work() -> None:
-        rng = np.random.default_rng(seed)
-        count = 0
-        while True:
-            ready.put(collate([sampler.draw(rng) for _ in range(size)], rng))
-            count += 1
-            if count % 200 == 0:
-                sampler.refresh()
+    It says the colour and kind of each step's thing and goal, and the step's verb and relation.
+    """
 
-    threading.Thread(target=work, daemon=True).start()
-    return ready
+    COLORS, KINDS = (*COLORS, ""), ("block", "can", "bowl", "tray", "drawer", "")
+    VERBS = ("pick", "place", "open", "close", *RELATIONS)
 
+    def __init__(self, model: VlaPolicy) -> None:
+        super().__init__()
+        width, language = model.config.feature_width, model.config.language.d_model
+        self.thing = torch.nn.Linear(width, len(self.COLORS) + len(self.KINDS))
+        self.verb = torch.nn.Linear(language, len(self.VERBS))
 
-@torch.no_grad()
-def measure(
-    model: VlaPolicy, sampler: FrameSampler, batches: int = 8, size: int = 32, seed: int = 7
-) -> dict[str, float]:
-    """Accuracy on held-out episodes, the same frames each time."""
-    training = model.training
-    model.eval()
-    rng = np.random.default_rng(seed)
-    rows = [losses(model, collate([sampler.draw(rng) for _ in range(size)], None))[1] for _ in range(batches)]
-    model.train(training)
-    model.language.eval()
-    return {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
-
-
-def save(model: VlaPolicy, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
-
-
-def line(values: dict[str, float]) -> str:
-    return ", ".join(f"{key} {value:.3f}" for key, value in values.items())
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes ground", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of episodes")
-    parser.add_argument("--language", type=Path, required=True, help="folder the distilled language student is in")
-    parser.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
-    parser.add_argument("--resume", type=Path, help="weights to start from")
-    parser.add_argument("--only-judge", action="store_true", help="refine only the answer to: is all of it there?")
-    parser.add_argument("--minutes", type=float, default=25.0)
-    parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    model = VlaPolicy(preset("nano"))
-    if args.resume:
-        kept = {k: v for k, v in load_file(args.resume).items() if not (args.only_judge and k.startswith("judge."))}
-        model.load_state_dict(kept, strict=False)
-    model.language = InstructionEncoder.from_folder(args.language).requires_grad_(False)
-    model.vision.encoder.to(memory_format=torch.channels_last)
-    trained = ("judge",) if args.only_judge else TRAINED
-    model.requires_grad_(False)
-    parameters = [p.requires_grad_(True) for name in trained for p in getattr(model, name).parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=args.rate, weight_decay=1e-3, betas=(0.9, 0.98))
-    training, holdout = FrameSampler(args.data), FrameSampler(args.data, held_out=True)
-    ready = feed(training, args.batch, args.seed)
-    started, step, shown = time.monotonic(), 0, 0.0
-    model.train(not args.only_judge)
-    model.language.eval()
-    while (share := (time.monotonic() - started) / (60 * args.minutes)) < 1.0:
-        for group in optimiser.param_groups:
-            group["lr"] = args.rate * min(1.0, step / 100) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * share)))
-        terms, report = losses(model, ready.get())
-        total = sum(WEIGHTS[name] * term for name, term in terms.items())
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        step += 1
-        if time.monotonic() - started - shown > 60:
-            shown = time.monotonic() - started
-            print(
-                f"{shown / 60:5.1f} min, step {step}, loss {total.item():.3f} "
-                f"({line({k: v.item() for k, v in terms.items()})})"
-            )
-            print(
-                f"          held out ({len(holdout.paths)} of {len(training.paths)} episodes): "
-                f"{line(measure(model, holdout, 4))}",
-                flush=True,
-            )
-            save(model, args.out)
-    print(f"held out: {line(measure(model, holdout, 16))}")
-    save(model, args.out)
-    return 0
+    def loss(self, model: VlaPolicy, sentences: list[tuple[str, Task]]) -> tuple[Tensor, float]:
+        """Mean cross entropy over the steps of sentences, and the share of steps with all of it right."""
+        asked = model.prepare(model.language.encode([text for text, _ in sentences]))
+        rows, total, right = [], [], []
+        for row, (_, task) in enumerate(sentences):
+            rows += [(row, at, step) for at, step in enumerate(task.steps)]
+        row, at = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
+        for role in range(2):
+            names = [(step.thing, step.goal)[role] for _, _, step in rows]
+            said = self.thing(asked.queries[row, at, role]).split([len(self.COLORS), len(self.KINDS)], -1)
+            for logits, words, known in (
+                (said[0], [n.split()[0] if " " in n else "" for n in names], self.COLORS),
+                (said[1], [kind_of(n) for n in names], self.KINDS),
+            ):
+                answer = torch.tensor([known.index(w) for w in words])
+                total.append(F.cross_entropy(logits, answer))
+                right.append(logits.argmax(1) == answer)
+        answer = torch.tensor([self.VERBS.index(step.relation or step.verb) for _, _, step in rows])
+        logits = self.verb(asked.summary[row, at])
+        total.append(F.cross_entropy(logits, answer))
+        right.append(logits.argmax(1) == answer)
+        return torch.stack(total).sum(), float(torch.stack(right).all(0).float().mean())
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def sentences(rng: np.random.Generator, count: int) -> list[tuple[str, Task]]:
+    """Sentences about scenes that are nowhere drawn."""
+    known = [f"{c} {k}" for c in COLORS for k in ("block", "can") if not held_out.pair(k, c)]
+    found: list[tuple[str, Task]] = []
+    while len(found) < count:
+        text, task = random_instruction(["bowl", "tray", "drawer", *rng.permutation(known)[:5].tolist()], rng)
+        if task is not None:
+            found.append((text, task))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,12 +12,14 @@ from vla_nodes.control.executor import ChunkExecutor, ExecutorOutput
 from vla_nodes.control.inverse_kinematics import rotation_vector
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings
-from vla_nodes.policy.runtime import Observation
 from vla_nodes.share import share_path
 from vla_nodes.sim import builder
 from vla_nodes.sim.joint_trajectory_controller import JointTrajectoryController
 from vla_nodes.sim.render import Camera, Rgbd
 from vla_nodes.sim.world import World
+
+if TYPE_CHECKING:  # the expert moves a robot without a policy, and so without torch
+    from vla_nodes.policy.runtime import Observation
 
 STEP = 0.01  # s between references to the servos and joint measurements, as the simulated robot publishes them
 
@@ -65,6 +68,8 @@ class Rollout:
 
     def observation(self, camera: Camera, image: Rgbd) -> Observation:
         """What the policy gets to see now, and nothing more."""
+        from vla_nodes.policy.runtime import Observation
+
         q, qd, _ = self.world.joint_state()
         return Observation(self.world.time, image.color, image.depth, camera.intrinsics, camera.pose, q[:7], qd[:7],
                            self.world.opening(), panda().forward(q[:7]))  # fmt: skip

@@ -1,0 +1,87 @@
+"""Stage 1 as the loop sees it: which weights learn, from which frames, and how well it grounds held-out scenes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vla_nodes.policy.model import VlaPolicy
+from vla_nodes.train import ground
+from vla_nodes.train.frames import FrameSampler
+from vla_nodes.train.loop import Terms, to_device
+from vla_nodes.train.settings import GroundSettings, SettingsError
+
+
+class Objective(nn.Module):
+    """The model, and the training-only reader of its queries, behind one call."""
+
+    def __init__(self, model: VlaPolicy, settings: GroundSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.words = ground.Words(model) if settings.only is None else None
+        unknown = set(settings.weights) - set(ground.WEIGHTS)
+        if unknown:
+            raise SettingsError(f"weights: no loss term {sorted(unknown)[0]}; there are {', '.join(ground.WEIGHTS)}")
+        self.factors = {name: weight * settings.weights.get(name, 1.0) for name, weight in ground.WEIGHTS.items()}
+
+    def forward(self, batch: tuple[dict, list]) -> Terms:
+        frames, said = batch
+        terms, report = ground.losses(self.model, frames)
+        if self.words is not None:
+            terms["words"], report["words right"] = self.words.loss(self.model, said)
+        return sum(self.factors[name] * term for name, term in terms.items()), terms, report
+
+
+class GroundStage:
+    """Vision and role queries on single frames; the language encoder stays as it was distilled."""
+
+    def __init__(self, model: VlaPolicy, settings: GroundSettings) -> None:
+        self.model, self.settings = model, settings
+        model.vision.encoder.to(memory_format=torch.channels_last)
+        self.parts = ground.TRAINED if settings.only is None else (settings.only,)
+        model.requires_grad_(False)
+        for name in self.parts:
+            getattr(model, name).requires_grad_(True)
+        self.objective = Objective(model, settings)
+        self._mode()
+        self.trained = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
+        self.frames = FrameSampler(settings.data, every=settings.held_out)
+        self.held = FrameSampler(settings.data, held_out=True, every=settings.held_out)
+        self.data = {"episodes": len(self.frames.paths), "held out": len(self.held.paths)}
+
+    def _mode(self) -> None:
+        self.objective.train(self.settings.only is None)
+        self.model.language.eval()
+
+    def _collate(self, frames: list, rng: np.random.Generator | None, questions: int = 1) -> dict[str, Any]:
+        batch = ground.collate(frames, rng, questions)
+        if not self.settings.depth:
+            batch["depth"].zero_()
+        return batch
+
+    def batch(self, step: int, rank: int) -> tuple[dict, list]:
+        rng = np.random.default_rng([self.settings.seed, step, rank, 1])
+        count = self.settings.questions
+        asked = [frame for _ in range(self.settings.batch) for frame in self.frames.questions(rng, count)]
+        frames = self._collate(asked, rng, count)
+        return frames, ground.sentences(rng, 2 * self.settings.batch) if self.objective.words is not None else []
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Accuracy on held-out episodes, the same frames each time."""
+        if not self.held.paths:
+            return {}
+        self.objective.eval()
+        rng, device = np.random.default_rng(7), self.model.kind.device
+        found = []
+        for _ in range(self.settings.measure_batches):
+            batch = self._collate([self.held.draw(rng) for _ in range(32)], None)
+            found.append(ground.losses(self.model, to_device(batch, device))[1])
+        self._mode()
+        return {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
