@@ -177,11 +177,15 @@ def test_many_files_when_they_grow_large(made, tmp_path, monkeypatch):
             assert abs(depth[20, 20] - episode.depth(t)[20, 20]) < 1e-6
 
 
-def test_the_same_episodes_give_the_same_bytes(folder, made, tmp_path):
+def test_the_same_episodes_give_the_same_folder(folder, made, tmp_path):
     write(tmp_path / "again", made)
     for path in folder.rglob("*.*"):
-        if path.is_file():
-            assert path.read_bytes() == (tmp_path / "again" / path.relative_to(folder)).read_bytes(), path.name
+        name = path.relative_to(folder)
+        if path.is_file() and DEPTH not in name.parts:
+            assert path.read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+    for index in range(3):  # x265's bytes differ from run to run, what they decode to does not
+        pairs = zip(*(LeRobotFolder(f).images(index, DEPTH) for f in (folder, tmp_path / "again")), strict=True)
+        assert all((a == b).all() for a, b in pairs)
 
 
 def test_depth_codes():

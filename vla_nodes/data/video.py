@@ -80,7 +80,8 @@ class VideoWriter:
         if kind == "color":
             codec, self._format, options = "libx264", "yuv420p", {"crf": str(crf), "preset": "medium", "bf": "0"}
         else:
-            # One thread of each kind, so that the same images give the same bytes on any machine.
+            # Lossless, so the images are always the same; the bytes are not quite: x265 coding grey pictures decides a
+            # little differently from run to run, even with one thread.
             rules = f"lossless=1:bframes=0:keyint={KEYFRAMES}:pools=none:frame-threads=1:log-level=none"
             codec, self._format, options = "libx265", "gray12le", {"x265-params": rules}
         options["g"] = str(KEYFRAMES)
