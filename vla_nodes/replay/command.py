@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, help="checkpoint folder (default: the package's own)")
     add("--instruction", default="", help="put in force at the start, in place of the recorded ones")
     add("--out", type=Path, default=Path("report"), help="folder for report.json, timeline.png, bag/ (default: report)")
-    add("--engine", help="torch, openvino, onnxruntime, auto: as policy_node's parameter")
+    add("--engine", help="torch, openvino, onnxruntime, auto, as policy_node's parameter; a parameter file's auto is "
+        "torch here, since the fastest engine changes from run to run")  # fmt: skip
     add("--latency", type=float, default=LATENCY, help=f"s of bag time a policy step takes (default: {LATENCY})")
     add("--clock", choices=KINDS, default="auto", help="what bag time is; see vla_nodes/replay/clock.py")
     add("--remap", action="append", default=[], metavar="TOPIC:=BAG_TOPIC", help="the bag's name for a node's topic")
@@ -81,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
     policy = parameters["policy_node"]
     if args.engine:
         policy["engine"] = args.engine
-    if args.golden and not args.engine:
-        policy["engine"] = "torch"  # which engine auto takes depends on the machine; PyTorch is the reference
+    elif policy["engine"] == "auto":
+        policy["engine"] = "torch"  # auto takes what is fastest at the moment: not the same from run to run
     if args.golden and policy["engine"] == "auto":
         raise ReplayError("--golden with engine auto: which engine is fastest changes; name one")
     if args.camera_pose:

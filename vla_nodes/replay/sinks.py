@@ -182,14 +182,14 @@ class Numbers(Sink):
 class BagSink(Sink):
     """Writes results below /replay beside what was recorded, as MCAP: for Foxglove, PlotJuggler, rosbag2."""
 
-    def __init__(self, folder: Path, bag: Bag, base_frame: str, images: bool, loops: Sequence[Any]) -> None:
-        """folder: made anew; loops: the Replay's (policy, action) joint names come from; see `copied` for what is taken
-        over from the recording."""
-        if folder.exists():
-            shutil.rmtree(folder)
+    def __init__(self, folder: Path, bag: Bag, base_frame: str, images: bool, names: Sequence[Any]) -> None:
+        """folder: replaced when the bag is whole, see `close`; names: of the arm's and the gripper's joints. What is
+        taken over from the recording: see `copied`."""
+        self._folder, self._partial = folder, folder.parent / ".partial"
+        shutil.rmtree(self._partial, ignore_errors=True)
         self._store, self._base, self._bag = bag.typestore, base_frame, bag
-        self._arm_names, self._gripper_names = loops
-        self._writer = Writer(folder, version=8, storage_plugin=StoragePlugin.MCAP)
+        self._arm_names, self._gripper_names = names
+        self._writer = Writer(self._partial / folder.name, version=8, storage_plugin=StoragePlugin.MCAP)
         self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self._writer.set_custom_data(*MARK)
         self._writer.open()
@@ -198,7 +198,12 @@ class BagSink(Sink):
         self.copied = copied(bag, images)
 
     def close(self) -> None:
+        """Finish the bag and put it in its place."""
         self._writer.close()
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
+        (self._partial / self._folder.name).rename(self._folder)
+        self._partial.rmdir()
 
     def message(self, event: Event) -> None:
         self._received = (event.now, event.received)
