@@ -189,6 +189,7 @@ def managed_node(name: str, parameters: dict, then: list) -> list[LaunchDescript
             ParameterFile(LaunchConfiguration("params_file"), allow_substs=True),
             {"use_sim_time": True, **parameters},
         ],
+        sigterm_timeout="20",  # of a busy machine: a recorder that ends in peace writes its index
         ros_arguments=["--log-level", LaunchConfiguration("log_level")],
         output="screen",
     )

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 launch = pytest.importorskip("launch", reason="launch is not installed (it is no PyPI package; comes with ROS 2)")
 pytest.importorskip("launch_ros", reason="launch_ros is not installed (it is no PyPI package; comes with ROS 2)")
@@ -54,9 +55,9 @@ def given(node: LifecycleNode) -> dict:
 
 
 def text(value):
-    """What launch keeps as substitutions, as text."""
+    """What launch keeps as substitutions of YAML, as what it stands for."""
     parts = isinstance(value, tuple) and value and all(hasattr(part, "text") for part in value)
-    return "".join(part.text for part in value) if parts else value
+    return yaml.safe_load("".join(part.text for part in value)) if parts else value
 
 
 def test_every_argument_is_described(module):

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not in this environment: run ./test, or source a ROS 2 installation")
 import nodes_support as support
 from geometry_msgs.msg import PoseStamped
-from rclpy.serialization import serialize_message
+from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import Reader
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
@@ -72,7 +72,7 @@ def test_an_episode_holds_what_was_published(graph):
         message = JointState(name=["a", "b"], position=[0.1 * k, float(k)], velocity=[0.0, 1.0])
         message.header.stamp.sec, message.header.stamp.nanosec = 17, k
         graph.publishers[JointState].publish(message)
-        sent.append(serialize_message(message))
+        sent.append(message)
         picture = Image(height=2, width=3, step=9, encoding="rgb8", data=bytes([k] * 18))
         picture.header.stamp.sec = k
         graph.publishers[Image].publish(picture)
@@ -91,7 +91,7 @@ def test_an_episode_holds_what_was_published(graph):
         for connection, _, data in reader.messages():
             by_topic.setdefault(connection.topic, []).append(bytes(data))
         latched = {c.topic for c in reader.connections if c.ext.offered_qos_profiles[0].durability.name != "VOLATILE"}
-    assert by_topic["/joint_states"] == sent
+    assert [deserialize_message(data, JointState) for data in by_topic["/joint_states"]] == sent
     assert len(by_topic["/camera/color/image_raw"]) == 40
     assert len(by_topic["/camera/pose"]) == 1, "the latched message of before the start"
     assert latched == {"/camera/pose", "/vla/active_instruction"}

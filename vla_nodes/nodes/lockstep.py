@@ -17,8 +17,10 @@ from std_srvs.srv import SetBool
 
 from vla_nodes.nodes.base import BaseNode
 
+READY = 300.0
+"""s for nodes to come up: torch takes long to load on a busy machine."""
 PATIENCE = 120.0
-"""s for nodes to come up, and for a policy step to end."""
+"""s for a policy step to end."""
 AGAIN = 0.5
 """s after which what a node has not taken is sent again: /clock and images are best effort, and may be lost."""
 
@@ -58,12 +60,12 @@ class LockStep:
     def wait_active(self, paced: bool) -> None:
         """Until every node waited for is active and connected to what will be played; PlayError for one that runs at
         its own pace though it should be `paced`, or the other way round."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + READY
         missing = dict.fromkeys(self._clients, "is not there")
         while missing:
             if time.monotonic() > end:
                 text = "; ".join(f"{name} {why}" for name, why in missing.items())
-                raise PlayError(f"nodes are not ready within {PATIENCE:.0f} s: {text}")
+                raise PlayError(f"nodes are not ready within {READY:.0f} s: {text}")
             for name in list(missing):
                 progress = self._ask([name]).get(name)
                 if progress is None or not progress["active"]:

@@ -85,7 +85,7 @@ def _record(options: argparse.Namespace) -> int:
 
     values = {
         "autostart": "true",
-        "out": str(options.out or "recordings"),
+        "out": _quoted(str(options.out or "recordings")),
         "record_at_start": str(not options.wait).lower(),
         "duration": str(float(options.duration)),
         "end_with_recording": "true",
@@ -94,11 +94,16 @@ def _record(options: argparse.Namespace) -> int:
     }
     for name in ("topics", "extra_topics"):
         if given := getattr(options, name):
-            values[name] = "[" + ", ".join(f"'{topic}'" for topic in given) + "]"
+            values[name] = "[" + ", ".join(map(_quoted, given)) + "]"
     arguments = ["--ros-args", *(word for item in values.items() for word in ("-p", ":=".join(item)))]
     if options.namespace:
         arguments += ["-r", f"__ns:=/{options.namespace.strip('/')}"]
     return run(RecorderNode, arguments, once=True)
+
+
+def _quoted(text: str) -> str:
+    """A string in YAML, as which ROS reads parameter values: a folder named 2024 is no number."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _mark(what: str, namespace: str) -> int:

@@ -111,10 +111,10 @@ class RecorderNode(BaseNode):
         self.every(LOOK_PERIOD, self._look)
 
     def activate(self) -> None:
-        self._began = time.monotonic()
         self._look()
         if self.value("record_at_start"):
             self._start()
+        self._began = time.monotonic()
 
     def deactivate(self) -> None:
         self.recording.close()
