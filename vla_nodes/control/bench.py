@@ -7,6 +7,7 @@ time, so a busy machine disturbs it less.
 
 from __future__ import annotations
 
+import sys
 import time
 import tracemalloc
 from collections import Counter
@@ -21,22 +22,26 @@ from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings
 
 ROWS, PERIOD, TICK, LATENCY = 16, 0.1, 0.1, 0.05
+WATCH = 50  # chunks between two looks at the memory
 JOINT_STATES = 0.02  # s between measurements
 
 
 @dataclass(frozen=True)
 class Cost:
-    """ms: (N,) CPU time of `submit` per chunk; modes: how often each way to join was taken; growth: bytes that Python
-    and numpy hold more in the last third of the chunks than in the one before (None if not watched)."""
+    """ms: (N,) CPU time of `submit` per chunk; modes: how often each way to join was taken; blocks: Python's memory
+    blocks held more in the last third of the chunks than in the one before; growth: the same in bytes, numpy's
+    included (None if allocations were not traced)."""
 
     ms: np.ndarray
     modes: dict[str, int]
+    blocks: int
     growth: int | None
 
     def __str__(self) -> str:
         p50, p99 = np.percentile(self.ms, [50, 99])
         text = f"{len(self.ms)} chunks of {ROWS} rows: CPU p50 {p50:.2f} ms, p99 {p99:.2f} ms ({self.modes})"
-        return text if self.growth is None else f"{text}; held memory grew by {self.growth} bytes"
+        text += f"; {self.blocks:+d} memory blocks held over the last third"
+        return text if self.growth is None else f"{text}, {self.growth:+d} bytes"
 
 
 def chunks(robot: RobotModel, count: int, seed: int = 0, start: float = 100.0) -> Iterator[ActionChunk]:
@@ -56,7 +61,7 @@ def measure(
 ) -> Cost:
     """Submit `count` chunks; the arm follows the reference. `memory` traces every allocation, which slows it down."""
     executor, ms, modes = ChunkExecutor(robot, settings), np.empty(count), Counter()
-    held = []
+    held, blocks = [], np.zeros(count // WATCH + 1, dtype=np.int64)
     for k, chunk in enumerate(chunks(robot, count, seed)):
         if k == 0:
             executor.observe(chunk.stamp, robot.rest, np.zeros(robot.dof), 0.04)
@@ -67,14 +72,16 @@ def measure(
         for t in chunk.stamp + np.arange(JOINT_STATES, TICK + 1e-9, JOINT_STATES):
             q, qd, _ = executor.reference(float(t))
             executor.observe(float(t), q, qd)
+        if k % WATCH == 0:
+            blocks[k // WATCH] = sys.getallocatedblocks()
         if memory and k == max(count // 10, 50):
             tracemalloc.start()
             held.append(tracemalloc.get_traced_memory()[0])
-        elif memory and k > count // 10 and k % 50 == 0:
+        elif memory and k > count // 10 and k % WATCH == 0:
             held.append(tracemalloc.get_traced_memory()[0])
     if memory:
         tracemalloc.stop()
-    return Cost(ms, dict(modes), _growth(held) if memory else None)
+    return Cost(ms, dict(modes), _growth(blocks.tolist()), _growth(held) if memory else None)
 
 
 def _growth(held: list[int]) -> int:

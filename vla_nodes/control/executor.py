@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vla_nodes.control import gripper as gripper_channel
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
+from vla_nodes.control.gripper import GripperChannel
 from vla_nodes.control.guards import Guard
+from vla_nodes.control.lag import Lag
 from vla_nodes.control.limits import Limits, excess
 from vla_nodes.control.path import ChunkPath, TimeLaw, smoothed, time_law
 from vla_nodes.control.robot import RobotModel
@@ -32,7 +33,6 @@ PLANNED = 0.95  # share of the limits the time law uses
 HARD = 0.95  # share of the limits a join may ask for that is not to be had with less
 # How a chunk may join the motion in flight, smoothest first, and how often each is tried slower.
 MODES = (("moving", 4), ("rest", 6))
-AGAIN = 1.0  # s after which a gripper that has nothing to do is told so again
 FINEST = 1.0 / 64.0  # s, rows closer together than that are thinned out: an arm cannot follow faster ones
 
 
@@ -92,11 +92,10 @@ class ChunkExecutor:
     def reset(self) -> None:
         """Forget the motion in flight and everything seen: the next chunk starts from the measured pose at rest."""
         self._plan: Trajectory | None = None
-        self._finger: Trajectory | None = None
-        self._finger_measured: float | None = None
-        self._finger_said = -math.inf  # when the gripper was last sent anything
+        gripper = self.robot.gripper
+        self._gripper = None if gripper is None else GripperChannel(gripper, self.settings.knot)
         self._measured.clear()
-        self._lag: list[tuple[float, float]] = []  # (time, s of nominal progress lost up to then)
+        self._lag = Lag(self.settings.at_rest == "path", 2.0 * self.settings.history)
         self._guess: tuple[float, ChunkPath] | None = None
         self._recent: deque[tuple[float, ChunkPath]] = deque(maxlen=self.settings.ensemble_size)
         self._instruction: str | None = None
@@ -117,8 +116,8 @@ class ChunkExecutor:
         self._measured.append((stamp, q, qd))
         while self._measured[0][0] < stamp - self.settings.history:
             self._measured.popleft()
-        if finger is not None and math.isfinite(finger):
-            self._finger_measured = finger
+        if finger is not None and self._gripper is not None:
+            self._gripper.observe(finger)
 
     def measured(self, stamp: float) -> np.ndarray | None:
         """Measured joints (J,) at a past stamp, interpolated; None if nothing was seen near it."""
@@ -170,7 +169,7 @@ class ChunkExecutor:
         if rows.reachable == 0:
             return _refuse("unreachable", f"the first row is {rows.short * 1e3:.0f} mm out of the arm's reach")
         path = self._path(chunk, measured, rows)
-        start = max(begin - chunk.stamp - (self._lag_at(begin) - self._lag_at(chunk.stamp)), 0.0)
+        start = max(begin - chunk.stamp - self._lag.between(chunk.stamp, begin), 0.0)
         if path is None or start > path.length - 0.5 * path.period:
             return _refuse("too_late", f"all {rows.reachable} usable rows are past, {start:.3f} s after the stamp")
         self._guess = (chunk.stamp, path)
@@ -390,12 +389,12 @@ class ChunkExecutor:
         arm = with_prefix(base, now, after, s.knot)
         old, new = sample(base, begin - base.stamp), sample(arm, begin - arm.stamp)
         starved = max(now - base.end, 0.0) if self._plan is not None else 0.0
-        self._keep_lag(begin, t0, law)
+        self._lag.follow(begin, t0, law)
         self._plan = arm
         self._instruction = chunk.instruction
         return ExecutorOutput(
             arm=arm,
-            gripper=self._gripper(chunk, rows, now, begin, law, t0),
+            gripper=self._gripper.submit(chunk.period, rows.opening, now, begin, law, t0) if self._gripper else None,
             begin=begin,
             mode=mode,
             blend=over,
@@ -409,62 +408,6 @@ class ChunkExecutor:
             stretched=max(t0 + law.cruise - (law.end - law.start) + 0.5 * law.tail, 0.0),
             starved=starved,
         )
-
-    def _gripper(
-        self, chunk: ActionChunk, rows: JointRows, now: float, begin: float, law: TimeLaw, t0: float
-    ) -> Trajectory | None:
-        gripper, knot = self.robot.gripper, self.settings.knot
-        if gripper is None:
-            return None
-        base = self._finger
-        if base is None:
-            # Without a measured finger the first wanted opening is where it starts; a real one is measured.
-            position = self._finger_measured
-            position = gripper.position(rows.opening[0]) if position is None else position
-            position = float(np.clip(position, *sorted((gripper.closed, gripper.open))))
-            base = hold((gripper.joint,), np.array([position]), begin - 1.0, knot)
-            self._finger_said = -math.inf
-        wanted = gripper.position(rows.opening)
-        if gripper_channel.settled(base, begin, wanted) and begin < self._finger_said + AGAIN:
-            return None  # at rest where it is wanted: nothing to say
-        self._finger_said = begin
-        t = np.arange(0.0, t0 + law.duration + knot, knot)
-        s = law.evaluate(np.maximum(t - t0, 0.0))[0]
-        times = chunk.period * np.arange(1, len(rows.opening) + 1)
-        targets = np.interp(s, times, wanted)
-        after = gripper_channel.follow(gripper, base, begin, t, targets, knot)
-        self._finger = with_prefix(base, now, after, knot)
-        return self._finger
-
-    def _keep_lag(self, begin: float, t0: float, law: TimeLaw) -> None:
-        """Remember how far the reference falls behind the policy's pace from begin on."""
-        lag = self._lag_at(begin)
-        kept = [x for x in self._lag if begin - 2.0 * self.settings.history < x[0] < begin]
-        steps = [(begin, lag), (begin + t0, lag + t0)] if t0 > 0.0 else [(begin, lag)]
-        lag += t0
-        begin += t0
-        if self.settings.at_rest == "stamp":
-            steps.append((begin + law.duration, lag + (1.0 - law.rate) * law.duration))
-        else:
-            for u in (0.0, 0.25, 0.5, 0.75, 1.0):
-                t = law.cruise + u * law.tail
-                steps.append((begin + t, lag + t - float(law.evaluate(np.array([t]))[0][0] - law.start)))
-        self._lag = kept + steps
-
-    def _lag_at(self, t: float) -> float:
-        """Seconds of nominal progress lost up to time t (only differences mean anything)."""
-        resting = 0.0 if self.settings.at_rest == "stamp" else 1.0
-        if not self._lag:
-            return resting * t
-        first, last = self._lag[0], self._lag[-1]
-        if t >= last[0]:
-            return last[1] + resting * (t - last[0])
-        if t <= first[0]:
-            return first[1] - resting * (first[0] - t)
-        for (t0, l0), (t1, l1) in zip(self._lag, self._lag[1:], strict=False):
-            if t0 <= t <= t1:
-                return l1 if t1 - t0 < 1e-9 else l0 + (l1 - l0) * (t - t0) / (t1 - t0)
-        raise AssertionError("lag breakpoints are sorted")
 
     def _naive(self, chunk: ActionChunk, measured: np.ndarray, now: float) -> ExecutorOutput:
         rows = joint_rows(self.robot, chunk, measured, self.settings.ik, math.inf, self._guess_for(chunk))

@@ -11,7 +11,9 @@ import math
 
 import numpy as np
 
+from vla_nodes.control.path import TimeLaw
 from vla_nodes.control.robot import Gripper
+from vla_nodes.control.splice import hold, with_prefix
 from vla_nodes.control.trajectory import Trajectory
 
 SETTLED = 1e-6  # m: where the finger counts as arrived
@@ -74,3 +76,41 @@ def follow(
     slopes[-1] = 0.0
     column = np.array(positions)[:, None]
     return Trajectory(base.joint_names, knot * np.arange(len(column)), column, np.array(slopes)[:, None], None, begin)
+
+
+class GripperChannel:
+    """The gripper's motion in flight, one per executor."""
+
+    AGAIN = 1.0  # s after which a gripper that has nothing to do is told so again
+
+    def __init__(self, gripper: Gripper, knot: float) -> None:
+        self._gripper, self._knot = gripper, knot
+        self._plan: Trajectory | None = None
+        self._measured: float | None = None
+        self._said = -math.inf  # when anything was sent last
+
+    def observe(self, position: float) -> None:
+        """The measured joint position, m or rad."""
+        if math.isfinite(position):
+            self._measured = position
+
+    def submit(
+        self, period: float, opening: np.ndarray, now: float, begin: float, law: TimeLaw, t0: float
+    ) -> Trajectory | None:
+        """The trajectory for a chunk's openings (H,), along the arm's time law, which starts t0 s after `begin`; None
+        where the gripper rests where it is wanted and has been told so."""
+        gripper, knot, base = self._gripper, self._knot, self._plan
+        if base is None:
+            # Without a measured finger the first wanted opening is where it starts; a real one is measured.
+            position = gripper.position(opening[0]) if self._measured is None else self._measured
+            position = float(np.clip(position, *sorted((gripper.closed, gripper.open))))
+            base = hold((gripper.joint,), np.array([position]), begin - 1.0, knot)
+        wanted = gripper.position(opening)
+        if settled(base, begin, wanted) and begin < self._said + self.AGAIN:
+            return None
+        self._said = begin
+        t = np.arange(0.0, t0 + law.duration + knot, knot)
+        s = law.evaluate(np.maximum(t - t0, 0.0))[0]
+        targets = np.interp(s, period * np.arange(1, len(opening) + 1), wanted)
+        self._plan = with_prefix(base, now, follow(gripper, base, begin, t, targets, knot), knot)
+        return self._plan
