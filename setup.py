@@ -52,6 +52,7 @@ setup(
     install_requires=[line for name, line in runtime.items() if name not in optional],
     extras_require={
         **{extra: [runtime[name] for name in names] for extra, names in EXTRAS.items()},
+        "lerobot": ["av>=15", "pyarrow>=21"],  # python -m vla_nodes dataset: LeRobot folders
         "onnxruntime": ["onnxruntime", "onnx", "onnxscript"],  # another engine for policy_node
         "dev": requirements("dev"),
     },

@@ -13,6 +13,7 @@ COMMANDS = {  # name: (module with main(argv) -> int, what it does)
     "control-bench": ("vla_nodes.train.control_bench", "what the chunk executor costs, and how it moves next to peers"),
     "seams": ("vla_nodes.control.report", "how a recorded run joined its chunks, in numbers and as a PNG"),
     "record": ("vla_nodes.nodes.record", "record the running graph into rosbag2 folders; repair a damaged one"),
+    "dataset": ("vla_nodes.replay.dataset", "recordings to training data; LeRobot folders in and out; what is in them"),
     "collect": ("vla_nodes.train.collect", "demonstrations by the scripted expert"),
     "distill": ("vla_nodes.train.distill", "the instruction encoder, from a sentence model"),
     "ground": ("vla_nodes.train.ground", "training stage 1: language meets vision"),

@@ -91,6 +91,20 @@ class EpisodeWriter:
         for key, value in row.items():
             self._rows.setdefault(key, []).append(np.asarray(value))
 
+    def column(self, name: str, rows: np.ndarray) -> None:
+        """An array (T, ...) that is known only at the end, one row for each tick added."""
+        self._rows[name] = list(np.asarray(rows))
+
+    def keep(self, ticks: np.ndarray) -> None:
+        """Only these ticks (indices or a mask), of everything added so far."""
+        chosen = np.arange(len(self))[ticks]
+        for rows in (*self._rows.values(), *self._streams.values()):
+            rows[:] = [rows[i] for i in chosen]
+
+    def rows(self, name: str) -> np.ndarray:
+        """(T, ...) what was added under a name."""
+        return np.stack(self._rows[name])
+
     def write(self, path: Path, header: dict[str, Any]) -> None:
         short = [key for key, rows in self._rows.items() if len(rows) != len(self)]
         if short or not len(self):

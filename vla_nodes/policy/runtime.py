@@ -50,6 +50,32 @@ class PolicyOutput:
     timings: dict[str, float] = field(default_factory=dict)  # ms by part, and "total"
 
 
+def square(
+    color: np.ndarray, depth: np.ndarray | None, intrinsics: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """The middle square of an image, resized to (size, size), as the network sees it; K (3, 3) float32 to match.
+
+    Everything that feeds the network goes through here: nodes, replay, and the training data made from recordings.
+    """
+    height, width = color.shape[:2]
+    intrinsics = np.array(intrinsics, np.float32)
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    if height != width:
+        color = color[top : top + side, left : left + side]
+        depth = None if depth is None else depth[top : top + side, left : left + side]
+        intrinsics[0, 2] -= left
+        intrinsics[1, 2] -= top
+    if side != size:
+        scale = size / side
+        color = cv2.resize(color, (size, size), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        depth = None if depth is None else cv2.resize(depth, (size, size), interpolation=cv2.INTER_NEAREST)
+        intrinsics[0, 2], intrinsics[1, 2] = ((intrinsics[i, 2] + 0.5) * scale - 0.5 for i in (0, 1))
+        intrinsics[0, 0] *= scale
+        intrinsics[1, 1] *= scale
+    return color, depth, intrinsics
+
+
 class PolicyRuntime:
     """Load once, `set_instruction`, then `step` with every new observation."""
 
@@ -161,22 +187,7 @@ class PolicyRuntime:
             raise ValueError(f"colour image must be (H, W, 3) uint8, got {color.shape} {color.dtype}")
         if depth is not None and depth.shape != color.shape[:2]:
             raise ValueError(f"depth {depth.shape} is not aligned to colour {color.shape[:2]}: use aligned depth")
-        height, width = color.shape[:2]
-        intrinsics = np.array(observation.intrinsics, np.float32)
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        if height != width:  # the middle square of a wide image
-            color = color[top : top + side, left : left + side]
-            depth = None if depth is None else depth[top : top + side, left : left + side]
-            intrinsics[0, 2] -= left
-            intrinsics[1, 2] -= top
-        if side != size:
-            scale = size / side
-            color = cv2.resize(color, (size, size), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-            depth = None if depth is None else cv2.resize(depth, (size, size), interpolation=cv2.INTER_NEAREST)
-            intrinsics[0, 2], intrinsics[1, 2] = ((intrinsics[i, 2] + 0.5) * scale - 0.5 for i in (0, 1))
-            intrinsics[0, 0] *= scale
-            intrinsics[1, 1] *= scale
+        color, depth, intrinsics = square(color, depth, observation.intrinsics, size)
         if depth is None:
             depth = np.zeros((size, size), np.float32)
         near, far = self.config.depth_range
