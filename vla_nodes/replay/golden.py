@@ -28,7 +28,7 @@ from vla_nodes.replay.driver import Sink, Step
 
 FORMAT = 1
 TOLERANCE = 1e-3
-ROUNDING = 1e-5
+ROUNDING = 1e-4
 """rad: commands of the same machine may differ by so much, since the kinematics' last digits depend on where in memory
 its vectors happen to lie. The policy's actions must be the same to the bit."""
 MAX_BYTES = 256 << 20
