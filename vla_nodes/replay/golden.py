@@ -6,8 +6,8 @@ second). So a difference is named where it began: the message, the tensor, the s
 both values.
 
 On the machine that wrote it (same processor, same libraries) what went in and the actions must be equal to the last
-bit, and joints to ROUNDING. On another, sums round otherwise, and values may differ by the tolerance: `TOLERANCE` rad for joints, the same share of its largest value
-for each column of the actions.
+bit, and joints to ROUNDING. On another, sums round otherwise, and values may differ by the tolerance: `TOLERANCE` rad
+for joints, the same share of its largest value for each column of the actions.
 """
 
 from __future__ import annotations
