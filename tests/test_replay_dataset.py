@@ -209,7 +209,7 @@ def test_teleoperated_data_needs_nothing_of_ours(tmp_path):
     assert not made and result.dropped["joints: unusable"] == 500 and "lacks panda_joint1" in " ".join(result.notes)
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=60))
+@given(st.lists(st.integers(0, 10**6).map(lambda n: n / 10**6), min_size=1, max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_the_direction_follows_large_motions_only(opening):
     values = np.array(opening)

@@ -257,7 +257,7 @@ SLOW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthChe
 
 
 @SLOW
-@given(part=st.floats(0.0, 1.0))
+@given(part=st.integers(0, 10**6).map(lambda n: n / 10**6))
 def test_a_file_cut_anywhere_gives_what_came_before(whole, tmp_path, part):
     wrote, data = whole.wrote, whole.data
     cut = round(part * (len(data) - 1))
@@ -306,7 +306,8 @@ def test_repair_of_a_bag_without_index_or_metadata(tmp_path):
     for k in range(5):
         bag.write("/a", k + 1, text(str(k)))
     bag.flush()
-    shutil.copytree(tmp_path / "bag", tmp_path / "killed")  # as SIGKILL would have left it
+    # As SIGKILL would have left it, but for what the writer is renaming at this moment.
+    shutil.copytree(tmp_path / "bag", tmp_path / "killed", ignore=shutil.ignore_patterns("*.partial"))
     bag.close()
     folder, _, lines = repair(tmp_path / "killed")
     assert folder == tmp_path / "killed_repaired"

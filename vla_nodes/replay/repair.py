@@ -78,7 +78,7 @@ class Scan:
         with open(self.path, "rb") as self._file:
             if self._file.read(len(mcap.MAGIC)) != mcap.MAGIC:
                 raise RepairError(f"{self.path}: not an MCAP file ({self._size} bytes)")
-            tail = self._read(self._size - len(mcap.TAIL), len(mcap.TAIL))
+            tail = self._read(max(0, self._size - len(mcap.TAIL)), len(mcap.TAIL))
             self.found.complete = tail.endswith(mcap.MAGIC)
             self.found.indexed = self.found.complete and tail != mcap.TAIL
             at, self._over = len(mcap.MAGIC), False
