@@ -14,7 +14,7 @@ from vla_nodes.sim.render import optical_pose
 from vla_nodes.sim.scene import View
 from vla_nodes.sim.tasks import Task
 from vla_nodes.train import act, ground
-from vla_nodes.train.frames import Frame
+from vla_nodes.train.frames import Frame, named
 
 torch.set_num_threads(1)
 SIZE, CELLS = 64, 16
@@ -38,18 +38,22 @@ def frame(text: str, thing: int | None, goal: int | None, wanted: tuple, present
     rng = np.random.default_rng(3)
     color = np.full((SIZE, SIZE, 3), 90, np.uint8) + rng.integers(0, 20, (SIZE, SIZE, 3), dtype=np.uint8)
     cells, middle = np.zeros((CELLS, CELLS), np.uint8), np.zeros((2, 3), np.float32)
+    shown = np.tile(np.array(named(""), np.uint8)[:, None, None], (1, CELLS, CELLS))
+    centre = np.zeros((3, CELLS, CELLS), np.float32)
     for role, (column, rgb) in enumerate(((thing, (220, 30, 30)), (goal, (30, 30, 220)))):
         if column is not None:
             cells[6:8, column : column + 2] = role + 1
             color[24:32, 4 * column : 4 * column + 8] = rgb
             middle[role] = [0.5, 0.02 * (column - 8), 0.02]
+            shown[:, cells == role + 1] = np.array(named(("red block", "bowl")[role]))[:, None]
+            centre[:, cells == role + 1] = middle[role][:, None]
     pose = optical_pose(View()).astype(np.float32)
     k = np.array([[70, 0, 31.5], [0, 70, 31.5], [0, 0, 1]], np.float32)
     depth, tool = np.full((SIZE, SIZE), 0.95, np.float32), np.array([0.45, 0, 0.3], np.float32)
     grounded = any(wanted) and wanted == present
     aim = middle[1] + np.float32([0, 0, 0.05]) if goal is not None else np.full(3, np.nan, np.float32)
-    named = np.array(wanted), np.array(present)
-    return Frame(0, color, depth, k, pose, tool, text, 0, 1, cells, *named, middle, aim, grounded)
+    said = np.array(wanted), np.array(present)
+    return Frame(0, color, depth, k, pose, tool, text, 0, 1, cells, shown, centre, *said, middle, aim, grounded)
 
 
 FRAMES = [
@@ -83,12 +87,53 @@ def test_grounding_learns_a_batch_by_heart(model):
     frozen = {k: v.clone() for k, v in model.language.state_dict().items()}
     history, report = descend(model, lambda: ground.losses(model.train(), batch), parameters, 150, 5e-3)
     first, last = history[0], history[-1]
-    assert set(last) == set(ground.WEIGHTS) - {"words"}
+    assert set(last) == set(ground.WEIGHTS) - {"words", "cells", "centres"}
     assert sum(last.values()) < 0.4 * sum(first.values())
     for name in ("thing mask", "goal mask", "grounding", "aim"):
         assert last[name] < 0.7 * first[name], name
     assert report["thing found"] == 1.0 and report["grounded yes"] == 1.0 and report["grounded no"] == 1.0
     assert all(torch.equal(v, frozen[k]) for k, v in model.language.state_dict().items())
+
+
+def test_eyes_learn_what_stands_where_with_nothing_asked(model):
+    batch = ground.collate(FRAMES[:2], None)
+    reader = ground.Cells(model)
+    seeing = [p for name in ground.SEEING for p in model.get_submodule(name).parameters()]
+
+    def step():
+        survey = model.train().vision.survey(*(batch[n] for n in ("color", "depth", "intrinsics", "camera_pose")))
+        return reader.loss(model, survey, batch)
+
+    history, report = descend(model, step, [*seeing, *reader.parameters()], 120, 5e-3)
+    assert history[-1]["cells"] < 0.2 * history[0]["cells"] and history[-1]["centres"] < history[0]["centres"]
+    assert report["cells right"] > 0.95 and report["table right"] > 0.95
+
+
+def test_the_map_is_read_from_tables_without_a_thing(model):
+    batch = ground.collate(FRAMES[2:], None)
+    survey = model.vision.survey(*(batch[n] for n in ("color", "depth", "intrinsics", "camera_pose")))
+    terms, _ = ground.Cells(model).loss(model, survey, batch)
+    assert all(float(t.detach()) == 0.0 for t in terms.values())
+
+
+def test_questions_that_share_an_image_get_the_answers_of_questions_with_their_own(model):
+    asked = [FRAMES[0], FRAMES[0]._replace(text="grab the blue block"), FRAMES[1], FRAMES[1]._replace(text="sing")]
+    shared, own = ground.collate(asked, None, questions=2), ground.collate(asked, None)
+    assert len(shared["color"]) == 2 and len(own["color"]) == 4
+    with torch.no_grad():
+        terms = [ground.losses(model.eval(), batch)[0] for batch in (shared, own)]
+    assert terms[0].keys() == terms[1].keys()
+    for name in terms[0]:
+        torch.testing.assert_close(terms[0][name], terms[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_sentences_are_understood_alike_in_whatever_company(model):
+    texts = ["put the red block in the bowl", "grab the blue block", "sing"] * 9
+    together = ground.understand(model.eval(), texts)
+    for i in (0, 1, 2, 26):
+        alone = ground.understand(model, texts[i : i + 1])
+        for a, b in zip(together, alone, strict=True):
+            torch.testing.assert_close(a[i], b[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_words_alone_teach_who_does_what_in_which_step(model):

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .config import CELL
 
+WORKSPACE_CENTRE = (0.48, 0.0, 0.15)  # m in base; positions enter the network relative to it, in WORKSPACE_SIZE
+WORKSPACE_SIZE = 0.25  # m
 MAX_DISTANCE = 3.0  # m; farther than any table, where rays that miss the table are cut
 
 

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import PolicyConfig
+from .geometry import WORKSPACE_CENTRE, WORKSPACE_SIZE
 from .head import ChunkHead
 from .language import EncodedText, InstructionEncoder
 from .ssm import SequenceCore
 from .vision import TOOL_PROBES, RoleQueries, Scan, Vision
 
-WORKSPACE_CENTRE = (0.48, 0.0, 0.15)  # m in base; positions enter relative to it, in units of WORKSPACE_SIZE
-WORKSPACE_SIZE = 0.25
 NEARBY = 0.10  # m; distances to the roles enter in this unit
 MOVE_SCALE, TURN_SCALE = 0.016, 0.05  # m and rad per row that a normalised action of 1 stands for
 STATE_WIDTH = 17  # tool position 3, rotation 6 (its first two columns), gripper 1, joints 7
@@ -125,14 +124,14 @@ class VlaPolicy(nn.Module):
              prepared: Prepared) -> tuple[VisualTokens, Scan]:  # fmt: skip
         """One image a row: color (B, 3, S, S) 0..1, depth (B, S, S) m with 0 = invalid, tool (B, 3) m in base."""
         scan = self.vision(color, depth, intrinsics, camera_pose, tool, prepared.queries)
-        points = scan.points + self.middle(scan.features)
-        match = F.normalize(scan.features, dim=-1) * scan.queries  # does what was found look like what was asked for
-        seen = torch.cat([scan.features, scan.queries, match, scan.mass.unsqueeze(-1)], -1)[:, :2].flatten(1)
+        points = scan.points + self.middle(scan.seen)
+        match = F.normalize(scan.seen, dim=-1) * scan.queries  # does what was found look like what was asked for
+        seen = torch.cat([scan.seen, scan.queries, match, scan.mass.unsqueeze(-1)], -1)[:, :2].flatten(1)
         grounding = self.judge(torch.cat([seen, prepared.summary], -1)).squeeze(-1)
         goal = points[:, 1]
         centred = (goal - goal.new_tensor(WORKSPACE_CENTRE)) / WORKSPACE_SIZE
         aim = goal + NEARBY * self.offset(torch.cat([prepared.summary, centred], -1))
-        return VisualTokens(scan.features, points, scan.mass, scan.spread, scan.tool, aim, grounding), scan
+        return VisualTokens(scan.seen, points, scan.mass, scan.spread, scan.tool, aim, grounding), scan
 
     # -- once per tick, or a whole history at once -------------------------------------------------------------
     def think(self, body: Proprioception, view: VisualTokens, summary: Tensor, state: tuple | None

@@ -14,24 +14,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import PolicyConfig
-from .geometry import point_map, project
+from .geometry import WORKSPACE_CENTRE, WORKSPACE_SIZE, point_map, project
 from .language import BidirectionalBlock, EncodedText
 from .ssm import RMSNorm
 
+HEIGHT_SCALE = 0.05  # m; what tells a block from a can is a centimetre and a half
 DEPTH_SCALE = 1.0  # m; depth enters as (depth - 1 m) / 1 m, masked where invalid
 TOOL_PROBES = ((0.0, 0.0, 0.0), (0.0, 0.0, -0.05))  # m in base, added to the tool point: where the hand is looked at
+
+
+class Survey(NamedTuple):
+    """All there is to see in B images, one vector and one point per cell."""
+
+    features: Tensor  # (B, C, cells, cells)
+    points: Tensor  # (B, 3, cells, cells) m in base
 
 
 class Scan(NamedTuple):
     """What vision hands to the core, and what losses and people look at."""
 
-    features: Tensor  # (B, R, C) what each role sees
+    seen: Tensor  # (B, R, C) what each role sees
     points: Tensor  # (B, R, 3) where, m in base
     mass: Tensor  # (B, R) how much of its attention found something, 0..1
     spread: Tensor  # (B, R) how far apart that is, m
     tool: Tensor  # (B, len(TOOL_PROBES) * C) the map at the tool
     log_attention: Tensor  # (B, R, cells*cells + 1), the sink last
     queries: Tensor  # (B, R, C)
+    survey: Survey
 
 
 def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -57,7 +66,8 @@ class RgbdEncoder(nn.Module):
         super().__init__()
         a, b, c, d = config.vision_widths
         self.stem = nn.Sequential(convolution(5, a, stride=2), convolution(a, b, stride=2))
-        self.place = nn.Conv2d(4, b, 1)  # points and their validity
+        self.place = nn.Conv2d(5, b, 1)  # points, their height once more, and their validity
+        self.fine = Residual(b)
         self.middle = nn.Sequential(convolution(b, c, stride=2), *(Residual(c) for _ in range(config.vision_blocks)))
         self.deep = nn.Sequential(convolution(c, d, stride=2), *(Residual(d) for _ in range(config.vision_blocks)))
         width = config.feature_width
@@ -67,7 +77,11 @@ class RgbdEncoder(nn.Module):
             convolution(width, width, 1), nn.Conv2d(width, width, 1))  # fmt: skip
 
     def forward(self, image: Tensor, points: Tensor) -> Tensor:
-        fine = self.stem(image) + self.place(points)
+        """points (B, 4, S/4, S/4): m in base, and validity 0/1."""
+        centre = points.new_tensor(WORKSPACE_CENTRE).view(3, 1, 1)
+        height = (points[:, 2:3] / HEIGHT_SCALE).clamp(-1, 4)
+        place = torch.cat([(points[:, :3] - centre) / WORKSPACE_SIZE, height, points[:, 3:]], 1)
+        fine = self.fine(self.stem(image) + self.place(place))
         middle = self.middle(fine)
         deep = self.deep(middle)
         coarse = self.from_middle(middle) + F.interpolate(self.from_deep(deep), scale_factor=2.0, mode="nearest")
@@ -104,24 +118,26 @@ class Vision(nn.Module):
         self.scale = nn.Parameter(torch.tensor(8.0))
         self.sink = nn.Linear(config.feature_width, 1)
 
-    def forward(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
-                queries: Tensor) -> Scan:  # fmt: skip
-        """color (B, 3, S, S) 0..1, depth (B, S, S) m with 0 = invalid, tool (B, 3) m in base, queries (B, R, C).
-
-        In training each image may serve n questions in a row: queries (n B, R, C) then give a scan of n B rows.
-        """
+    def survey(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor) -> Survey:
+        """color (B, 3, S, S) 0..1, depth (B, S, S) m with 0 = invalid."""
         points, valid = point_map(depth, intrinsics, camera_pose)
         seen = (depth > 0).to(depth.dtype)
         channels = torch.stack([(depth - 1.0) * seen / DEPTH_SCALE, seen], 1)
-        features = self.encoder(torch.cat([color - 0.5, channels], 1), torch.cat([points, valid], 1))
-        if (questions := len(queries) // len(color)) > 1:
-            features, points, tool, intrinsics, camera_pose = (
-                part.repeat_interleave(questions, 0) for part in (features, points, tool, intrinsics, camera_pose)
-            )
+        return Survey(self.encoder(torch.cat([color - 0.5, channels], 1), torch.cat([points, valid], 1)), points)
+
+    def forward(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
+                queries: Tensor) -> Scan:  # fmt: skip
+        """Images as in `survey`, tool (B, 3) m in base, queries (B, R, C).
+
+        In training each image may serve n questions in a row: queries (n B, R, C) then give a scan of n B rows.
+        """
+        survey = self.survey(color, depth, intrinsics, camera_pose)
+        features, points = survey
+        images, questions = len(color), len(queries) // len(color)
         flat = features.flatten(2)  # (B, C, cells)
-        keys = F.normalize(flat, dim=1)
-        logits = self.scale * torch.einsum("brc,bcn->brn", queries, keys)
-        log_attention = torch.cat([logits, self.sink(queries)], -1).log_softmax(-1)
+        asked = queries.view(images, -1, queries.shape[-1])  # (B, n R, C)
+        logits = self.scale * torch.einsum("brc,bcn->brn", asked, F.normalize(flat, dim=1))
+        log_attention = torch.cat([logits, self.sink(asked)], -1).log_softmax(-1)
         attention = log_attention[..., :-1].exp()
         mass = attention.sum(-1)
         share = attention / mass.clamp(min=1e-4).unsqueeze(-1)
@@ -129,8 +145,11 @@ class Vision(nn.Module):
         centre = torch.einsum("brn,bdn->brd", share, flat_points)
         square = torch.einsum("brn,bn->br", share, flat_points.square().sum(1))
         spread = (square - centre.square().sum(-1)).clamp(min=1e-8).sqrt()
+        looked = torch.einsum("brn,bcn->brc", attention, flat)
         probes = tool.unsqueeze(1) + tool.new_tensor(TOOL_PROBES)
         grid = project(probes, intrinsics, camera_pose, self.config.image_size).unsqueeze(1)
         at_tool = F.grid_sample(features, grid, align_corners=False, padding_mode="border").squeeze(2)  # (B, C, probes)
-        looked = torch.einsum("brn,bcn->brc", attention, flat)
-        return Scan(looked, centre, mass, spread, at_tool.flatten(1), log_attention, queries)
+        at_tool = at_tool.flatten(1).repeat_interleave(questions, 0)
+        rows = queries.shape[:2]
+        return Scan(looked.view(*rows, -1), centre.view(*rows, 3), mass.view(rows), spread.view(rows), at_tool,
+                    log_attention.view(*rows, -1), queries, survey)  # fmt: skip

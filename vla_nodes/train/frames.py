@@ -14,6 +14,14 @@ from vla_nodes.sim import held_out, language
 from vla_nodes.sim.scene import COLORS, GRASPABLE
 from vla_nodes.sim.tasks import RELATIONS, Task, destination, kind_of
 
+SHADES = (*COLORS, "")
+KINDS = ("block", "can", "bowl", "tray", "drawer", "")
+
+
+def named(name: str) -> tuple[int, int]:
+    """(index in SHADES, index in KINDS) of a thing as people call it; "" is nothing."""
+    return SHADES.index(name.split()[0] if " " in name else ""), KINDS.index(kind_of(name))
+
 
 class Frame(NamedTuple):
     """One example: an image, a sentence, and one step of it. ``cells`` is uint8: 1 the thing, 2 the goal."""
@@ -28,6 +36,8 @@ class Frame(NamedTuple):
     step: int  # which step of the sentence the rest is about
     steps: int  # how many it has
     cells: np.ndarray  # (h, w) uint8
+    shown: np.ndarray  # (2, h, w) uint8: what stands in every cell, as `named` says
+    centre: np.ndarray  # (3, h, w) m in base: the middle of what stands there
     wanted: np.ndarray  # (2,) bool: the step names a thing, a goal
     present: np.ndarray  # (2,) bool: it is in the scene
     middle: np.ndarray  # (2, 3) m in base; zero when absent
@@ -132,6 +142,8 @@ class FrameSampler:
         cells = np.zeros_like(segmentation)
         wanted, present, middle = np.zeros(2, bool), np.zeros(2, bool), np.zeros((2, 3), np.float32)
         aim, possible = np.full(3, np.nan, np.float32), bool(steps)
+        shown = np.array([named(""), *map(named, things)], np.uint8)[segmentation].transpose(2, 0, 1)
+        centre = np.concatenate([np.zeros((1, 3), np.float32), places])[segmentation].transpose(2, 0, 1)
         if steps:
             step = steps[at]
             for role, name in enumerate((step.thing, step.goal)):
@@ -149,22 +161,26 @@ class FrameSampler:
         return Frame(
             tick, color, depth, np.asarray(header["intrinsics"], np.float32),
             np.asarray(header["camera_pose"], np.float32), episode.arrays["ee_pose"][tick, :3, 3].astype(np.float32),
-            text, at, max(1, len(steps)), cells, wanted, present, middle, aim, possible)  # fmt: skip
+            text, at, max(1, len(steps)), cells, shown, centre, wanted, present, middle, aim, possible)  # fmt: skip
 
 
 def augment(color: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Light, colour and sensor noise; depth with holes, sometimes with nothing at all. Returns float32 colour 0..1."""
+
+    def noise(size: float, shape: tuple[int, ...]) -> np.ndarray:
+        return np.float32(size) * rng.standard_normal(shape, np.float32)
+
     image = color.astype(np.float32) / 255
     gain = rng.uniform(0.75, 1.25) * rng.uniform(0.93, 1.07, 3)
-    image = (image - 0.5) * rng.uniform(0.85, 1.15) + 0.5
-    image = image * gain.astype(np.float32) + rng.normal(0, rng.uniform(0, 0.025), image.shape).astype(np.float32)
+    image = (image - 0.5) * np.float32(rng.uniform(0.85, 1.15)) + 0.5
+    image = image * gain.astype(np.float32) + noise(rng.uniform(0, 0.025), image.shape)
     if rng.random() < 0.12:
         return np.clip(image, 0, 1), np.zeros_like(depth)
-    depth = depth + (depth > 0) * rng.normal(0, rng.uniform(0, 0.003), depth.shape).astype(np.float32)
+    depth = depth + (depth > 0) * noise(rng.uniform(0, 0.003), depth.shape)
     size = depth.shape[0]
     for _ in range(rng.integers(0, 5) if rng.random() < 0.4 else 0):
         y, x, h, w = rng.integers(0, size, 2).tolist() + rng.integers(2, 30, 2).tolist()
         depth[y : y + h, x : x + w] = 0
     if rng.random() < 0.4:
-        depth[rng.random(depth.shape) < rng.uniform(0, 0.1)] = 0
+        depth[rng.random(depth.shape, np.float32) < rng.uniform(0, 0.1)] = 0
     return np.clip(image, 0, 1), np.maximum(depth, 0)

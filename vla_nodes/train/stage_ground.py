@@ -16,12 +16,13 @@ from vla_nodes.train.settings import GroundSettings, SettingsError
 
 
 class Objective(nn.Module):
-    """The model, and the training-only reader of its queries, behind one call."""
+    """The model, and the training-only readers of its queries and its map, behind one call."""
 
     def __init__(self, model: VlaPolicy, settings: GroundSettings) -> None:
         super().__init__()
         self.model = model
-        self.words = ground.Words(model) if settings.only is None else None
+        self.words = ground.Words(model) if settings.only is None and settings.questions else None
+        self.cells = ground.Cells(model) if settings.only is None else None
         unknown = set(settings.weights) - set(ground.WEIGHTS)
         if unknown:
             raise SettingsError(f"weights: no loss term {sorted(unknown)[0]}; there are {', '.join(ground.WEIGHTS)}")
@@ -29,10 +30,18 @@ class Objective(nn.Module):
 
     def forward(self, batch: tuple[dict, list]) -> Terms:
         frames, said = batch
-        terms, report = ground.losses(self.model, frames)
+        terms, report = self.answers(frames)
         if self.words is not None:
             terms["words"], report["words right"] = self.words.loss(self.model, said)
         return sum(self.factors[name] * term for name, term in terms.items()), terms, report
+
+
+    def answers(self, frames: dict) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """On the images of a batch, and on what is asked of them, if anything."""
+        if "text" in frames:
+            return ground.losses(self.model, frames, self.cells)
+        views = (frames[name] for name in ("color", "depth", "intrinsics", "camera_pose"))
+        return self.cells.loss(self.model, self.model.vision.survey(*views), frames)
 
 
 class GroundStage:
@@ -41,10 +50,12 @@ class GroundStage:
     def __init__(self, model: VlaPolicy, settings: GroundSettings) -> None:
         self.model, self.settings = model, settings
         model.vision.encoder.to(memory_format=torch.channels_last)
-        self.parts = ground.TRAINED if settings.only is None else (settings.only,)
+        if settings.only is not None and not settings.questions:
+            raise SettingsError(f"questions 0 asks nothing that {settings.only} could learn from")
+        self.parts = (settings.only,) if settings.only else ground.TRAINED if settings.questions else ground.SEEING
         model.requires_grad_(False)
         for name in self.parts:
-            getattr(model, name).requires_grad_(True)
+            model.get_submodule(name).requires_grad_(True)
         self.objective = Objective(model, settings)
         self._mode()
         self.trained = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
@@ -57,7 +68,9 @@ class GroundStage:
         self.model.language.eval()
 
     def _collate(self, frames: list, rng: np.random.Generator | None, questions: int = 1) -> dict[str, Any]:
-        batch = ground.collate(frames, rng, questions)
+        batch = ground.collate(frames, rng, max(1, questions))
+        if not questions:
+            batch = {name: batch[name] for name in ground.IMAGES}
         if not self.settings.depth:
             batch["depth"].zero_()
         return batch
@@ -65,7 +78,7 @@ class GroundStage:
     def batch(self, step: int, rank: int) -> tuple[dict, list]:
         rng = np.random.default_rng([self.settings.seed, step, rank, 1])
         count = self.settings.questions
-        asked = [frame for _ in range(self.settings.batch) for frame in self.frames.questions(rng, count)]
+        asked = [frame for _ in range(self.settings.batch) for frame in self.frames.questions(rng, max(1, count))]
         frames = self._collate(asked, rng, count)
         return frames, ground.sentences(rng, 2 * self.settings.batch) if self.objective.words is not None else []
 
@@ -78,8 +91,8 @@ class GroundStage:
         rng, device = np.random.default_rng(7), self.model.kind.device
         found = []
         for _ in range(self.settings.measure_batches):
-            batch = self._collate([self.held.draw(rng) for _ in range(32)], None)
-            found.append(ground.losses(self.model, to_device(batch, device))[1])
+            batch = self._collate([self.held.draw(rng) for _ in range(32)], None, min(1, self.settings.questions))
+            found.append(self.objective.answers(to_device(batch, device))[1])
         self._mode()
         return {key: float(np.mean([row[key] for row in found])) for key in found[0]}
 
