@@ -11,8 +11,9 @@ from vla_nodes.policy.model import CHANGE_WIDTH, STATE_WIDTH, VisualTokens, VlaP
 from vla_nodes.policy.vision import TOOL_PROBES
 from vla_nodes.sim import held_out
 from vla_nodes.sim.render import optical_pose
-from vla_nodes.sim.scene import View
+from vla_nodes.sim.scene import Scene, View
 from vla_nodes.sim.tasks import Task
+from vla_nodes.sim.world import World
 from vla_nodes.train import act, ground
 from vla_nodes.train.frames import Frame, named
 
@@ -87,7 +88,7 @@ def test_grounding_learns_a_batch_by_heart(model):
     frozen = {k: v.clone() for k, v in model.language.state_dict().items()}
     history, report = descend(model, lambda: ground.losses(model.train(), batch), parameters, 150, 5e-3)
     first, last = history[0], history[-1]
-    assert set(last) == set(ground.WEIGHTS) - {"words", "cells", "centres"}
+    assert set(last) == set(ground.WEIGHTS) - {"words", "where", "cells", "centres"}
     assert sum(last.values()) < 0.4 * sum(first.values())
     for name in ("thing mask", "goal mask", "grounding", "aim"):
         assert last[name] < 0.7 * first[name], name
@@ -125,6 +126,33 @@ def test_questions_that_share_an_image_get_the_answers_of_questions_with_their_o
     assert terms[0].keys() == terms[1].keys()
     for name in terms[0]:
         torch.testing.assert_close(terms[0][name], terms[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_where_things_go_is_learnt_from_words_and_made_up_places(model):
+    """Also "next to", which changes sides in the middle of the table."""
+    said = [("put the red block in the bowl", Task("place", "red block", "bowl")),
+            ("grab the red block", Task("pick", "red block")),
+            ("put red block in the blue block", Task("place", "red block", "blue block", "beside"))]  # fmt: skip
+    rng = np.random.default_rng(0)
+    assert ground.spots(said, rng).row.tolist() == [0, 2]
+    asked = ground.understand(model.eval(), [text for text, _ in said])
+    asked = type(asked)(*(part.detach() for part in asked))
+
+    def step():
+        loss, _ = ground.where(model, asked, ground.spots(said, rng))
+        return {"where": loss}, {}
+
+    history, _ = descend(model, step, list(model.offset.parameters()), 400, 5e-3)
+    assert history[-1]["where"] < 0.2 * history[0]["where"]
+    assert ground.where(model, asked, ground.spots(said, rng))[1] < 1.5  # cm
+    assert ground.where(model, asked, ground.spots(said[1:2], rng))[1] == 0.0
+
+
+def test_the_drawer_is_where_the_world_has_it():
+    world = World(Scene.demo(3))
+    places = ground.spots([("", Task("place", "red block", "drawer"))], np.random.default_rng(0)).goal[0]
+    shut = world.handle_position()
+    assert np.allclose(places[:, 1:], shut[1:], atol=1e-3) and (places[:, 0] <= shut[0] + 1e-3).all()
 
 
 def test_sentences_are_understood_alike_in_whatever_company(model):

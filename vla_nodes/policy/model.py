@@ -22,6 +22,7 @@ from .ssm import SequenceCore
 from .vision import TOOL_PROBES, RoleQueries, Scan, Vision
 
 NEARBY = 0.10  # m; distances to the roles enter in this unit
+AIM_SCALE = 0.03  # m; "next to" changes sides within a centimetre
 MOVE_SCALE, TURN_SCALE = 0.016, 0.05  # m and rad per row that a normalised action of 1 stands for
 STATE_WIDTH = 17  # tool position 3, rotation 6 (its first two columns), gripper 1, joints 7
 CHANGE_WIDTH = 11  # tool velocity 3, gripper rate 1, joint velocities 7
@@ -97,7 +98,9 @@ class VlaPolicy(nn.Module):
         self.middle = nn.Linear(width, 3)  # from a visible surface to the middle of the thing, m
         nn.init.zeros_(self.middle.weight)
         # From the goal to where the thing's middle goes: the relation in space that the words name.
-        self.offset = nn.Sequential(nn.Linear(config.language.d_model + 3, 128), nn.SiLU(), nn.Linear(128, 3))
+        self.offset = nn.Sequential(
+            nn.Linear(config.language.d_model + 3, 128), nn.SiLU(),
+            nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 3))  # fmt: skip
         self.judge = nn.Sequential(
             nn.Linear(2 * (3 * width + 1) + config.language.d_model, 128), nn.SiLU(),
             nn.Linear(128, 64), nn.SiLU(), nn.Linear(64, 1))  # fmt: skip
@@ -128,10 +131,13 @@ class VlaPolicy(nn.Module):
         match = F.normalize(scan.seen, dim=-1) * scan.queries  # does what was found look like what was asked for
         seen = torch.cat([scan.seen, scan.queries, match, scan.mass.unsqueeze(-1)], -1)[:, :2].flatten(1)
         grounding = self.judge(torch.cat([seen, prepared.summary], -1)).squeeze(-1)
-        goal = points[:, 1]
-        centred = (goal - goal.new_tensor(WORKSPACE_CENTRE)) / WORKSPACE_SIZE
-        aim = goal + NEARBY * self.offset(torch.cat([prepared.summary, centred], -1))
+        aim = self.aim(points[:, 1], prepared.summary)
         return VisualTokens(scan.seen, points, scan.mass, scan.spread, scan.tool, aim, grounding), scan
+
+    def aim(self, goal: Tensor, summary: Tensor) -> Tensor:
+        """Where the thing's middle goes, m in base (..., 3), for a goal at (..., 3) and what the step says (..., W)."""
+        fine = (goal - goal.new_tensor(WORKSPACE_CENTRE)) / AIM_SCALE
+        return goal + NEARBY * self.offset(torch.cat([summary, fine], -1))
 
     # -- once per tick, or a whole history at once -------------------------------------------------------------
     def think(self, body: Proprioception, view: VisualTokens, summary: Tensor, state: tuple | None

@@ -7,6 +7,8 @@ before action). The masks and positions are training-only: goal-aware segmentati
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,13 +17,15 @@ from torch import Tensor
 from vla_nodes.policy.model import NEARBY, Instruction, VlaPolicy
 from vla_nodes.policy.vision import Survey
 from vla_nodes.sim import held_out
-from vla_nodes.sim.scene import COLORS
-from vla_nodes.sim.tasks import RELATIONS, Task
+from vla_nodes.sim.builder import handle_offset
+from vla_nodes.sim.scene import CABINET_POSITION, COLORS, DRAWER_TRAVEL
+from vla_nodes.sim.tasks import HALF_HEIGHT, RELATIONS, Task, destination, kind_of
 from vla_nodes.train.frames import KINDS, SHADES, Frame, augment, named, random_instruction
 
 TRAINED = ("roles", "vision", "middle", "offset", "judge")  # language stays as it was distilled
 
 SEEING = ("vision.encoder", "middle")  # what learns when nothing is asked
+SPOTS, SPREAD = 16, ((0.30, 0.66), (-0.16, 0.31))  # places of a goal for each sentence; x and y, m
 TOGETHER = 16  # sentences the encoder reads at a time
 IMAGES = ("color", "depth", "intrinsics", "camera_pose", "tool", "shown", "centre")
 
@@ -101,7 +105,7 @@ def losses(model: VlaPolicy, batch: dict, reader: Cells | None = None) -> tuple[
 
 
 WEIGHTS = {"thing mask": 1.0, "goal mask": 1.0, "thing point": 2.0, "goal point": 1.0, "aim": 1.0, "steps": 0.5,
-           "grounding": 2.0, "words": 1.0, "cells": 1.0, "centres": 2.0}
+           "grounding": 2.0, "words": 1.0, "where": 1.0, "cells": 1.0, "centres": 2.0}
 
 
 class Cells(torch.nn.Module):
@@ -151,9 +155,10 @@ class Words(torch.nn.Module):
         self.thing = torch.nn.Linear(width, len(SHADES) + len(KINDS))
         self.verb = torch.nn.Linear(language, len(self.VERBS))
 
-    def loss(self, model: VlaPolicy, sentences: list[tuple[str, Task]]) -> tuple[Tensor, float]:
+    def loss(self, model: VlaPolicy, sentences: list[tuple[str, Task]], asked: Instruction | None = None
+             ) -> tuple[Tensor, float]:  # fmt: skip
         """Mean cross entropy over the steps of sentences, and the share of steps with all of it right."""
-        asked = understand(model, [text for text, _ in sentences])
+        asked = asked or understand(model, [text for text, _ in sentences])
         rows, total, right = [], [], []
         for row, (_, task) in enumerate(sentences):
             rows += [(row, at, step) for at, step in enumerate(task.steps)]
@@ -169,6 +174,45 @@ class Words(torch.nn.Module):
         total.append(F.cross_entropy(logits, answer))
         right.append(logits.argmax(1) == answer)
         return torch.stack(total).sum(), float(torch.stack(right).all(0).float().mean())
+
+
+class Spots(NamedTuple):
+    """Made-up places of the goals that sentences name, and where the things would go: geometry without images."""
+
+    row: Tensor  # (N,) which sentence
+    step: Tensor  # (N,) which step of it
+    goal: Tensor  # (N, SPOTS, 3) m in base
+    aim: Tensor  # (N, SPOTS, 3) m in base
+
+
+def spots(sentences: list[tuple[str, Task]], rng: np.random.Generator) -> Spots:
+    """Goals anywhere on the table; the drawer, which stands where it stands, anyhow open."""
+    found = []
+
+    def place(goal: str) -> np.ndarray:
+        if goal == "drawer":
+            return np.array([*CABINET_POSITION, 0.0]) + handle_offset() - [rng.uniform(0, DRAWER_TRAVEL), 0, 0]
+        return np.array([*rng.uniform(*zip(*SPREAD, strict=True)), HALF_HEIGHT.get(kind_of(goal), 0.0)])
+
+    for row, (_, task) in enumerate(sentences):
+        for at, step in enumerate(task.steps):
+            if step.goal:
+                places = [place(step.goal) for _ in range(SPOTS)]
+                found.append((row, at, places, [destination(step, there) for there in places]))
+    row, at, goal, aim = zip(*found, strict=True) if found else ((),) * 4
+    shape = (len(row), SPOTS, 3)
+    places, aims = (torch.tensor(np.array(v), dtype=torch.float32).reshape(shape) for v in (goal, aim))
+    return Spots(torch.tensor(row, dtype=torch.long), torch.tensor(at, dtype=torch.long), places, aims)
+
+
+def where(model: VlaPolicy, asked: Instruction, spots: Spots) -> tuple[Tensor, float]:
+    """How far `VlaPolicy.aim` is off, as a loss and in cm."""
+    if not len(spots.row):
+        return asked.summary.sum() * 0, 0.0
+    summary = asked.summary[spots.row, spots.step].unsqueeze(1).expand(-1, SPOTS, -1)
+    gap = model.aim(spots.goal, summary) - spots.aim
+    loss = F.smooth_l1_loss(gap / NEARBY, torch.zeros_like(gap), beta=0.05)
+    return loss, 100 * float(gap.detach().norm(dim=-1).mean())
 
 
 def sentences(rng: np.random.Generator, count: int) -> list[tuple[str, Task]]:

@@ -71,6 +71,8 @@ def to_device(value: Any, device: torch.device) -> Any:
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
         return {key: to_device(entry, device) for key, entry in value.items()}
+    if hasattr(value, "_fields"):  # a NamedTuple
+        return type(value)(*(to_device(entry, device) for entry in value))
     if type(value) in (list, tuple):
         return type(value)(to_device(entry, device) for entry in value)
     return value

@@ -79,7 +79,7 @@ BUDGET = {"what", "out", "minutes", "steps", "device", "threads", "workers", "lo
 class GroundSettings(Settings):
     """Stage 1."""
 
-    only: str | None = None  # "judge": refine only the answer to: is all of it there?
+    only: str | None = None  # learn one part anew: "judge" (is all of it there?), "offset" (where does it go?)
     questions: int = 6  # sentences asked of each image; 0: only what stands where, which is learnt much faster
     measure_batches: int = 4
 
@@ -98,7 +98,7 @@ class ActSettings(Settings):
 
 STAGES: dict[str, type[Settings]] = {"ground": GroundSettings, "act": ActSettings}
 CHOICES = {"mixer": ("mamba2", "mamba1", "attention", None), "device": ("auto", "cpu", "cuda"),
-           "precision": ("32", "bf16"), "only": ("judge", None)}  # fmt: skip
+           "precision": ("32", "bf16"), "only": ("judge", "offset", None)}  # fmt: skip
 
 
 def find(name: str | Path) -> Path:

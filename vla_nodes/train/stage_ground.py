@@ -28,11 +28,14 @@ class Objective(nn.Module):
             raise SettingsError(f"weights: no loss term {sorted(unknown)[0]}; there are {', '.join(ground.WEIGHTS)}")
         self.factors = {name: weight * settings.weights.get(name, 1.0) for name, weight in ground.WEIGHTS.items()}
 
-    def forward(self, batch: tuple[dict, list]) -> Terms:
-        frames, said = batch
-        terms, report = self.answers(frames)
-        if self.words is not None:
-            terms["words"], report["words right"] = self.words.loss(self.model, said)
+    def forward(self, batch: tuple[dict, list, ground.Spots | None]) -> Terms:
+        frames, said, spots = batch
+        terms, report = self.answers(frames) if frames else ({}, {})
+        if spots is not None:
+            asked = ground.understand(self.model, [text for text, _ in said])
+            terms["where"], report["where cm"] = ground.where(self.model, asked, spots)
+            if self.words is not None:
+                terms["words"], report["words right"] = self.words.loss(self.model, said, asked)
         return sum(self.factors[name] * term for name, term in terms.items()), terms, report
 
 
@@ -75,12 +78,18 @@ class GroundStage:
             batch["depth"].zero_()
         return batch
 
-    def batch(self, step: int, rank: int) -> tuple[dict, list]:
+    def batch(self, step: int, rank: int) -> tuple[dict, list, ground.Spots | None]:
         rng = np.random.default_rng([self.settings.seed, step, rank, 1])
         count = self.settings.questions
+        if self.settings.only == "offset":
+            said = ground.sentences(rng, 2 * self.settings.batch)
+            return {}, said, ground.spots(said, rng)
         asked = [frame for _ in range(self.settings.batch) for frame in self.frames.questions(rng, max(1, count))]
         frames = self._collate(asked, rng, count)
-        return frames, ground.sentences(rng, 2 * self.settings.batch) if self.objective.words is not None else []
+        if self.objective.words is None:
+            return frames, [], None
+        said = ground.sentences(rng, 2 * self.settings.batch)
+        return frames, said, ground.spots(said, rng)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
