@@ -296,9 +296,7 @@ class ChunkExecutor:
         steps = tool[1:] - tool[:-1]
         step = math.sqrt(float((steps * steps).sum(axis=1).max()))
         fastest = min(1.0, PLANNED * limits.tool_speed * path.period / max(step, 1e-9))
-        return time_law(
-            path, start, PLANNED * limits.velocity, PLANNED * limits.acceleration, PLANNED * limits.jerk, fastest
-        )
+        return time_law(path, start, PLANNED * limits.rates, fastest)
 
     def _splice(
         self, base: Trajectory, begin: float, path: ChunkPath, law: TimeLaw
@@ -306,7 +304,6 @@ class ChunkExecutor:
         """The first candidate proven within the limits: its trajectory from begin on, law, mode, when the join
         begins (s after begin), how long it takes, and what it bridges (rad, rad/s)."""
         limits, names, s, self._objection = self.limits, base.joint_names, self.settings, ("", "")
-        share = tuple(PLANNED * x for x in limits.rates)
         state, t0, stopping = sample(base, begin - base.stamp), 0.0, None
         for mode, attempts in MODES:
             if mode == "rest":
@@ -332,7 +329,7 @@ class ChunkExecutor:
                     effort, ratio = HARD, 1.0  # in less time, then
                     continue
                 slower *= 1.25 if found is None else 1.03 * ratio
-                tried = time_law(path, law.start, *share, law.rate / slower)
+                tried = time_law(path, law.start, PLANNED * limits.rates, law.rate / slower)
         return None
 
     def _objects(self, after: Trajectory, over: float) -> bool:

@@ -85,6 +85,8 @@ class RobotModel:
             raise RobotError(f"arm joints must be listed from base to tool: {', '.join(order)}")
         self._data = self._model.createData()
         self._frame = self._model.getFrameId(tool)
+        placement = self._data.oMf[self._frame]
+        self._position, self._rotation = placement.translation, placement.rotation  # views: they follow the data
 
         self.name = root.get("name", "")
         self.tool = tool
@@ -118,23 +120,22 @@ class RobotModel:
         model, data, frame = self._model, self._data, self._frame
         jacobians = np.empty((len(q), 6, model.nv))
         positions, rotations = np.empty((len(q), 3)), np.empty((len(q), 3, 3))
-        aligned = pinocchio.LOCAL_WORLD_ALIGNED
-        placement = data.oMf[frame]
+        compute, update = pinocchio.computeFrameJacobian, pinocchio.updateFramePlacement
+        aligned, position, rotation = pinocchio.LOCAL_WORLD_ALIGNED, self._position, self._rotation
         for k, row in enumerate(np.ascontiguousarray(q, dtype=float)):
-            jacobians[k] = pinocchio.computeFrameJacobian(model, data, row, frame, aligned)
-            pinocchio.updateFramePlacement(model, data, frame)
-            positions[k], rotations[k] = placement.translation, placement.rotation
+            jacobians[k] = compute(model, data, row, frame, aligned)
+            update(model, data, frame)
+            positions[k], rotations[k] = position, rotation
         return positions, rotations, jacobians
 
     def poses(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tool positions (H, 3) and rotations (H, 3, 3) at rows of q (H, J): `kinematics` at half of its cost."""
-        model, data, frame = self._model, self._data, self._frame
+        model, data, forward = self._model, self._data, pinocchio.framesForwardKinematics
+        position, rotation = self._position, self._rotation
         positions, rotations = np.empty((len(q), 3)), np.empty((len(q), 3, 3))
-        placement, forward, update = data.oMf[frame], pinocchio.forwardKinematics, pinocchio.updateFramePlacement
         for k, row in enumerate(np.ascontiguousarray(q, dtype=float)):
             forward(model, data, row)
-            update(model, data, frame)
-            positions[k], rotations[k] = placement.translation, placement.rotation
+            positions[k], rotations[k] = position, rotation
         return positions, rotations
 
     def tool_speed(self, q: np.ndarray, qd: np.ndarray) -> np.ndarray:
