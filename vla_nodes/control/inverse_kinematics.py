@@ -149,8 +149,8 @@ def rotation_vector(rotations: np.ndarray) -> np.ndarray:
     r = rotations
     parts = r.reshape(-1, 9) @ _SKEW
     axis, cosine = parts[:, :3], parts[:, 3] - 0.5
-    squared = np.einsum("ij,ij->i", axis, axis)
-    if squared.max(initial=0.0) < 0.04 and cosine.min(initial=1.0) > 0.0:  # asin(x)/x to 1e-6
+    squared = (axis * axis).sum(axis=1)
+    if cosine.min(initial=1.0) > 0.98:  # asin(x)/x to 1e-6
         return axis * (1.0 + squared * (1 / 6 + squared * (3 / 40 + squared * (15 / 336))))[:, None]
     sine = np.sqrt(squared)
     angle = np.arctan2(sine, cosine)
@@ -166,7 +166,7 @@ def rotation_vector(rotations: np.ndarray) -> np.ndarray:
 
 def rotation_matrix(vectors: np.ndarray) -> np.ndarray:
     """Rotation matrices (H, 3, 3) of rotation vectors (H, 3) rad (Rodrigues)."""
-    angle = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    angle = np.sqrt((vectors * vectors).sum(axis=1))
     k = ((vectors / np.maximum(angle, 1e-12)[:, None]) @ _CROSS).reshape(-1, 3, 3)
     angle = angle[:, None, None]
     return _EYE + np.sin(angle) * k + (1.0 - np.cos(angle)) * (k @ k)

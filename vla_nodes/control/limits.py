@@ -109,26 +109,43 @@ def bounds(trajectory: Trajectory, start: int = 0) -> Bounds:
     h = lengths[:, None]
     p, v, a = (x[start:] for x in (trajectory.positions, trajectory.velocities, trajectory.accelerations))
     joints = p.shape[1]
-    velocity = np.empty((5, len(h), joints))
-    velocity[0], velocity[4] = v[:-1], v[1:]
-    ends = a * 0.25
-    np.add(v[:-1], ends[:-1] * h, out=velocity[1])
-    np.subtract(v[1:], ends[1:] * h, out=velocity[3])
-    velocity[2] = 5.0 * (p[1:] - p[:-1]) / h - (velocity[0] + velocity[1] + velocity[3] + velocity[4])
-    acceleration = (velocity[1:] - velocity[:-1]) / (h / 4)
-    jerk = (acceleration[1:] - acceleration[:-1]) / (h / 3)
-    segment = np.maximum.reduce(np.abs(velocity), axis=0)
+    data = np.empty((5, len(h), joints))
+    np.subtract(p[1:], p[:-1], out=data[0])
+    data[0] /= h
+    data[1], data[2] = v[:-1], v[1:]
+    np.multiply(a[:-1], h, out=data[3])
+    np.multiply(a[1:], h, out=data[4])
+    hull = (_HULL @ data.reshape(5, -1)).reshape(12, len(h), joints)
+    velocity, acceleration, jerk = hull[:5], hull[5:9], hull[9:]
+    acceleration /= h
+    jerk /= h * h
+    sizes = np.abs(hull)
+    segment = np.maximum.reduce(sizes[:5], axis=0)
     # Peaks over all coefficients and knots: flattened, because numpy reduces one long axis much faster than two.
     rates = np.empty((3, joints))
     np.maximum.reduce(segment, axis=0, out=rates[0])
-    np.maximum.reduce(np.abs(acceleration).reshape(-1, joints), axis=0, out=rates[1])
-    rates[2] = _quadratic_peak(jerk)
+    np.maximum.reduce(sizes[5:9].reshape(-1, joints), axis=0, out=rates[1])
+    rates[2] = _quadratic_peak(jerk, np.maximum.reduce(sizes[9:], axis=1))
     return Bounds(np.minimum.reduce(p), np.maximum.reduce(p), rates, lengths, segment, velocity)
 
 
-def _quadratic_peak(jerk: np.ndarray) -> np.ndarray:
-    """Exact largest |value| per joint of quadratics given by Bernstein coefficients (3, N, J)."""
-    first, middle, last = np.maximum.reduce(np.abs(jerk), axis=1)
+def _hull() -> np.ndarray:
+    """(12, 5): Bernstein coefficients of a quintic's velocity (5), acceleration (4) and jerk (3) over a time of 1 s,
+    from (p1 - p0) / h, v0, v1, a0 h and a1 h."""
+    distance, v0, v1, a0, a1 = np.eye(5)
+    second, fourth = v0 + a0 / 4, v1 - a1 / 4
+    velocity = np.array([v0, second, 5 * distance - (v0 + second + fourth + v1), fourth, v1])
+    acceleration = 4 * np.diff(velocity, axis=0)
+    return np.concatenate([velocity, acceleration, 3 * np.diff(acceleration, axis=0)])
+
+
+_HULL = _hull()
+
+
+def _quadratic_peak(jerk: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """Exact largest |value| per joint of quadratics given by Bernstein coefficients (3, N, J), of which `largest`
+    (3, J) are the largest sizes."""
+    first, middle, last = largest
     ends = np.maximum(first, last)
     if (middle <= ends).all():
         return ends  # within the hull of the coefficients, and the ends are on it
@@ -209,7 +226,7 @@ def _tool_speed(
     np.multiply(b.velocity_per_segment.sum(axis=1), b.lengths, out=moved[:segments])
     hull = hull.reshape(5, groups, each, -1)[:, near].transpose(1, 2, 0, 3).reshape(len(near), each * 5, -1)
     speed = hull @ jacobians[:, :3].transpose(0, 2, 1)  # (G, each * 5, 3)
-    speed = np.sqrt(np.einsum("gij,gij->gi", speed, speed)).reshape(len(near), each, 5).max(axis=2)
+    speed = np.sqrt((speed * speed).sum(axis=2)).reshape(len(near), each, 5).max(axis=2)
     # How far the joints are from the knot at most, on either side of it.
     away = moved.reshape(groups, 2, REACH)[near].sum(axis=2).max(axis=1)
     return float((speed + crude.reshape(groups, each)[near] * away[:, None]).max())

@@ -55,32 +55,32 @@ class ChunkPath:
     @cached_property
     def _pieces(self) -> tuple[np.ndarray, np.ndarray]:
         """(H, 4, J): what _SPLINE weighs, and its weights (4, 12) in seconds."""
-        steps, bends = self._differences
+        steps, bends, _ = self._differences
         pieces = np.empty((len(self.points) - 1, 4, self.points.shape[1]))
-        pieces[:, 0], pieces[:, 1], pieces[:, 2], pieces[:, 3] = self.points[:-1], steps[1:-1], bends[:-1], bends[1:]
+        pieces[:, 0], pieces[:, 1], pieces[:, 2], pieces[:, 3] = self.points[:-1], steps[1:-1], bends[:-2], bends[1:-1]
         rate = 1.0 / self.period
         return pieces, (_SPLINE * np.array([[1.0], [rate], [rate * rate]])).reshape(4, 12)
 
     @cached_property
-    def _differences(self) -> tuple[np.ndarray, np.ndarray]:
-        """First (H + 2, J) and second (H + 1, J) differences of the control points."""
+    def _differences(self) -> np.ndarray:
+        """(3, H + 2, J): first, second (H + 1 of them) and third (H) differences of the control points."""
         c = self.points
-        steps = np.empty((len(c) + 1, c.shape[1]))
+        differences = np.zeros((3, len(c) + 1, c.shape[1]))
+        steps, bends, turns = differences
         np.subtract(c[1:], c[:-1], out=steps[1:-1])
         # One control point past either end, in line, makes the spline start and end exactly on the first and last.
         steps[0], steps[-1] = steps[1], steps[-2]
-        return steps, steps[1:] - steps[:-1]
+        np.subtract(steps[1:], steps[:-1], out=bends[:-1])
+        np.subtract(bends[1:-1], bends[:-2], out=turns[:-2])
+        return differences
 
     def derivative_bounds(self, s: float) -> np.ndarray:
         """Upper bounds (3, J) of |d/ds|, |d2/ds2|, |d3/ds3| from s to the end: derivatives of a B-spline are convex
         combinations of its control points' differences."""
-        steps, bends = self._differences
         i = max(min(int(s / self.period), len(self.points) - 2), 0)
-        bent, bounds = bends[i:], np.empty((3, steps.shape[1]))
-        for k, differences in enumerate((steps[i:], bent, bent[1:] - bent[:-1])):
-            np.maximum.reduce(np.abs(differences), axis=0, out=bounds[k])
-            bounds[k] /= self.period ** (k + 1)
-        return bounds
+        period = self.period
+        bounds = np.maximum.reduce(np.abs(self._differences[:, i:]), axis=1)
+        return bounds / np.array([[period], [period**2], [period**3]])
 
 
 @dataclass(frozen=True)

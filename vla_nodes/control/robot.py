@@ -36,7 +36,7 @@ class Gripper:
 
     def position(self, opening: np.ndarray) -> np.ndarray:
         """Joint position for an opening fraction 0..1 (values outside are clipped)."""
-        return self.closed + np.clip(opening, 0.0, 1.0) * (self.open - self.closed)
+        return self.closed + np.minimum(np.maximum(opening, 0.0), 1.0) * (self.open - self.closed)
 
     def opening(self, position: np.ndarray) -> np.ndarray:
         """Opening fraction of a joint position, clipped to 0..1."""
