@@ -108,7 +108,10 @@ def join_path(
     looks = (_LOOKS @ data.reshape(5, -1)).reshape(4, len(_LOOK), *data.shape[1:])
     lowest, highest = limits.around(state[0])
     looks[0] += state[0] - 0.5 * (lowest + highest)
-    most = (share * limits.rates)[:, None] * scale[1:]
+    most = share * limits.rates
+    # An arm that is faster than its share, or speeds up more, need not stop for that: it may go on, not beyond.
+    most[:2] = np.maximum(most[:2], (1.0 + ROUNDING) * np.abs(state[1:]))
+    most = most[:, None] * scale[1:]
     inside = np.maximum.reduce(np.abs(looks, out=looks), axis=1)  # (4, C, J)
     good = (inside[0] <= 0.5 * (highest - lowest) + ROUNDING) & (inside[1:] <= most).all(axis=0)
     good = good.all(axis=1)
