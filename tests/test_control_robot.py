@@ -1,5 +1,8 @@
 """Kinematics, limits and inverse kinematics of the arm."""
 
+import sys
+import threading
+
 import numpy as np
 import pytest
 
@@ -128,3 +131,28 @@ def test_errors_name_the_remedy(urdf, kwargs, word):
         RobotModel(urdf or URDF, **kwargs)
     with pytest.raises(FileNotFoundError, match="nowhere.urdf"):
         RobotModel("/nowhere.urdf")
+
+
+def test_threads_do_not_disturb_each_other(robot):
+    """The interpreter changes threads between Pinocchio's calls: what one leaves for its next call stays its own."""
+    rng = np.random.default_rng(5)
+    paths = [random_q(robot, rng, 40) for _ in range(3)]
+    expected = [(*robot.kinematics(q), robot.poses(q)[0], [robot.forward(row) for row in q]) for q in paths]
+    disturbed, interval = [], sys.getswitchinterval()
+
+    def work(q, wanted):
+        for _ in range(60):
+            got = (*robot.kinematics(q), robot.poses(q)[0], [robot.forward(row) for row in q])
+            if not all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True)):
+                disturbed.append(q)
+
+    threads = [threading.Thread(target=work, args=case) for case in zip(paths, expected, strict=True)]
+    try:
+        sys.setswitchinterval(1e-6)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not disturbed

@@ -188,6 +188,20 @@ def test_the_same_episodes_give_the_same_folder(folder, made, tmp_path):
         assert all((a == b).all() for a, b in pairs)
 
 
+def test_the_same_pictures_give_the_same_video_whatever_lies_in_memory(tmp_path):
+    rng, tiles = np.random.default_rng(0), np.ones((8, 8, 1), np.uint8)
+    pictures = [np.kron(rng.integers(0, 255, (28, 28, 3)).astype(np.uint8), tiles) for _ in range(6)]
+    kept, seen = [], set()
+    for _ in range(40):
+        kept = [rng.integers(1, 255, rng.integers(1, 200_000), np.uint8) for _ in range(100)] + kept[::2][:100]
+        writer = video.VideoWriter(tmp_path / "v.mp4", 20, 224, 224, "color")
+        for picture in pictures:
+            writer.add(picture.copy())
+        writer.close()
+        seen.add((tmp_path / "v.mp4").read_bytes())
+    assert len(seen) == 1
+
+
 def test_depth_codes():
     linear = DepthCoding()
     metres = np.arange(4096, dtype=np.float32) * np.float32(1e-3)

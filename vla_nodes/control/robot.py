@@ -5,6 +5,7 @@ Frames: everything in `base`, the URDF's root (panda_link0 for the Panda). Poses
 
 from __future__ import annotations
 
+import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,15 +36,25 @@ class Gripper:
 
     def position(self, opening: np.ndarray) -> np.ndarray:
         """Joint position for an opening fraction 0..1 (values outside are clipped)."""
-        return self.closed + np.clip(opening, 0.0, 1.0) * (self.open - self.closed)
+        return self.closed + np.minimum(np.maximum(opening, 0.0), 1.0) * (self.open - self.closed)
 
     def opening(self, position: np.ndarray) -> np.ndarray:
         """Opening fraction of a joint position, clipped to 0..1."""
         return np.clip((np.asarray(position) - self.closed) / (self.open - self.closed), 0.0, 1.0)
 
 
+class _Scratch(threading.local):
+    """Where Pinocchio leaves intermediate results, for each thread its own: another thread may get the interpreter
+    between two calls of Pinocchio, and would overwrite what the first has left for the second."""
+
+    def __init__(self, model: pinocchio.Model, frame: int) -> None:
+        self.data = model.createData()
+        placement = self.data.oMf[frame]
+        self.position, self.rotation = placement.translation, placement.rotation  # views: they follow the data
+
+
 class RobotModel:
-    """Kinematics and limits of one serial arm.
+    """Kinematics and limits of one serial arm. May be used by several threads at once.
 
     Args:
         urdf: path of a URDF, or its text (as a latched `robot_description` carries it).
@@ -83,8 +94,8 @@ class RobotModel:
         order = tuple(self._model.names[i] for i in range(1, self._model.njoints))
         if order != names:
             raise RobotError(f"arm joints must be listed from base to tool: {', '.join(order)}")
-        self._data = self._model.createData()
         self._frame = self._model.getFrameId(tool)
+        self._scratch = _Scratch(self._model, self._frame)
 
         self.name = root.get("name", "")
         self.tool = tool
@@ -104,37 +115,38 @@ class RobotModel:
 
     def forward(self, q: np.ndarray) -> np.ndarray:
         """Pose (4, 4) of the tool in base at joint positions q (J,)."""
-        pinocchio.forwardKinematics(self._model, self._data, np.asarray(q, dtype=float))
-        return pinocchio.updateFramePlacement(self._model, self._data, self._frame).homogeneous
+        data = self._scratch.data
+        pinocchio.forwardKinematics(self._model, data, np.asarray(q, dtype=float))
+        return pinocchio.updateFramePlacement(self._model, data, self._frame).homogeneous
 
     def jacobian(self, q: np.ndarray) -> np.ndarray:
         """(6, J): linear (m/rad) over angular velocity of the tool, base axes, per joint velocity."""
         return pinocchio.computeFrameJacobian(
-            self._model, self._data, np.asarray(q, dtype=float), self._frame, pinocchio.LOCAL_WORLD_ALIGNED
+            self._model, self._scratch.data, np.asarray(q, dtype=float), self._frame, pinocchio.LOCAL_WORLD_ALIGNED
         )
 
     def kinematics(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tool positions (H, 3), rotations (H, 3, 3) and Jacobians (H, 6, J) at rows of q (H, J)."""
-        model, data, frame = self._model, self._data, self._frame
+        model, frame, own = self._model, self._frame, self._scratch
+        data, position, rotation = own.data, own.position, own.rotation
         jacobians = np.empty((len(q), 6, model.nv))
         positions, rotations = np.empty((len(q), 3)), np.empty((len(q), 3, 3))
+        compute, update = pinocchio.computeFrameJacobian, pinocchio.updateFramePlacement
         aligned = pinocchio.LOCAL_WORLD_ALIGNED
-        placement = data.oMf[frame]
         for k, row in enumerate(np.ascontiguousarray(q, dtype=float)):
-            jacobians[k] = pinocchio.computeFrameJacobian(model, data, row, frame, aligned)
-            pinocchio.updateFramePlacement(model, data, frame)
-            positions[k], rotations[k] = placement.translation, placement.rotation
+            jacobians[k] = compute(model, data, row, frame, aligned)
+            update(model, data, frame)
+            positions[k], rotations[k] = position, rotation
         return positions, rotations, jacobians
 
     def poses(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tool positions (H, 3) and rotations (H, 3, 3) at rows of q (H, J): `kinematics` at half of its cost."""
-        model, data, frame = self._model, self._data, self._frame
+        model, own, forward = self._model, self._scratch, pinocchio.framesForwardKinematics
+        data, position, rotation = own.data, own.position, own.rotation
         positions, rotations = np.empty((len(q), 3)), np.empty((len(q), 3, 3))
-        placement, forward, update = data.oMf[frame], pinocchio.forwardKinematics, pinocchio.updateFramePlacement
         for k, row in enumerate(np.ascontiguousarray(q, dtype=float)):
             forward(model, data, row)
-            update(model, data, frame)
-            positions[k], rotations[k] = placement.translation, placement.rotation
+            positions[k], rotations[k] = position, rotation
         return positions, rotations
 
     def tool_speed(self, q: np.ndarray, qd: np.ndarray) -> np.ndarray:

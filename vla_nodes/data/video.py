@@ -79,6 +79,10 @@ class VideoWriter:
         self._file = av.open(str(path), "w", format="mp4")
         if kind == "color":
             codec, self._format, options = "libx264", "yuv420p", {"crf": str(crf), "preset": "medium", "bf": "0"}
+            # The same bytes for the same images: x264's macroblock-tree gives other results now and then where the
+            # processor has AVX-512 (and looks ahead, which a key frame every KEYFRAMES frames leaves no room for); and
+            # without cpu-independent it uses other arithmetic with AVX2 than without.
+            options["x264-params"] = "no-mbtree=1:cpu-independent=1"
         else:
             # Lossless, so the images are always the same; the bytes are not quite: x265 coding grey pictures decides a
             # little differently from run to run, even with one thread.

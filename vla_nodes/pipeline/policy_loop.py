@@ -24,8 +24,9 @@ from vla_nodes.pipeline.policy_core import PolicyCore, State, Ticket
 
 WATCH_PERIOD = 0.05
 """s between two looks at what is lacking."""
-STATUS_PERIOD = 0.15
-"""s between two vla/status without a step in between (> 5 Hz)."""
+STATUS_PERIOD = 0.125
+"""s that vla/status is silent at most before a look at what is lacking renews it: at the third look, 0.15 s, with room
+for looks that come early or late (> 5 Hz)."""
 
 
 @dataclass(frozen=True)

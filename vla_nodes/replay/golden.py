@@ -5,9 +5,9 @@ settings) and what came out (the actions of every step, and what the controllers
 second). So a difference is named where it began: the message, the tensor, the setting; else the stamp, the joint and
 both values.
 
-On the machine that wrote it (same processor, same libraries) what went in and the actions must be equal to the last
-bit, and joints to ROUNDING. On another, sums round otherwise, and values may differ by the tolerance: `TOLERANCE` rad
-for joints, the same share of its largest value for each column of the actions.
+On the machine that wrote it (same processor, same libraries) all of it must be equal to the last bit. On another, sums
+round otherwise, and values may differ by the tolerance: `TOLERANCE` rad for joints, the same share of its largest value
+for each column of the actions.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ from vla_nodes.replay.driver import Sink, Step
 
 FORMAT = 1
 TOLERANCE = 1e-3
-ROUNDING = 1e-4
-"""rad: commands of the same machine may differ by so much, since the kinematics' last digits depend on where in memory
-its vectors happen to lie. The policy's actions must be the same to the bit."""
 MAX_BYTES = 256 << 20
 USED = ("color", "info", "depth", "joints", "instruction", "active_instruction", "camera_pose", "clock")
+VECTOR = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve", "bf16", "i8mm")
 LIBRARIES = ("torch", "numpy", "openvino", "onnxruntime", "pin", "ruckig", "opencv-python-headless")
 
 
@@ -92,7 +90,8 @@ def collect(sink: GoldenSink, settings: dict[str, Any], checkpoint: Path, robot:
 
 def environment() -> dict[str, str]:
     """What rounding depends on."""
-    found = {"processor": _processor(), "python": platform.python_version()}
+    libc = " ".join(platform.libc_ver())
+    found = {"processor": _processor(), "python": platform.python_version(), "libc": libc}
     for name in LIBRARIES:
         try:
             found[name] = version(name)
@@ -164,7 +163,7 @@ def differences(golden: dict, now: dict, tolerance: float | None = None) -> list
         _first_checksum("weights: tensor", golden["weights"], now["weights"]),
         _first_message(golden["inputs"], now["inputs"]),
         _first_step(golden, now, allowed),
-        _first_command(golden, now, max(allowed, ROUNDING) if tolerance is None else allowed),
+        _first_command(golden, now, allowed),
     ]
     return [line for line in found if line]
 
@@ -280,13 +279,20 @@ def _sha(path: Path) -> str:
 
 
 def _processor() -> str:
+    """Name, generation and vector instructions: clouds give different processors one name, and libraries choose their
+    arithmetic by the instructions."""
+    entry: dict[str, str] = {}
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            entry[key.strip()] = value.strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    name = entry.get("model name") or platform.processor() or platform.machine()
+    kind = " ".join(f"{key} {entry[key]}" for key in ("cpu family", "model", "stepping") if key in entry)
+    flags = (entry.get("flags") or entry.get("Features", "")).split()
+    vector = sorted(flag for flag in flags if flag.startswith(VECTOR))
+    return ", ".join(part for part in (name, kind, " ".join(vector)) if part)
 
 
 def _pack(value: Any) -> dict:

@@ -68,6 +68,9 @@ class Session:
         self, sinks: Sequence[Sink], images: bool = False, progress: Callable[[Any], None] | None = None
     ) -> tuple[Replay, str, float]:
         """One pass: (the Replay at its end, "" or why it ended early, wall time in s)."""
+        import torch
+
+        torch.set_flush_denormal(False)  # some libraries set it for the thread that loads them; the sums differ then
         run = self.begin(Fan(sinks))
         events = clocks.timeline(self.bag, self.topics, self.clock, copied(self.bag, images))
         started, ended = time.perf_counter(), ""
