@@ -120,8 +120,8 @@ class ActionNode(BaseNode):
                                 record=self._seams and self._seams.write)  # fmt: skip
         self._loop = ActionLoop(self._core, self.value("joint_map"))
         self._doors = self._made_doors()
-        self.subscribe(ActionChunkMessage, "vla/action_chunk", self._on_chunk, RELIABLE_LATEST)
-        self.subscribe(PolicyStatus, "vla/status", self._on_status, RELIABLE_LATEST)
+        self.subscribe(ActionChunkMessage, "vla/action_chunk", self._on_chunk, self.between())
+        self.subscribe(PolicyStatus, "vla/status", self._on_status, self.between())
         self.subscribe(JointState, "joint_states", self._on_joints, 10)
         self._last_instruction_pub = self.publish_on(String, "vla/last_instruction", LATCHED, managed=False)
         self.subscribe(String, "vla/active_instruction", self._last_instruction_pub.publish, LATCHED)

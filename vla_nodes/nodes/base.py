@@ -136,7 +136,10 @@ class BaseNode(LifecycleNode):
         return self.get_parameter(name).value
 
     def subscribe(self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile | int = 10) -> Any:
-        """Subscription that lives from configure to cleanup."""
+        """Subscription that lives from configure to cleanup. Where `paced`, nothing is lost: a player waits for each
+        message to be handled."""
+        if self.pacing.paced and isinstance(qos, QoSProfile) and qos.reliability == ReliabilityPolicy.BEST_EFFORT:
+            qos = RELIABLE_LATEST
         counted = self.pacing.counted(self.resolve_topic_name(topic), callback)
         return self._keep(self.create_subscription(kind, topic, counted, qos))
 
@@ -164,6 +167,11 @@ class BaseNode(LifecycleNode):
         """For a node whose own fast timer, when the machine is slow, crowds out the one that beats and watches."""
         if time.monotonic() - self._ticked > 1.5 * CHECK_PERIOD:
             self._tick()
+
+    def between(self) -> QoSProfile:
+        """QoS of what the nodes tell each other: the latest. Where `paced`, also for a node that came later: nothing is
+        said again while the player waits."""
+        return LATCHED if self.pacing.paced else RELIABLE_LATEST
 
     # -- lifecycle ---------------------------------------------------------------------------------
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.qos import DurabilityPolicy
 from std_srvs.srv import SetBool
 
 from vla_nodes.nodes.base import BaseNode
@@ -22,7 +23,7 @@ READY = 300.0
 PATIENCE = 120.0
 """s for a policy step to end."""
 AGAIN = 0.5
-"""s after which what a node has not taken is sent again: /clock and images are best effort, and may be lost."""
+"""s after which /clock is told again to a node that has not taken it: it is best effort, and may be lost."""
 
 
 class PlayError(RuntimeError):
@@ -51,7 +52,6 @@ class LockStep:
         self._clients = {name: node.create_client(SetBool, f"{name}/progress") for name in names}
         self._sent: Counter[str] = Counter()
         self._base: dict[str, dict[str, Any]] = {}
-        self._last: tuple[str, bytes] | None = None
 
     def close(self) -> None:
         for client in self._clients.values():
@@ -73,7 +73,7 @@ class LockStep:
                     continue
                 if progress["paced"] != paced:
                     raise PlayError(f"{name}: parameter paced must be {str(paced).lower()} here (see replay.launch.py)")
-                deaf = [t for t in progress["taken"] if t in self._publishers and not self._connected(t)]
+                deaf = [t for t in progress["taken"] if t in self._publishers and not self._connected(t, name)]
                 if deaf:
                     missing[name] = f"is not connected to {deaf[0]}"
                     continue
@@ -81,10 +81,9 @@ class LockStep:
                 del missing[name]
             self._sleep(0.05)
 
-    def sent(self, topic: str, data: bytes) -> None:
+    def sent(self, topic: str) -> None:
         """A message has been published."""
         self._sent[topic] += 1
-        self._last = (topic, data)
 
     def due(self, rank: int = 99) -> int | None:
         """When a node next has something to do of its own (ns), of `rank` or before; as of the last `settle`."""
@@ -115,8 +114,6 @@ class LockStep:
                 asked = late
                 if "/clock" in why:
                     self._tell(now)
-                elif self._last is not None and "has not taken" in why:
-                    self._publishers[self._last[0]].publish(self._last[1])
 
     def _unsettled(self, now: int) -> str:
         """What is still awaited, or ""."""
@@ -148,8 +145,17 @@ class LockStep:
         said = {state["status"] for state in states.values() if "status" in state}
         return "vla/status is on its way" if len(said) > 1 else ""
 
-    def _connected(self, topic: str) -> bool:
-        return self._publishers[topic].get_subscription_count() > 0
+    def _connected(self, topic: str, name: str) -> bool:
+        """Whether nothing sent is lost on the way to this node: the graph knows its subscription, and the publisher is
+        connected to all that the graph knows (how many it is connected to is told, to whom is not)."""
+        publisher = self._publishers[topic]
+        kept = publisher.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+        # A subscription that wants what was sent before it came is never connected to a publisher that keeps nothing.
+        known = [
+            info.node_name for info in self._node.get_subscriptions_info_by_topic(topic)
+            if kept or info.qos_profile.durability != DurabilityPolicy.TRANSIENT_LOCAL
+        ]  # fmt: skip
+        return name in known and publisher.get_subscription_count() >= len(known)
 
     def _ask(self, names: list[str], work: bool = False) -> dict[str, dict[str, Any]]:
         """{node: its progress}, of those that answer within a second; work: have them do what is due first."""

@@ -169,7 +169,7 @@ class PlayerNode(BaseNode):
         self._outputs[topic].publish(data)
         self._played += 1
         if self._locked:
-            self._lockstep.sent(topic, data)
+            self._lockstep.sent(topic)
             self._lockstep.settle(self._now)
 
     # -- time --------------------------------------------------------------------------------------

@@ -84,8 +84,8 @@ class PolicyNode(BaseNode):
         self._base = self.value("base_frame")
         self._camera = CameraPose(self, self.value("camera_pose_source"), self._base, self.value("camera_pose"))
         self._frame_rate, self._dropped_before = Rate(), 0
-        self._chunk_pub = self.publish_on(ActionChunk, "vla/action_chunk", RELIABLE_LATEST)
-        self._status_pub = self.publish_on(PolicyStatus, "vla/status", RELIABLE_LATEST, managed=False)
+        self._chunk_pub = self.publish_on(ActionChunk, "vla/action_chunk", self.between())
+        self._status_pub = self.publish_on(PolicyStatus, "vla/status", self.between(), managed=False)
         self._active_pub = self.publish_on(String, "vla/active_instruction", LATCHED, managed=False)
         self.subscribe(Image, "camera/color/image_raw", self._on_color, LATEST)
         self.subscribe(CameraInfo, "camera/color/camera_info", self._on_info, LATEST)
