@@ -22,7 +22,7 @@ from .ssm import SequenceCore
 from .vision import TOOL_PROBES, RoleQueries, Scan, Vision
 
 NEARBY = 0.10  # m; distances to the roles enter in this unit
-AIM_SCALE = 0.03  # m; "next to" changes sides within a centimetre
+FINE = 0.03  # m; "next to" changes sides within a centimetre
 MOVE_SCALE, TURN_SCALE = 0.016, 0.05  # m and rad per row that a normalised action of 1 stands for
 STATE_WIDTH = 17  # tool position 3, rotation 6 (its first two columns), gripper 1, joints 7
 CHANGE_WIDTH = 11  # tool velocity 3, gripper rate 1, joint velocities 7
@@ -102,7 +102,7 @@ class VlaPolicy(nn.Module):
             nn.Linear(config.language.d_model + 3, 128), nn.SiLU(),
             nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 3))  # fmt: skip
         self.judge = nn.Sequential(
-            nn.Linear(2 * (3 * width + 1) + config.language.d_model, 128), nn.SiLU(),
+            nn.Linear(2 * (3 * width + 1 + 3) + config.language.d_model, 128), nn.SiLU(),
             nn.Linear(128, 64), nn.SiLU(), nn.Linear(64, 1))  # fmt: skip
         self.embed_state, self.embed_change = nn.Linear(STATE_WIDTH, d), nn.Linear(CHANGE_WIDTH, d)
         self.embed_tool = nn.Linear(len(TOOL_PROBES) * width, d)
@@ -129,14 +129,15 @@ class VlaPolicy(nn.Module):
         scan = self.vision(color, depth, intrinsics, camera_pose, tool, prepared.queries)
         points = scan.points + self.middle(scan.seen)
         match = F.normalize(scan.seen, dim=-1) * scan.queries  # does what was found look like what was asked for
-        seen = torch.cat([scan.seen, scan.queries, match, scan.mass.unsqueeze(-1)], -1)[:, :2].flatten(1)
+        fine = (points - points.new_tensor(WORKSPACE_CENTRE)) / FINE  # a drawer is open or shut by where its handle is
+        seen = torch.cat([scan.seen, scan.queries, match, scan.mass.unsqueeze(-1), fine], -1)[:, :2].flatten(1)
         grounding = self.judge(torch.cat([seen, prepared.summary], -1)).squeeze(-1)
         aim = self.aim(points[:, 1], prepared.summary)
         return VisualTokens(scan.seen, points, scan.mass, scan.spread, scan.tool, aim, grounding), scan
 
     def aim(self, goal: Tensor, summary: Tensor) -> Tensor:
         """Where the thing's middle goes, m in base (..., 3), for a goal at (..., 3) and what the step says (..., W)."""
-        fine = (goal - goal.new_tensor(WORKSPACE_CENTRE)) / AIM_SCALE
+        fine = (goal - goal.new_tensor(WORKSPACE_CENTRE)) / FINE
         return goal + NEARBY * self.offset(torch.cat([summary, fine], -1))
 
     # -- once per tick, or a whole history at once -------------------------------------------------------------
