@@ -8,8 +8,10 @@ import pytest
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.executor import ChunkExecutor
 from vla_nodes.control.limits import bounds, excess
+from vla_nodes.control.path import ChunkPath, TimeLaw
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
+from vla_nodes.control.splice import join_path
 from vla_nodes.control.trajectory import refusal, sample
 from vla_nodes.share import share_path
 
@@ -294,3 +296,17 @@ def test_an_arm_a_little_outside_its_limits_comes_back_in_and_goes_no_farther(ro
         np.testing.assert_allclose(at(output.arm, T0 + 0.05)[0], q, atol=1e-12)
         path = sample(output.arm, np.arange(0.0, output.arm.times[-1], 0.002))[0]
         assert path[:, 3].max() <= q[3] + 1e-9 and path[-1, 3] < robot.upper[3]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.93, 0.97])
+def test_an_arm_that_speeds_up_at_its_limit_goes_on_and_need_not_stop(robot, share):
+    limits = ChunkExecutor(robot).limits
+    acceleration = np.zeros(7)
+    acceleration[3] = share * limits.acceleration[3]
+    velocity = 0.15 * acceleration
+    ahead = 0.1 * np.arange(16)[:, None]
+    path = ChunkPath(robot.rest + ahead * 1.5 * velocity, 0.1)  # a little faster: it is still to be caught up with
+    state = robot.rest, velocity, acceleration
+    found = join_path(robot.joint_names, T0, state, path, TimeLaw(0.1, path.length, 1.0, 0.6), limits, 0.2, 0.9)
+    assert found is not None and excess(found[0], limits, robot)[0] <= 1.0
+    assert found[1] < 1.0  # s until on its path

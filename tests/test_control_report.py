@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vla_nodes.control import bench, report
+from vla_nodes.control import bench, report, report_picture
 from vla_nodes.control.executor import ChunkExecutor, ExecutorOutput
 from vla_nodes.control.report import SeamRecord
 from vla_nodes.control.robot import RobotModel
@@ -102,8 +102,17 @@ def test_the_picture_shows_the_run(run, tmp_path, capsys):
     image = cv2.imread(str(png))
     assert image.shape[0] > 800 and image.shape[1] > 1000
     inked = (image < 200).any(axis=2)
-    quarter = len(image) // 4
-    assert all(inked[k * quarter : (k + 1) * quarter].sum() > 1000 for k in range(4))  # every panel has its curves
+    part = len(image) // 5
+    assert all(inked[k * part : (k + 1) * part].sum() > 1000 for k in range(5))  # every panel has its curves
+
+
+def test_scales_have_round_numbers():
+    for low, high in ((-2.85, 3.09), (0.0, 106.0), (-12.0, -1.5), (0.0, 0.1), (7.0001, 7.0002)):
+        marks = report_picture.ticks(low, high)
+        assert 3 <= len(marks) <= 7 and marks[0] >= low - 1e-9 and marks[-1] <= high + 1e-9
+        steps = np.diff(marks)
+        np.testing.assert_allclose(steps, steps[0])
+        assert round(steps[0] / 10.0 ** np.floor(np.log10(steps[0] * 1.0001)), 6) in (1, 2, 5)
 
 
 @pytest.mark.parametrize(

@@ -19,20 +19,22 @@ import numpy as np
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.gripper import GripperChannel
 from vla_nodes.control.guards import Guard
+from vla_nodes.control.history import JointHistory
 from vla_nodes.control.lag import Lag
 from vla_nodes.control.limits import Limits, excess
 from vla_nodes.control.path import ChunkPath, TimeLaw, smoothed, time_law
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.rows import JointRows, joint_rows
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
-from vla_nodes.control.splice import hold, join_path, joined, slow_along, with_prefix
-from vla_nodes.control.stop import approach, fastest_stop
+from vla_nodes.control.splice import hold, join_path, joined, with_prefix
+from vla_nodes.control.stop import approach, come_to_rest
 from vla_nodes.control.trajectory import Trajectory, sample
 
 PLANNED = 0.95  # share of the limits the time law uses
 HARD = 0.95  # share of the limits a join may ask for that is not to be had with less
 # How a chunk may join the motion in flight, smoothest first, and how often each is tried slower.
 MODES = (("moving", 4), ("rest", 6))
+State = tuple[np.ndarray, np.ndarray, np.ndarray]  # q, q', q'' (J,)
 FINEST = 1.0 / 64.0  # s, rows closer together than that are thinned out: an arm cannot follow faster ones
 
 
@@ -86,7 +88,7 @@ class ChunkExecutor:
         self._objection = ("", "")
         self.settings = s = settings or ExecutorSettings()
         self.limits = Limits.scaled(robot, s.velocity_scale, s.acceleration_scale, s.jerk_scale, s.tool_speed)
-        self._measured: deque[tuple[float, np.ndarray, np.ndarray]] = deque()
+        self._joints = JointHistory(robot.dof, s.history, s.max_joint_gap)
         self.reset()
 
     def reset(self) -> None:
@@ -94,7 +96,7 @@ class ChunkExecutor:
         self._plan: Trajectory | None = None
         gripper = self.robot.gripper
         self._gripper = None if gripper is None else GripperChannel(gripper, self.settings.knot)
-        self._measured.clear()
+        self._joints.clear()
         self._lag = Lag(self.settings.at_rest == "path", 2.0 * self.settings.history)
         self._guess: tuple[float, ChunkPath] | None = None
         self._recent: deque[tuple[float, ChunkPath]] = deque(maxlen=self.settings.ensemble_size)
@@ -106,32 +108,14 @@ class ChunkExecutor:
     def observe(self, stamp: float, q: np.ndarray, qd: np.ndarray, finger: float | None = None) -> None:
         """Measured arm joints q (J,) rad, qd (J,) rad/s at stamp; finger: gripper joint position (m), if known.
 
-        A stamp not later than the last one is ignored: a clock that jumped is the safety gate's business.
+        What is not finite, of another size or not later than the last one is ignored.
         """
-        if self._measured and stamp <= self._measured[-1][0]:
-            return
-        q, qd = np.array(q, dtype=float), np.array(qd, dtype=float)
-        if q.shape != (self.robot.dof,) or qd.shape != q.shape or not (np.isfinite(q).all() and np.isfinite(qd).all()):
-            return
-        self._measured.append((stamp, q, qd))
-        while self._measured[0][0] < stamp - self.settings.history:
-            self._measured.popleft()
-        if finger is not None and self._gripper is not None:
+        if self._joints.observe(stamp, q, qd) and finger is not None and self._gripper is not None:
             self._gripper.observe(finger)
 
     def measured(self, stamp: float) -> np.ndarray | None:
         """Measured joints (J,) at a past stamp, interpolated; None if nothing was seen near it."""
-        later = None
-        for entry in reversed(self._measured):
-            if entry[0] <= stamp:
-                if later is None:
-                    return entry[1] if stamp - entry[0] <= self.settings.max_joint_gap else None
-                if min(stamp - entry[0], later[0] - stamp) > self.settings.max_joint_gap:
-                    return None
-                u = (stamp - entry[0]) / (later[0] - entry[0])
-                return entry[1] + u * (later[1] - entry[1])
-            later = entry
-        return later[1] if later is not None and later[0] - stamp <= self.settings.max_joint_gap else None
+        return self._joints.at(stamp)
 
     def reference(self, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """What the controller is following at now: q, qd, qdd (J,), or None before the first chunk."""
@@ -160,8 +144,7 @@ class ChunkExecutor:
             return _refuse("no_joint_state", f"no joint state within {s.max_joint_gap} s of the chunk's stamp")
         if s.strategy is Strategy.NAIVE:
             return self._naive(chunk, measured, now)
-        begin = math.ceil((now + s.lead) / s.knot - 1e-6) * s.knot
-        base = self._plan or hold(self.robot.joint_names, self._measured[-1][1], begin - 1.0, s.knot)
+        begin, base = self._begin(now), self._base(now)
         waiting = self._waiting(chunk, base, begin, now)
         if waiting is not None:
             return waiting
@@ -178,12 +161,13 @@ class ChunkExecutor:
         law = self._law(path, rows, start)
         if law.rate < s.slowest:
             return _refuse("too_fast", f"rows too far apart: the limits allow only {law.rate:.1%} of the asked pace")
-        found = self._splice(base, begin, path, law)
+        state = sample(base, begin - base.stamp)
+        found = self._splice(base, begin, state, path, law)
         if found is None and self._objection[0]:
             return _refuse(*self._objection)
         if found is None:
             return _refuse("no_splice", "no motion within the limits joins this chunk to the reference in flight")
-        return self._publish(chunk, now, begin, base, rows, *found)
+        return self._publish(chunk, now, begin, base, state, rows, *found)
 
     def stop(self, now: float) -> Trajectory | None:
         """Decelerate to rest and hold: along the planned path, or faster off it where that would take too long.
@@ -219,9 +203,9 @@ class ChunkExecutor:
     def _base(self, now: float) -> Trajectory | None:
         if self._plan is not None:
             return self._plan
-        if not self._measured:
+        if self._joints.latest is None:
             return None
-        return hold(self.robot.joint_names, self._measured[-1][1], self._begin(now) - 1.0, self.settings.knot)
+        return hold(self.robot.joint_names, self._joints.latest, self._begin(now) - 1.0, self.settings.knot)
 
     def _waiting(self, chunk: ActionChunk, base: Trajectory, begin: float, now: float) -> ExecutorOutput | None:
         """The refusal of a chunk whose time has not come, by strategy and instruction; may start a stop."""
@@ -296,18 +280,15 @@ class ChunkExecutor:
         steps = tool[1:] - tool[:-1]
         step = math.sqrt(float((steps * steps).sum(axis=1).max()))
         fastest = min(1.0, PLANNED * limits.tool_speed * path.period / max(step, 1e-9))
-        return time_law(
-            path, start, PLANNED * limits.velocity, PLANNED * limits.acceleration, PLANNED * limits.jerk, fastest
-        )
+        return time_law(path, start, PLANNED * limits.rates, fastest)
 
     def _splice(
-        self, base: Trajectory, begin: float, path: ChunkPath, law: TimeLaw
+        self, base: Trajectory, begin: float, state: State, path: ChunkPath, law: TimeLaw
     ) -> tuple[Trajectory, TimeLaw, str, float, float, tuple[float, float]] | None:
         """The first candidate proven within the limits: its trajectory from begin on, law, mode, when the join
         begins (s after begin), how long it takes, and what it bridges (rad, rad/s)."""
         limits, names, s, self._objection = self.limits, base.joint_names, self.settings, ("", "")
-        share = tuple(PLANNED * x for x in limits.rates)
-        state, t0, stopping = sample(base, begin - base.stamp), 0.0, None
+        t0, stopping = 0.0, None
         for mode, attempts in MODES:
             if mode == "rest":
                 stopping = self._stopping(base, begin)
@@ -332,7 +313,7 @@ class ChunkExecutor:
                     effort, ratio = HARD, 1.0  # in less time, then
                     continue
                 slower *= 1.25 if found is None else 1.03 * ratio
-                tried = time_law(path, law.start, *share, law.rate / slower)
+                tried = time_law(path, law.start, PLANNED * limits.rates, law.rate / slower)
         return None
 
     def _objects(self, after: Trajectory, over: float) -> bool:
@@ -343,33 +324,7 @@ class ChunkExecutor:
         return False
 
     def _stopping(self, base: Trajectory, begin: float) -> Trajectory:
-        """To rest from the base's state at begin, within limits: along its path, else off it, else as planned."""
-        knot, limits = self.settings.knot, self.limits
-        state = sample(base, begin - base.stamp)
-        speed = np.abs(state[1])
-        duration = max(2 * knot, float((1.7 * speed / limits.acceleration).max()),
-                       math.sqrt(float((8.0 * speed / limits.jerk).max())))  # fmt: skip
-        remaining = base.end - begin
-        while duration <= self.settings.stop_time and duration < remaining:
-            slowed = slow_along(base, begin, duration, knot)
-            if excess(slowed, limits, self.robot)[0] <= 1.0:
-                return slowed
-            duration *= 1.2
-        if remaining > self.settings.stop_time:
-            fast = fastest_stop(base.joint_names, limits, *state, begin, knot)
-            if fast is not None and fast.times[-1] < remaining and excess(fast, limits, self.robot)[0] <= 1.0:
-                return fast
-        if remaining <= 1e-9:
-            return hold(base.joint_names, base.positions[-1], begin, knot)
-        later = base.stamp + base.times > begin + 1e-9
-        return Trajectory(
-            base.joint_names,
-            np.concatenate([[0.0], base.stamp + base.times[later] - begin]),
-            np.concatenate([state[0][None], base.positions[later]]),
-            np.concatenate([state[1][None], base.velocities[later]]),
-            np.concatenate([state[2][None], base.accelerations[later]]),
-            begin,
-        )
+        return come_to_rest(base, begin, self.limits, self.robot, self.settings.knot, self.settings.stop_time)
 
     def _publish(
         self,
@@ -377,6 +332,7 @@ class ChunkExecutor:
         now: float,
         begin: float,
         base: Trajectory,
+        state: State,
         rows: JointRows,
         after: Trajectory,
         law: TimeLaw,
@@ -387,7 +343,7 @@ class ChunkExecutor:
     ) -> ExecutorOutput:
         s = self.settings
         arm = with_prefix(base, now, after, s.knot)
-        old, new = sample(base, begin - base.stamp), sample(arm, begin - arm.stamp)
+        new = sample(arm, begin - arm.stamp)
         starved = max(now - base.end, 0.0) if self._plan is not None else 0.0
         self._lag.follow(begin, t0, law)
         self._plan = arm
@@ -400,8 +356,8 @@ class ChunkExecutor:
             blend=over,
             gap=gaps[0],
             gap_velocity=gaps[1],
-            seam_position=float(np.abs(new[0] - old[0]).max()),
-            seam_velocity=float(np.abs(new[1] - old[1]).max()),
+            seam_position=float(np.abs(new[0] - state[0]).max()),
+            seam_velocity=float(np.abs(new[1] - state[1]).max()),
             latency=begin - chunk.stamp,
             dropped=int(law.start / chunk.period),
             clipped=rows.clipped,

@@ -76,7 +76,9 @@ def solve(
             p, r, jacobian = _repeat(robot.kinematics(q[:1]), rows)
         else:
             p, r, jacobian = robot.kinematics(q)
-        error = np.concatenate([positions - p, rotation_vector(rotations @ r.transpose(0, 2, 1))], axis=1)
+        error = np.empty((rows, 6))
+        np.subtract(positions, p, out=error[:, :3])
+        error[:, 3:] = rotation_vector(rotations @ r.transpose(0, 2, 1))
         before, largest = largest, float(np.abs(error).max())
         if iteration == settings.iterations or (iteration and largest < settings.tolerance):
             break
@@ -88,22 +90,24 @@ def solve(
         if fresh:
             inverse = _inverse(jacobian, settings)
         dq = _step(jacobian, inverse, error, wanted)
-        blocked = ((q <= low) & (dq < 0)) | ((q >= high) & (dq > 0))
-        if blocked.any():
-            free = ~blocked
-            kept = jacobian * free[:, None, :]
-            dq = _step(kept, _inverse(kept, settings), error, wanted * free) * free
-            largest = np.inf  # the kept inverse does not know what is blocked
-        farthest = np.abs(dq).max(axis=1, keepdims=True)
-        if farthest.max() > settings.step:
-            dq *= np.minimum(1.0, settings.step / np.maximum(farthest, 1e-9))
+        below, above = q <= low, q >= high
+        if below.any() or above.any():
+            blocked = (below & (dq < 0)) | (above & (dq > 0))
+            if blocked.any():
+                free = ~blocked
+                kept = jacobian * free[:, None, :]
+                dq = _step(kept, _inverse(kept, settings), error, wanted * free) * free
+                largest = np.inf  # the kept inverse does not know what is blocked
+        length = np.abs(dq)
+        if length.max() > settings.step:
+            dq *= np.minimum(1.0, settings.step / np.maximum(length.max(axis=1, keepdims=True), 1e-9))
         q = np.minimum(np.maximum(q + dq, low), high)
         # Steps that converge this well leave at most largest * (largest / before) to the next one.
         if not fresh and 16.0 * largest * largest < settings.tolerance * before:
             error *= largest / before
             break
-    squares = error * error
-    return IkResult(q, np.sqrt(squares[:, :3].sum(axis=1)), np.sqrt(squares[:, 3:].sum(axis=1)))
+    lengths = np.sqrt((error * error).reshape(-1, 2, 3).sum(axis=2))
+    return IkResult(q, lengths[:, 0], lengths[:, 1])
 
 
 _TINY = 1e-8 * np.eye(6)
@@ -132,17 +136,21 @@ def _repeat(arrays: tuple[np.ndarray, ...], rows: int) -> tuple[np.ndarray, ...]
     return tuple(np.repeat(a, rows, axis=0) for a in arrays)
 
 
-_PLUS, _MINUS = np.array([7, 2, 3]), np.array([5, 6, 1])  # of a flat 3 x 3 matrix, its skew part
+# A flat 3 x 3 matrix times _SKEW: its skew part's vector; half of its trace. A vector times _CROSS: its cross product.
+_SKEW = np.zeros((9, 4))
+_SKEW[[7, 2, 3], [0, 1, 2]], _SKEW[[5, 6, 1], [0, 1, 2]], _SKEW[[0, 4, 8], 3] = 0.5, -0.5, 0.5
+_CROSS = np.zeros((3, 9))
+_CROSS[[0, 1, 2], [7, 2, 3]], _CROSS[[0, 1, 2], [5, 6, 1]] = 1.0, -1.0
+_EYE = np.eye(3)
 
 
 def rotation_vector(rotations: np.ndarray) -> np.ndarray:
     """Rotation vectors (H, 3) rad, 0..pi, of rotation matrices (H, 3, 3)."""
     r = rotations
-    flat = r.reshape(-1, 9)
-    axis = 0.5 * (flat[:, _PLUS] - flat[:, _MINUS])
+    parts = r.reshape(-1, 9) @ _SKEW
+    axis, cosine = parts[:, :3], parts[:, 3] - 0.5
     squared = (axis * axis).sum(axis=1)
-    cosine = 0.5 * (flat[:, 0] + flat[:, 4] + flat[:, 8] - 1.0)
-    if squared.max(initial=0.0) < 0.04 and cosine.min(initial=1.0) > 0.0:  # asin(x)/x to 1e-6
+    if cosine.min(initial=1.0) > 0.98:  # asin(x)/x to 1e-6
         return axis * (1.0 + squared * (1 / 6 + squared * (3 / 40 + squared * (15 / 336))))[:, None]
     sine = np.sqrt(squared)
     angle = np.arctan2(sine, cosine)
@@ -159,11 +167,9 @@ def rotation_vector(rotations: np.ndarray) -> np.ndarray:
 def rotation_matrix(vectors: np.ndarray) -> np.ndarray:
     """Rotation matrices (H, 3, 3) of rotation vectors (H, 3) rad (Rodrigues)."""
     angle = np.sqrt((vectors * vectors).sum(axis=1))
-    unit = vectors / np.maximum(angle, 1e-12)[:, None]
-    k = np.zeros((len(vectors), 9))
-    k[:, _PLUS], k[:, _MINUS] = unit, -unit
-    k = k.reshape(-1, 3, 3)
-    return np.eye(3) + np.sin(angle)[:, None, None] * k + (1.0 - np.cos(angle))[:, None, None] * (k @ k)
+    k = ((vectors / np.maximum(angle, 1e-12)[:, None]) @ _CROSS).reshape(-1, 3, 3)
+    angle = angle[:, None, None]
+    return _EYE + np.sin(angle) * k + (1.0 - np.cos(angle)) * (k @ k)
 
 
 def quaternion_matrix(quaternions: np.ndarray) -> np.ndarray:

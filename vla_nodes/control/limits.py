@@ -8,6 +8,7 @@ conservative, never optimistic.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -45,6 +46,8 @@ class Limits:
     def around(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Position limits (J,), (J,) for a motion that starts at q (J,): a joint measured a little outside of its
         limits may come back in, and go no farther out."""
+        if (q >= self.lower).all() and (q <= self.upper).all():
+            return self.lower, self.upper
         return (
             np.where(q > self.lower - OUTSIDE, np.minimum(self.lower, q), self.lower),
             np.where(q < self.upper + OUTSIDE, np.maximum(self.upper, q), self.upper),
@@ -72,50 +75,81 @@ class Limits:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest value per joint (J,) over a trajectory; low, high: of the knots only; velocity_per_segment (N - 1, J);
-    hull (5, N - 1, J): velocities whose convex combinations the trajectory's are."""
+    """Over a trajectory: low, high: (J,) of the knots only; rates: (3, J) largest velocity, acceleration and jerk;
+    lengths: (N - 1,) s of the segments; velocity_per_segment (N - 1, J); hull (5, N - 1, J): velocities whose convex
+    combinations the trajectory's are."""
 
     low: np.ndarray
     high: np.ndarray
-    velocity: np.ndarray
-    acceleration: np.ndarray
-    jerk: np.ndarray
+    rates: np.ndarray
+    lengths: np.ndarray
     velocity_per_segment: np.ndarray
     hull: np.ndarray
+
+    @property
+    def velocity(self) -> np.ndarray:
+        """(J,)"""
+        return self.rates[0]
+
+    @property
+    def acceleration(self) -> np.ndarray:
+        """(J,)"""
+        return self.rates[1]
+
+    @property
+    def jerk(self) -> np.ndarray:
+        """(J,)"""
+        return self.rates[2]
 
 
 def bounds(trajectory: Trajectory, start: int = 0) -> Bounds:
     """Rigorous bounds of a quintic trajectory from knot `start` on."""
     t = trajectory.times[start:]
-    h = (t[1:] - t[:-1])[:, None]
+    lengths = t[1:] - t[:-1]
+    h = lengths[:, None]
     p, v, a = (x[start:] for x in (trajectory.positions, trajectory.velocities, trajectory.accelerations))
-    quarter, ends = h / 4, a * 0.25
-    velocity = np.empty((5, len(h), p.shape[1]))
-    velocity[0], velocity[4] = v[:-1], v[1:]
-    velocity[1], velocity[3] = v[:-1] + ends[:-1] * h, v[1:] - ends[1:] * h
-    velocity[2] = 5.0 * (p[1:] - p[:-1]) / h - (velocity[0] + velocity[1] + velocity[3] + velocity[4])
-    acceleration = (velocity[1:] - velocity[:-1]) / quarter
-    jerk = (acceleration[1:] - acceleration[:-1]) / (h / 3)
-    # Peaks over all coefficients and knots: flattened, because numpy reduces one long axis much faster than two.
     joints = p.shape[1]
-    segment = np.abs(velocity).max(axis=0)
-    return Bounds(
-        p.min(axis=0),
-        p.max(axis=0),
-        segment.max(axis=0),
-        np.abs(acceleration).reshape(-1, joints).max(axis=0),
-        _quadratic_peak(jerk),
-        segment,
-        velocity,
-    )
+    data = np.empty((5, len(h), joints))
+    np.subtract(p[1:], p[:-1], out=data[0])
+    data[0] /= h
+    data[1], data[2] = v[:-1], v[1:]
+    np.multiply(a[:-1], h, out=data[3])
+    np.multiply(a[1:], h, out=data[4])
+    hull = (_HULL @ data.reshape(5, -1)).reshape(12, len(h), joints)
+    velocity, acceleration, jerk = hull[:5], hull[5:9], hull[9:]
+    acceleration /= h
+    jerk /= h * h
+    sizes = np.abs(hull)
+    segment = np.maximum.reduce(sizes[:5], axis=0)
+    # Peaks over all coefficients and knots: flattened, because numpy reduces one long axis much faster than two.
+    rates = np.empty((3, joints))
+    np.maximum.reduce(segment, axis=0, out=rates[0])
+    np.maximum.reduce(sizes[5:9].reshape(-1, joints), axis=0, out=rates[1])
+    rates[2] = _quadratic_peak(jerk, np.maximum.reduce(sizes[9:], axis=1))
+    return Bounds(np.minimum.reduce(p), np.maximum.reduce(p), rates, lengths, segment, velocity)
 
 
-def _quadratic_peak(jerk: np.ndarray) -> np.ndarray:
-    """Exact largest |value| per joint of quadratics given by Bernstein coefficients (3, N, J)."""
-    b0, b1, b2 = jerk
-    ends = np.maximum(np.abs(b0), np.abs(b2)).max(axis=0)
-    if (np.abs(b1).max(axis=0) <= ends).all():
+def _hull() -> np.ndarray:
+    """(12, 5): Bernstein coefficients of a quintic's velocity (5), acceleration (4) and jerk (3) over a time of 1 s,
+    from (p1 - p0) / h, v0, v1, a0 h and a1 h."""
+    distance, v0, v1, a0, a1 = np.eye(5)
+    second, fourth = v0 + a0 / 4, v1 - a1 / 4
+    velocity = np.array([v0, second, 5 * distance - (v0 + second + fourth + v1), fourth, v1])
+    acceleration = 4 * np.diff(velocity, axis=0)
+    return np.concatenate([velocity, acceleration, 3 * np.diff(acceleration, axis=0)])
+
+
+_HULL = _hull()
+
+
+def _quadratic_peak(jerk: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """Exact largest |value| per joint of quadratics given by Bernstein coefficients (3, N, J), of which `largest`
+    (3, J) are the largest sizes."""
+    first, middle, last = largest
+    ends = np.maximum(first, last)
+    if (middle <= ends).all():
         return ends  # within the hull of the coefficients, and the ends are on it
+    b0, b1, b2 = jerk
     fall = b0 - b1
     curvature = fall - b1 + b2
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -132,26 +166,26 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     where its bound does not prove enough it is evaluated every TOOL_PERIOD, with 2 % kept for the instants between.
     """
     b = bounds(trajectory, start)
-    ratio = np.array([b.velocity, b.acceleration, b.jerk]) / limits.rates
-    if not (np.isfinite(ratio).all() and np.isfinite(b.low).all() and np.isfinite(b.high).all()):
+    shares = b.rates / limits.rates
+    if not math.isfinite(float((shares.sum(axis=0) + b.low + b.high).sum())):
         return np.inf, "non-finite trajectory"  # NaN would compare as within any limit
     lower, upper = limits.around(trajectory.positions[start])
-    outside = (b.low < lower) | (b.high > upper)
     # Between its knots a joint is no farther from the nearer one than it moves in half of the time.
-    away = 0.5 * float(np.diff(trajectory.times[start:]).max()) * b.velocity
-    if not outside.any() and ((b.low - away < lower) | (b.high + away > upper)).any():
+    away = 0.5 * float(b.lengths.max()) * b.velocity
+    if ((b.low - away < lower) | (b.high + away > upper)).any():
         low, high = _positions(trajectory, b, start)
-        outside = (low < lower - ROUNDING) | (high > upper + ROUNDING)
-    if outside.any():
-        return np.inf, f"position of {trajectory.joint_names[int(np.argmax(outside))]}"
-    kind, j = divmod(int(ratio.argmax()), ratio.shape[1])
-    worst = float(ratio[kind, j])
+        outside = (b.low < lower) | (b.high > upper) | (low < lower - ROUNDING) | (high > upper + ROUNDING)
+        if outside.any():
+            return np.inf, f"position of {trajectory.joint_names[int(np.argmax(outside))]}"
+    kind, j = divmod(int(shares.argmax()), shares.shape[1])
+    worst = float(shares[kind, j])
     whose = f"{('velocity', 'acceleration', 'jerk')[kind]} of {trajectory.joint_names[j]}"
     if worst > 1.0:
         return worst, whose
-    fast = np.flatnonzero(b.velocity_per_segment @ robot.lever > limits.tool_speed)
-    if fast.size and _tool_speed(trajectory, b, robot, start) > 0.98 * limits.tool_speed:
-        h = trajectory.times[fast + start + 1] - trajectory.times[fast + start]
+    levered = b.velocity_per_segment @ robot.lever
+    fast = np.flatnonzero(levered > limits.tool_speed)
+    if fast.size and _tool_speed(trajectory, b, robot, start, levered, fast) > 0.98 * limits.tool_speed:
+        h = b.lengths[fast]
         if h.max() <= TOOL_PERIOD * (1.0 + 1e-9):  # the knots are close enough
             q, qd = trajectory.positions[fast + start], trajectory.velocities[fast + start]
         else:
@@ -167,24 +201,32 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
 def _positions(trajectory: Trajectory, b: Bounds, start: int) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest positions (J,): their Bernstein coefficients are the running sums of the velocity's, h/5
     apart (the sixth is the next knot)."""
-    p, h = trajectory.positions[start:-1], np.diff(trajectory.times[start:])[:, None]
+    p, h = trajectory.positions[start:-1], b.lengths[:, None]
     position = np.add.accumulate(b.hull, axis=0) * (h / 5) + p
     return (np.minimum(position.min(axis=(0, 1)), b.low), np.maximum(position.max(axis=(0, 1)), b.high))
 
 
-def _tool_speed(trajectory: Trajectory, b: Bounds, robot: RobotModel, start: int) -> float:
-    """An upper bound (m/s) of the tool's speed: Jacobians J_c at every 2 * REACH-th knot on the segments around it,
+def _tool_speed(
+    trajectory: Trajectory, b: Bounds, robot: RobotModel, start: int, levered: np.ndarray, fast: np.ndarray
+) -> float:
+    """An upper bound (m/s) of the tool's speed on segments `fast` and those around them: Jacobians J_c at every
+    2 * REACH-th knot on the segments around it,
 
     |J(q) q'| <= |J_c q'| + |J(q) - J_c| |q'|,  the first at most that of the hull of q', the second at most the lever
     of each joint times how far the joints are from the knot.
+
+    Args: levered: (N - 1,) m/s, velocity_per_segment times the levers.
     """
-    segments = b.hull.shape[1]
-    middle = np.minimum(start + np.arange(REACH, segments + REACH, 2 * REACH), start + segments)
-    jacobians = robot.kinematics(trajectory.positions[middle])[2][:, :3]
-    of = np.arange(segments) // (2 * REACH)
-    hull = jacobians[of] @ b.hull.transpose(1, 2, 0)  # (N - 1, 3, 5)
-    moved = np.zeros(2 * REACH * len(middle))
-    moved[:segments] = b.velocity_per_segment.sum(axis=1) * np.diff(trajectory.times[start:])
-    halves = moved.reshape(-1, REACH).sum(axis=1)  # how far the joints are from the knot at most, either side of it
-    away = np.repeat(np.maximum(halves[::2], halves[1::2]), 2 * REACH)[:segments]
-    return float((np.sqrt((hull * hull).sum(axis=1)).max(axis=1) + (b.velocity_per_segment @ robot.lever) * away).max())
+    segments, each = b.hull.shape[1], 2 * REACH
+    groups = -(-segments // each)
+    near = np.flatnonzero(np.bincount(fast // each))
+    jacobians = robot.kinematics(trajectory.positions[np.minimum(start + REACH + each * near, start + segments)])[2]
+    hull, moved, crude = np.zeros((5, groups * each, len(robot.lever))), *np.zeros((2, groups * each))
+    hull[:, :segments], crude[:segments] = b.hull, levered
+    np.multiply(b.velocity_per_segment.sum(axis=1), b.lengths, out=moved[:segments])
+    hull = hull.reshape(5, groups, each, -1)[:, near].transpose(1, 2, 0, 3).reshape(len(near), each * 5, -1)
+    speed = hull @ jacobians[:, :3].transpose(0, 2, 1)  # (G, each * 5, 3)
+    speed = np.sqrt((speed * speed).sum(axis=2)).reshape(len(near), each, 5).max(axis=2)
+    # How far the joints are from the knot at most, on either side of it.
+    away = moved.reshape(groups, 2, REACH)[near].sum(axis=2).max(axis=1)
+    return float((speed + crude.reshape(groups, each)[near] * away[:, None]).max())

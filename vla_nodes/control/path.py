@@ -14,6 +14,18 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+# Between two rows a distance u in 0..1 apart the spline is a cubic in u: what position, first and second derivative
+# (axis 1, in rows) take of the row before, the step to the next, and how the step changes at either row (axis 2), by
+# power of u (axis 0). It is the B-spline's weights on four control points, collected.
+_SPLINE = np.array(
+    [
+        [[1.0, 0.0, 1 / 6, 0.0], [0.0, 1.0, -1 / 2, 0.0], [0.0, 0.0, 1.0, 0.0]],
+        [[0.0, 1.0, -1 / 2, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, -1.0, 1.0]],
+        [[0.0, 0.0, 1 / 2, 0.0], [0.0, 0.0, -1 / 2, 1 / 2], [0.0, 0.0, 0.0, 0.0]],
+        [[0.0, 0.0, -1 / 6, 1 / 6], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]],
+    ]
+)
+
 
 @dataclass(frozen=True)
 class ChunkPath:
@@ -30,41 +42,45 @@ class ChunkPath:
         """s of the last row."""
         return (len(self.points) - 1) * self.period
 
-    def evaluate(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Position and its first and second derivative in s, (T, J) each, at s (T,) clipped to 0..length."""
-        steps, bends = self._differences
+    def evaluate(self, s: np.ndarray) -> np.ndarray:
+        """Position and its first and second derivative in s, (3, T, J), at s (T,) clipped to 0..length."""
+        pieces, weights = self._pieces
         x = np.minimum(np.maximum(s, 0.0), self.length) / self.period
-        i = np.minimum(x.astype(int), len(self.points) - 2)
-        u = (x - i)[:, None]
-        w = 1.0 - u
-        d, b0, b1 = steps[i + 1], bends[i], bends[i + 1]  # the step from row i on, and how it changes at its ends
-        uu, ww = u * u, w * w
-        # The B-spline's weights on four control points, collected for the step and its two changes.
-        position = self.points[i] + u * d + (ww * w / 6.0) * b0 + (uu * u / 6.0) * b1
-        first = (d - (0.5 * ww) * b0 + (0.5 * uu) * b1) * (1.0 / self.period)
-        second = (w * b0 + u * b1) * (1.0 / self.period**2)
-        return position, first, second
+        i = np.minimum(x.astype(int), len(pieces) - 1)
+        powers = np.empty((len(x), 4))
+        powers[:, 0], powers[:, 1:] = 1.0, (x - i)[:, None]
+        np.multiply.accumulate(powers, axis=1, out=powers)
+        return ((powers @ weights).reshape(-1, 3, 4) @ pieces[i]).transpose(1, 0, 2)
 
     @cached_property
-    def _differences(self) -> tuple[np.ndarray, np.ndarray]:
-        """First (H + 2, J) and second (H + 1, J) differences of the control points."""
-        c = self.points
-        # One control point past either end, in line, makes the spline start and end exactly on the first and last.
-        c = np.concatenate([2 * c[:1] - c[1:2], c, 2 * c[-1:] - c[-2:-1]])
-        steps = c[1:] - c[:-1]
-        return steps, steps[1:] - steps[:-1]
+    def _pieces(self) -> tuple[np.ndarray, np.ndarray]:
+        """(H, 4, J): what _SPLINE weighs, and its weights (4, 12) in seconds."""
+        steps, bends, _ = self._differences
+        pieces = np.empty((len(self.points) - 1, 4, self.points.shape[1]))
+        pieces[:, 0], pieces[:, 1], pieces[:, 2], pieces[:, 3] = self.points[:-1], steps[1:-1], bends[:-2], bends[1:-1]
+        rate = 1.0 / self.period
+        return pieces, (_SPLINE * np.array([[1.0], [rate], [rate * rate]])).reshape(4, 12)
 
-    def derivative_bounds(self, s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Upper bounds (J,) of |d/ds|, |d2/ds2|, |d3/ds3| from s to the end: derivatives of a B-spline are convex
+    @cached_property
+    def _differences(self) -> np.ndarray:
+        """(3, H + 2, J): first, second (H + 1 of them) and third (H) differences of the control points."""
+        c = self.points
+        differences = np.zeros((3, len(c) + 1, c.shape[1]))
+        steps, bends, turns = differences
+        np.subtract(c[1:], c[:-1], out=steps[1:-1])
+        # One control point past either end, in line, makes the spline start and end exactly on the first and last.
+        steps[0], steps[-1] = steps[1], steps[-2]
+        np.subtract(steps[1:], steps[:-1], out=bends[:-1])
+        np.subtract(bends[1:-1], bends[:-2], out=turns[:-2])
+        return differences
+
+    def derivative_bounds(self, s: float) -> np.ndarray:
+        """Upper bounds (3, J) of |d/ds|, |d2/ds2|, |d3/ds3| from s to the end: derivatives of a B-spline are convex
         combinations of its control points' differences."""
-        steps, bends = self._differences
         i = max(min(int(s / self.period), len(self.points) - 2), 0)
-        bent = bends[i:]
-        return (
-            np.abs(steps[i:]).max(axis=0) / self.period,
-            np.abs(bent).max(axis=0) / self.period**2,
-            np.abs(bent[1:] - bent[:-1]).max(axis=0) / self.period**3,
-        )
+        period = self.period
+        bounds = np.maximum.reduce(np.abs(self._differences[:, i:]), axis=1)
+        return bounds / np.array([[period], [period**2], [period**3]])
 
 
 @dataclass(frozen=True)
@@ -92,12 +108,11 @@ class TimeLaw:
 
     def evaluate(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """s and its first and second time derivative, (T,) each, at t (T,) s since the law's start."""
-        u = np.minimum(np.maximum((t - self.cruise) / self.tail, 0.0), 1.0)
-        s = self.start + self.rate * (np.minimum(t, self.cruise) + self.tail * (u - u**3 + 0.5 * u**4))
-        done = t >= self.duration
-        ds = np.where(done, 0.0, self.rate * (1.0 - u * u * (3.0 - 2.0 * u)))
-        dds = np.where(done, 0.0, -6.0 * self.rate / self.tail * u * (1.0 - u))
-        return np.where(done, self.end, s), ds, dds
+        cruise, rate, tail = self.cruise, self.rate, self.tail
+        u = np.minimum(np.maximum((t - cruise) / tail, 0.0), 1.0)
+        uu = u * u
+        s = self.start + rate * (np.minimum(t, cruise) + tail * (u - uu * u * (1.0 - 0.5 * u)))
+        return s, rate - rate * (uu * (3.0 - 2.0 * u)), (-6.0 * rate / tail) * (u - uu)
 
 
 # Of c = (the path's own acceleration at full rate) / (what is allowed), 0..STEADY: the factor g(c) by which rest takes
@@ -112,34 +127,31 @@ _SLOWING = (6.0 * _U * (1.0 - _U) / (1.0 - _C[:, None] * _F2)).max(axis=1)
 def time_law(
     path: ChunkPath,
     start: float,
-    velocity: np.ndarray,
-    acceleration: np.ndarray,
-    jerk: np.ndarray,
+    rates: np.ndarray,
     fastest: float = 1.0,
     shortest_tail: float = 0.2,
 ) -> TimeLaw:
-    """The fastest law, at most `fastest` times the policy's pace, whose motion along `path` keeps the limits (J,).
+    """The fastest law, at most `fastest` times the policy's pace, whose motion along `path` keeps the limits.
 
+    Args: rates: (3, J), the most velocity, acceleration and jerk.
     Bounds the chain rule q' = p's', q'' = p''s'^2 + p's'', q''' = p'''s'^3 + 3p''s's'' + p's''' with the spline's
     derivative bounds: STEADY of the acceleration for the path's own, half of the jerk.
     """
-    p1, p2, p3 = path.derivative_bounds(start)
+    bounds = path.derivative_bounds(start)
+    shares = bounds / rates
     # Reciprocal rates: how many times too fast the policy's pace is.
-    slow = max(
-        float((p1 / velocity).max()),
-        math.sqrt(float((p2 / acceleration).max()) / STEADY),
-        float((p3 / jerk).max() * 2.0) ** (1.0 / 3.0),
-        1.0 / fastest,
-    )
-    rate = 1.0 / slow
+    slow1, slow2, slow3 = shares.max(axis=1).tolist()
+    rate = 1.0 / max(slow1, math.sqrt(slow2 / STEADY), (2.0 * slow3) ** (1.0 / 3.0), 1.0 / fastest)
+    speeding, bending = bounds[0] / rates[1], shares[1]  # p' and p'' in units of the acceleration, and of the jerk:
+    jerk1, jerk2 = (bounds[:2] / rates[2]).max(axis=1).tolist()
     left = max(path.length - start, 0.0)
     for _ in range(20):
-        slowing = np.interp(p2 * (rate * rate) / acceleration, _C, _SLOWING)
+        slowing = np.interp(bending * (rate * rate), _C, _SLOWING)
         tail = max(
             shortest_tail,
-            rate * float((slowing * p1 / acceleration).max()),
-            math.sqrt(24.0 * rate * float((p1 / jerk).max())),
-            18.0 * rate * rate * float((p2 / jerk).max()),
+            rate * float((slowing * speeding).max()),
+            math.sqrt(24.0 * rate * jerk1),
+            18.0 * rate * rate * jerk2,
         )
         if rate * tail * 0.5 <= left + 1e-12:
             break

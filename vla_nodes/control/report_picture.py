@@ -1,7 +1,8 @@
-"""The seam report as a PNG: reference positions and velocities, what was bridged at each seam, and the latency."""
+"""The seam report as a PNG: reference positions and velocities, what each seam bridged, latency, and time lost."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,14 @@ INK, GRID, SEAM = (40, 40, 40), (225, 225, 225), (190, 190, 190)
 # Okabe and Ito's palette, told apart by colour-blind readers too (BGR).
 COLOURS = ((178, 114, 0), (0, 159, 230), (115, 158, 0), (0, 94, 213), (167, 121, 204), (233, 180, 86), (0, 0, 0))
 FLOOR = 1e-12  # of logarithmic panels: below it is nothing
+SUBPIXEL = 4  # bits
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers, three to seven of them, from low to high."""
+    step = 10.0 ** math.floor(math.log10((high - low) / 2.5))
+    step *= next(m for m in (1, 2, 5, 10) if (high - low) / (m * step) <= 6.0)
+    return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 class Panel:
@@ -27,11 +36,10 @@ class Panel:
         self.low, self.high = float(shown.min()), float(shown.max())
         if self.high - self.low < 1e-9:
             self.low, self.high = self.low - 0.5, self.high + 0.5
-        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-            value = self.low + share * (self.high - self.low)
-            y = self._y(value)
+        for value in ticks(self.low, self.high):
+            y = int(round(float(self._y(value))))
             cv2.line(self.image, (LEFT, y), (WIDTH - 12, y), GRID, 1)
-            self._text(f"{10.0**value:.0e}" if log else f"{value:.3g}", (6, y + 4))
+            self._text(f"{10.0**value:.0e}" if log else f"{value:.4g}", (6, y + 4))
         self._text(title, (LEFT, 16))
         for end, x in ((span[0], LEFT), (span[1], WIDTH - 70)):
             self._text(f"{end:.1f} s", (x, HEIGHT - 6))
@@ -39,9 +47,8 @@ class Panel:
     def _scaled(self, values: np.ndarray) -> np.ndarray:
         return np.log10(np.maximum(values, FLOOR)) if self.log else values
 
-    def _y(self, value: np.ndarray | float) -> np.ndarray | int:
-        y = HEIGHT - PAD - (np.asarray(value) - self.low) / (self.high - self.low) * (HEIGHT - 2 * PAD)
-        return int(round(float(y))) if y.ndim == 0 else y
+    def _y(self, value: np.ndarray | float) -> np.ndarray:
+        return HEIGHT - PAD - (np.asarray(value) - self.low) / (self.high - self.low) * (HEIGHT - 2 * PAD)
 
     def _x(self, time: np.ndarray) -> np.ndarray:
         return LEFT + (time - self.span[0]) / max(self.span[1] - self.span[0], 1e-9) * (WIDTH - 12 - LEFT)
@@ -55,8 +62,8 @@ class Panel:
 
     def line(self, times: np.ndarray, values: np.ndarray, colour: Sequence[int], label: str, place: int) -> None:
         """A curve over times (T,), values (T,), and its label at the top, `place` from the right."""
-        points = np.stack([self._x(times), self._y(self._scaled(values))], axis=1).round().astype(np.int32)
-        cv2.polylines(self.image, [points[:, None]], False, colour, 1, cv2.LINE_AA)
+        points = np.stack([self._x(times), self._y(self._scaled(values))], axis=1) * 2**SUBPIXEL
+        cv2.polylines(self.image, [points.round().astype(np.int32)[:, None]], False, colour, 1, cv2.LINE_AA, SUBPIXEL)
         self._text(label, (WIDTH - 12 - 105 * (place + 1), 16), colour)
 
 
@@ -79,7 +86,8 @@ def draw(records: list[SeamRecord], path: Path) -> None:
             panel.line(t, values[:, j], COLOURS[j % len(COLOURS)], name[-14:], len(names) - 1 - j)
         panels.append(panel)
     gap, left = (np.array([getattr(r, name) for r in used]) for name in ("gap", "seam_position"))
-    panel = Panel("at the seam, rad: gap bridged, and what is left", span, np.concatenate([gap, left]), log=True)
+    title = f"at the seam, rad: gap bridged, and what is left ({FLOOR:.0e}: nothing)"
+    panel = Panel(title, span, np.concatenate([gap, left]), log=True)
     panel.line(come, gap, COLOURS[3], "gap", 1)
     panel.line(come, left, COLOURS[0], "left", 0)
     panels.append(panel)
@@ -88,6 +96,13 @@ def draw(records: list[SeamRecord], path: Path) -> None:
     panel.line(come, latency, COLOURS[0], f"p50 {np.percentile(latency, 50):.0f} ms", 1)
     p99 = np.full(2, np.percentile(latency, 99))
     panel.line(np.array(span), p99, COLOURS[3], f"p99 {p99[0]:.0f} ms", 0)
+    panels.append(panel)
+    stretched, starved = (np.array([getattr(r, name) for r in used]) for name in ("stretched", "starved"))
+    clipped = sum(r.clipped for r in used)
+    title = f"per chunk, s: stretched to keep limits, and at rest before it ({clipped} rows clipped)"
+    panel = Panel(title, span, np.concatenate([stretched, starved, [0.0, 0.1]]))
+    panel.line(come, stretched, COLOURS[0], "stretched", 1)
+    panel.line(come, starved, COLOURS[3], "at rest", 0)
     panels.append(panel)
     if not cv2.imwrite(str(path), np.concatenate([p.image for p in panels])):
         raise OSError(f"could not write {path}")

@@ -36,7 +36,7 @@ class Gripper:
 
     def position(self, opening: np.ndarray) -> np.ndarray:
         """Joint position for an opening fraction 0..1 (values outside are clipped)."""
-        return self.closed + np.clip(opening, 0.0, 1.0) * (self.open - self.closed)
+        return self.closed + np.minimum(np.maximum(opening, 0.0), 1.0) * (self.open - self.closed)
 
     def opening(self, position: np.ndarray) -> np.ndarray:
         """Opening fraction of a joint position, clipped to 0..1."""
@@ -47,8 +47,10 @@ class _Scratch(threading.local):
     """Where Pinocchio leaves intermediate results, for each thread its own: another thread may get the interpreter
     between two calls of Pinocchio, and would overwrite what the first has left for the second."""
 
-    def __init__(self, model: pinocchio.Model) -> None:
+    def __init__(self, model: pinocchio.Model, frame: int) -> None:
         self.data = model.createData()
+        placement = self.data.oMf[frame]
+        self.position, self.rotation = placement.translation, placement.rotation  # views: they follow the data
 
 
 class RobotModel:
@@ -92,8 +94,8 @@ class RobotModel:
         order = tuple(self._model.names[i] for i in range(1, self._model.njoints))
         if order != names:
             raise RobotError(f"arm joints must be listed from base to tool: {', '.join(order)}")
-        self._scratch = _Scratch(self._model)
         self._frame = self._model.getFrameId(tool)
+        self._scratch = _Scratch(self._model, self._frame)
 
         self.name = root.get("name", "")
         self.tool = tool
@@ -125,26 +127,26 @@ class RobotModel:
 
     def kinematics(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tool positions (H, 3), rotations (H, 3, 3) and Jacobians (H, 6, J) at rows of q (H, J)."""
-        model, data, frame = self._model, self._scratch.data, self._frame
+        model, frame, own = self._model, self._frame, self._scratch
+        data, position, rotation = own.data, own.position, own.rotation
         jacobians = np.empty((len(q), 6, model.nv))
         positions, rotations = np.empty((len(q), 3)), np.empty((len(q), 3, 3))
+        compute, update = pinocchio.computeFrameJacobian, pinocchio.updateFramePlacement
         aligned = pinocchio.LOCAL_WORLD_ALIGNED
-        placement = data.oMf[frame]
         for k, row in enumerate(np.ascontiguousarray(q, dtype=float)):
-            jacobians[k] = pinocchio.computeFrameJacobian(model, data, row, frame, aligned)
-            pinocchio.updateFramePlacement(model, data, frame)
-            positions[k], rotations[k] = placement.translation, placement.rotation
+            jacobians[k] = compute(model, data, row, frame, aligned)
+            update(model, data, frame)
+            positions[k], rotations[k] = position, rotation
         return positions, rotations, jacobians
 
     def poses(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tool positions (H, 3) and rotations (H, 3, 3) at rows of q (H, J): `kinematics` at half of its cost."""
-        model, data, frame = self._model, self._scratch.data, self._frame
+        model, own, forward = self._model, self._scratch, pinocchio.framesForwardKinematics
+        data, position, rotation = own.data, own.position, own.rotation
         positions, rotations = np.empty((len(q), 3)), np.empty((len(q), 3, 3))
-        placement, forward, update = data.oMf[frame], pinocchio.forwardKinematics, pinocchio.updateFramePlacement
         for k, row in enumerate(np.ascontiguousarray(q, dtype=float)):
             forward(model, data, row)
-            update(model, data, frame)
-            positions[k], rotations[k] = placement.translation, placement.rotation
+            positions[k], rotations[k] = position, rotation
         return positions, rotations
 
     def tool_speed(self, q: np.ndarray, qd: np.ndarray) -> np.ndarray:

@@ -82,56 +82,59 @@ def join_path(
     far the path is at begin, rad and rad/s, at the policy's pace); None if there is none within the limits.
     """
     t = instants(path, law)
-    t = np.concatenate([_NOW, t[t >= shortest]])
-    followed = len(t)
-    t = np.concatenate([t, max(law.duration, shortest) * _LATER])  # later than the path's end: to where it ends
+    t = np.concatenate([_NOW, t[t.searchsorted(shortest) :], max(law.duration, shortest) * _LATER])
+    followed = len(t) - len(_LATER)  # later than the path's end: to where it ends
     chosen, least = [], 1e-6
     for i, x in enumerate(t.tolist()):
         if x >= least:
             chosen.append(i)
             least = _APART * x
     s, ds, dds = law.evaluate(t)
-    ds, dds = ds[:, None], dds[:, None]
-    p, p1, p2 = path.evaluate(s)
-    v, a = p1 * ds, p2 * (ds * ds) + p1 * dds
-    q0, v0, a0 = state
-    h = t[chosen, None]
-    hh = h * h
-    data = np.empty((5, len(h), len(q0)))
-    np.subtract(p[chosen], q0, out=data[0])
-    np.multiply(v0, h, out=data[1])
-    np.multiply(v[chosen], h, out=data[2])
-    np.multiply(a0, hh, out=data[3])
-    np.multiply(a[chosen], hh, out=data[4])
-    looks = (_LOOKS @ data.reshape(5, -1)).reshape(4, len(_LOOK), len(h), len(q0))
-    low, high = np.minimum.reduce(looks, axis=1), np.maximum.reduce(looks, axis=1)  # (4, C, J)
-    lowest, highest = limits.around(q0)
-    inside = (low[0] >= lowest - q0 - ROUNDING) & (high[0] <= highest - q0 + ROUNDING)
-    peaks = np.maximum(high[1:], -low[1:]) / (limits.rates[:, None] * np.stack([h, hh, hh * h]))
-    good = inside.all(axis=1) & (np.maximum.reduce(peaks, axis=0).max(axis=1) <= share)
+    along = path.evaluate(s)  # (3, T, J): position, and its derivatives first by s, then by time
+    state = np.array(state)
+    gaps = np.abs(along[:2, 0] - state[:2]).max(axis=1).tolist()
+    ds = ds[:, None]
+    along[2] *= ds * ds
+    along[2] += along[1] * dds[:, None]
+    along[1] *= ds
+    scale = np.empty((4, len(chosen), 1))  # h^0 .. h^3
+    scale[0], scale[1:] = 1.0, t[chosen, None]
+    np.multiply.accumulate(scale, axis=0, out=scale)
+    data = np.empty((5, len(chosen), state.shape[1]))
+    data[::2] = along[:, chosen]
+    data[0] -= state[0]
+    data[2::2] *= scale[1:3]
+    np.multiply(state[1:, None], scale[1:3], out=data[1::2])
+    looks = (_LOOKS @ data.reshape(5, -1)).reshape(4, len(_LOOK), *data.shape[1:])
+    lowest, highest = limits.around(state[0])
+    looks[0] += state[0] - 0.5 * (lowest + highest)
+    most = share * limits.rates
+    # An arm that is faster than its share, or speeds up more, need not stop for that: it may go on, not beyond.
+    most[:2] = np.maximum(most[:2], (1.0 + ROUNDING) * np.abs(state[1:]))
+    most = most[:, None] * scale[1:]
+    inside = np.maximum.reduce(np.abs(looks, out=looks), axis=1)  # (4, C, J)
+    good = (inside[0] <= 0.5 * (highest - lowest) + ROUNDING) & (inside[1:] <= most).all(axis=0)
+    good = good.all(axis=1)
     best = int(good.argmax())
     if not good[best]:
         return None
-    k, data = chosen[best], data[:, best]
-    after = slice(k, max(followed, k + 1))
-    over = t[k]
-    count = max(4, math.ceil(over / (1.5 * SPACING)))
-    u, weights = _parts(count)
-    way = weights @ data
-    times = np.concatenate([[0.0], over * u, t[after]])
-    q = np.concatenate([q0[None], q0 + way[:, 0], p[after]])
-    qd = np.concatenate([v0[None], way[:, 1] / over, v[after]])
-    qdd = np.concatenate([a0[None], way[:, 2] / (over * over), a[after]])
-    q[-1], qd[-1], qdd[-1] = path.points[-1], 0.0, 0.0
-    gaps = float(np.abs(p[0] - q0).max()), float(np.abs(p1[0] - v0).max())
-    return Trajectory(names, times, q, qd, qdd, begin), float(over), gaps
+    k = chosen[best]
+    over, end = float(t[k]), max(followed, k + 1)
+    u, weights = _parts(max(4, math.ceil(over / (1.5 * SPACING))))
+    out = np.empty((3, 1 + len(u) + end - k, state.shape[1]))
+    out[:, 0] = state
+    np.divide(weights @ data[:, best], scale[:3, best, None], out=out[:, 1 : 1 + len(u)])
+    out[0, 1 : 1 + len(u)] += state[0]
+    out[:, 1 + len(u) :] = along[:, k:end]
+    out[0, -1], out[1:, -1] = path.points[-1], 0.0
+    return Trajectory(names, np.concatenate([_NOW, over * u, t[k:end]]), *out, begin), over, tuple(gaps)
 
 
 @lru_cache(maxsize=128)
 def _parts(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fractions u (count - 1,) that divide a quintic into equal parts, and its weights there (count - 1, 3, 5)."""
+    """Fractions u (count - 1,) that divide a quintic into equal parts, and its weights there (3, count - 1, 5)."""
     u = np.arange(1, count) / count
-    return u, quintic_weights(u)[:, :3]
+    return u, quintic_weights(u)[:, :3].transpose(1, 0, 2).copy()
 
 
 def slow_along(base: Trajectory, begin: float, duration: float, knot: float) -> Trajectory:

@@ -1,13 +1,19 @@
-"""Stops and approaches with ruckig (Berscheid and Kroeger, Jerk-limited Real-time Trajectory Generation, RSS 2021)."""
+"""Stops along the path in flight; off it, and approaches, with ruckig (Berscheid and Kroeger, RSS 2021)."""
 
 from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ruckig
 
-from vla_nodes.control.limits import Limits
-from vla_nodes.control.splice import knot_grid
-from vla_nodes.control.trajectory import Trajectory
+from vla_nodes.control.limits import Limits, excess
+from vla_nodes.control.splice import hold, knot_grid, slow_along
+from vla_nodes.control.trajectory import Trajectory, sample
+
+if TYPE_CHECKING:
+    from vla_nodes.control.robot import RobotModel
 
 # ruckig's jerk is piecewise constant and switches between our knots. The quintic through the knots has as its jerk
 # the least-squares quadratic of that step function, which overshoots a single step by half; so ruckig gets less, and
@@ -56,6 +62,38 @@ def fastest_stop(
     if ruckig.Ruckig(len(names)).calculate(request, motion) < 0:
         return None
     return _sampled(names, motion, begin, knot)
+
+
+def come_to_rest(
+    base: Trajectory, begin: float, limits: Limits, robot: RobotModel, knot: float, longest: float
+) -> Trajectory:
+    """To rest from the base's state at `begin`, within limits: along its path if that takes no more than `longest` s,
+    else off it, else as the base does itself."""
+    state = sample(base, begin - base.stamp)
+    speed = np.abs(state[1])
+    duration = max(2 * knot, float((1.7 * speed / limits.acceleration).max()),
+                   math.sqrt(float((8.0 * speed / limits.jerk).max())))  # fmt: skip
+    remaining = base.end - begin
+    while duration <= longest and duration < remaining:
+        slowed = slow_along(base, begin, duration, knot)
+        if excess(slowed, limits, robot)[0] <= 1.0:
+            return slowed
+        duration *= 1.2
+    if remaining > longest:
+        fast = fastest_stop(base.joint_names, limits, *state, begin, knot)
+        if fast is not None and fast.times[-1] < remaining and excess(fast, limits, robot)[0] <= 1.0:
+            return fast
+    if remaining <= 1e-9:
+        return hold(base.joint_names, base.positions[-1], begin, knot)
+    later = base.stamp + base.times > begin + 1e-9
+    return Trajectory(
+        base.joint_names,
+        np.concatenate([[0.0], base.stamp + base.times[later] - begin]),
+        np.concatenate([state[0][None], base.positions[later]]),
+        np.concatenate([state[1][None], base.velocities[later]]),
+        np.concatenate([state[2][None], base.accelerations[later]]),
+        begin,
+    )
 
 
 def approach(
