@@ -25,7 +25,9 @@ TAIL_KNOTS = 8  # knots the final deceleration has at least
 _LOOK = np.linspace(0.0, 1.0, 11)  # where on a candidate the limits are looked at
 _LOOKS = quintic_weights(_LOOK).transpose(1, 0, 2).reshape(-1, 5)  # positions, then velocities, then ...
 _NOW = np.zeros(1)
-_LATER = 1.35 ** np.arange(1, 8)
+# Times, over that of the path's end, at which an arm that is behind may arrive there. They are close to each other at
+# first: an arm that takes a third longer than it needs makes up for nothing while chunks go on.
+_LATER = np.concatenate([1.15 ** np.arange(1, 6), 1.15**5 * 1.6 ** np.arange(1, 4)])
 _APART = 1.1  # one candidate's time over the one before
 
 
