@@ -11,7 +11,6 @@ when it was recorded is not played. Trajectories go to vla/preview/... unless dr
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch.actions import (
     DeclareLaunchArgument,
-    EmitEvent,
     ExecuteProcess,
     OpaqueFunction,
     RegisterEventHandler,
@@ -19,17 +18,13 @@ from launch.actions import (
     Shutdown,
     TimerAction,
 )
-from launch.event_handlers import OnProcessExit, OnProcessStart
-from launch.events import matches_action
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration, PathJoinSubstitution
+from launch.event_handlers import OnProcessExit
+from launch.substitutions import EnvironmentVariable
 from launch_ros.actions import LifecycleNode
-from launch_ros.event_handlers import OnStateTransition
-from launch_ros.events.lifecycle import ChangeState
-from launch_ros.parameter_descriptions import ParameterFile
-from launch_ros.substitutions import FindPackageShare
-from lifecycle_msgs.msg import Transition
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from vla_nodes.nodes.launching import common_arguments, lifecycle_node, policy_arguments, started
+from vla_nodes.nodes.topics import OURS
 
 ARGUMENTS = [
     DeclareLaunchArgument("bag", description="Recording to play: a rosbag2 folder, or one storage file."),
@@ -57,15 +52,6 @@ ARGUMENTS = [
         "instruction", default_value="", description="Instruction in place of the recorded ones. Empty: the recorded."
     ),
     DeclareLaunchArgument(
-        "checkpoint", default_value="", description="Checkpoint folder. Empty: what params_file says."
-    ),
-    DeclareLaunchArgument(
-        "device",
-        default_value="",
-        choices=["", "auto", "cpu", "cuda"],
-        description="Where the policy computes. Empty: what params_file says.",
-    ),
-    DeclareLaunchArgument(
         "dry_run",
         default_value="true",
         choices=["true", "false"],
@@ -74,39 +60,9 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         "record", default_value="", description="Folder to record what the nodes say into. Empty: record nothing."
     ),
-    DeclareLaunchArgument(
-        "robot", default_value="panda", description="Robot: the folder of config/ with its URDF, limits, params.yaml."
-    ),
-    DeclareLaunchArgument(
-        "params_file",
-        default_value=PathJoinSubstitution(
-            [FindPackageShare("vla_nodes"), "config", LaunchConfiguration("robot"), "params.yaml"]
-        ),
-        description="Parameters of all nodes, one YAML file. An unknown parameter name in it is an error at configure.",
-    ),
-    DeclareLaunchArgument(
-        "log_level",
-        default_value="info",
-        choices=["debug", "info", "warn", "error", "fatal"],
-        description="Level from which the nodes log.",
-    ),
+    *policy_arguments(),
+    *common_arguments(),
 ]
-OURS = [
-    "arm_controller/joint_trajectory",
-    "gripper_controller/joint_trajectory",
-    "vla/preview/arm_controller/joint_trajectory",
-    "vla/preview/gripper_controller/joint_trajectory",
-    "vla/action_chunk",
-    "vla/status",
-    "vla/active_instruction",
-    "vla/last_instruction",
-    "vla/heartbeat",
-    "clock",
-    "diagnostics",
-    "rosout",
-]
-"""What the nodes say themselves, and /clock, which `ros2 bag play --clock` publishes."""
-
 
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The nodes, then the player; all ends when the recording does."""
@@ -127,7 +83,9 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     then = [] if ours else [TimerAction(period=2.0, actions=[player])]
     entities = []
     for name, parameters in nodes.items():
-        entities += managed_node(name, parameters, then if name == "policy_node" else [])
+        # 20 s of a busy machine to end in: a recorder that ends in peace writes its index
+        node = lifecycle_node(name, {"use_sim_time": True, **parameters}, sigterm_timeout="20")
+        entities += started(node, then if name == "policy_node" else [])
     over = RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[Shutdown(reason="the recording is over")]))
     return [*entities, over, *([player] if ours else [])]
 
@@ -139,7 +97,7 @@ def players_process(context: LaunchContext) -> ExecuteProcess:
     if not ours and argument["player"] == "auto":
         ours = not rosbag2_is_there()
     if not ours:
-        excluded = [f"/{name}" for name in OURS]
+        excluded = [f"/{name.removeprefix('/')}" for name in (*OURS, "clock")]  # `--clock` publishes it
         if argument["instruction"]:
             excluded.append("/instruction")
         command = [
@@ -158,15 +116,7 @@ def players_process(context: LaunchContext) -> ExecuteProcess:
     values = {name: argument[name] for name in ("bag", "mode", "instruction") if argument[name]}
     wait = ["policy_node", "action_node"]
     parameters = {**values, "rate": float(argument["rate"]), "autostart": True, "wait_for": wait}
-    return LifecycleNode(
-        package="vla_nodes",
-        executable="player_node",
-        name="player_node",
-        namespace="",
-        parameters=[ParameterFile(LaunchConfiguration("params_file"), allow_substs=True), parameters],
-        ros_arguments=["--log-level", LaunchConfiguration("log_level")],
-        output="screen",
-    )
+    return lifecycle_node("player_node", parameters)
 
 
 def rosbag2_is_there() -> bool:
@@ -176,42 +126,6 @@ def rosbag2_is_there() -> bool:
     except PackageNotFoundError:
         return False
     return True
-
-
-def managed_node(name: str, parameters: dict, then: list) -> list[LaunchDescriptionEntity]:
-    """A lifecycle node, what takes it to active, and what is to follow then."""
-    node = LifecycleNode(
-        package="vla_nodes",
-        executable=name,
-        name=name,
-        namespace="",
-        parameters=[
-            ParameterFile(LaunchConfiguration("params_file"), allow_substs=True),
-            {"use_sim_time": True, **parameters},
-        ],
-        sigterm_timeout="20",  # of a busy machine: a recorder that ends in peace writes its index
-        ros_arguments=["--log-level", LaunchConfiguration("log_level")],
-        output="screen",
-    )
-
-    def change(transition: int) -> EmitEvent:
-        return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))
-
-    return [
-        RegisterEventHandler(OnProcessStart(target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)])),
-        RegisterEventHandler(
-            OnStateTransition(
-                target_lifecycle_node=node,
-                start_state="configuring",
-                goal_state="inactive",
-                entities=[change(Transition.TRANSITION_ACTIVATE)],
-            )
-        ),
-        RegisterEventHandler(
-            OnStateTransition(target_lifecycle_node=node, start_state="activating", goal_state="active", entities=then)
-        ),
-        node,
-    ]
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -7,25 +7,12 @@ Parameters come from config/<robot>/params.yaml unless params_file names another
 before the file. `ros2 launch vla_nodes robot.launch.py --show-args` describes every argument.
 """
 
-from launch.actions import (
-    DeclareLaunchArgument,
-    EmitEvent,
-    OpaqueFunction,
-    RegisterEventHandler,
-    SetEnvironmentVariable,
-)
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.conditions import IfCondition
-from launch.event_handlers import OnProcessStart
-from launch.events import matches_action
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration, PathJoinSubstitution
-from launch_ros.actions import LifecycleNode
-from launch_ros.event_handlers import OnStateTransition
-from launch_ros.events.lifecycle import ChangeState
-from launch_ros.parameter_descriptions import ParameterFile
-from launch_ros.substitutions import FindPackageShare
-from lifecycle_msgs.msg import Transition
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from vla_nodes.nodes.launching import common_arguments, lifecycle_node, policy_arguments, started
 
 ARGUMENTS = [
     DeclareLaunchArgument(
@@ -35,26 +22,10 @@ ARGUMENTS = [
         description="Start the simulated robot (sim_node) in place of a real one and its ros2_control.",
     ),
     DeclareLaunchArgument(
-        "robot",
-        default_value="panda",
-        description="Robot: the folder of config/ with its URDF, limits and params.yaml.",
-    ),
-    DeclareLaunchArgument(
         "camera",
         default_value="auto",
         description="Source of camera_node (its parameter 'source'); 'none' starts no camera_node, for a driver that "
         "runs already (remap its topics to camera/...); 'auto' is 'sim' with use_sim, else 'none'.",
-    ),
-    DeclareLaunchArgument(
-        "checkpoint",
-        default_value="",
-        description="Checkpoint folder for the policy (model.safetensors, config.json). Empty: what params_file says.",
-    ),
-    DeclareLaunchArgument(
-        "device",
-        default_value="",
-        choices=["", "auto", "cpu", "cuda"],
-        description="Where the policy computes. Empty: what params_file says.",
     ),
     DeclareLaunchArgument(
         "instruction",
@@ -62,13 +33,6 @@ ARGUMENTS = [
         description="Instruction to start with. Empty: wait for one on the topic 'instruction'.",
     ),
     DeclareLaunchArgument("namespace", default_value="", description="Namespace of every node and relative topic."),
-    DeclareLaunchArgument(
-        "params_file",
-        default_value=PathJoinSubstitution(
-            [FindPackageShare("vla_nodes"), "config", LaunchConfiguration("robot"), "params.yaml"]
-        ),
-        description="Parameters of all nodes, one YAML file. An unknown parameter name in it is an error at configure.",
-    ),
     DeclareLaunchArgument(
         "use_sim_time",
         default_value=LaunchConfiguration("use_sim"),
@@ -87,12 +51,8 @@ ARGUMENTS = [
         choices=["true", "false"],
         description="Start a node again 1 s after it ends; with autostart it then configures and activates itself.",
     ),
-    DeclareLaunchArgument(
-        "log_level",
-        default_value="info",
-        choices=["debug", "info", "warn", "error", "fatal"],
-        description="Level from which the nodes log.",
-    ),
+    *policy_arguments(),
+    *common_arguments(),
 ]
 
 
@@ -132,37 +92,10 @@ def managed_node(context: LaunchContext, name: str, parameters: dict) -> list[La
         # A node that was killed stays matched until its discovery lease is over (20 s with Fast DDS), so a transition
         # requested from here may be answered by nobody: a node that may be started again brings itself up.
         common["autostart"] = True
-    node = LifecycleNode(
-        package="vla_nodes",
-        executable=name,
-        name=name,
-        namespace=LaunchConfiguration("namespace"),
-        parameters=[ParameterFile(LaunchConfiguration("params_file"), allow_substs=True), common | parameters],
-        ros_arguments=["--log-level", LaunchConfiguration("log_level")],
-        output="screen",
-        respawn=respawn,
-        respawn_delay=1.0,
+    node = lifecycle_node(
+        name, common | parameters, LaunchConfiguration("namespace"), respawn=respawn, respawn_delay=1.0
     )
-    if not autostart or respawn:
-        return [node]
-
-    def change(transition: int) -> EmitEvent:
-        return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))
-
-    return [
-        # before the node, so that no event of its start is missed
-        RegisterEventHandler(OnProcessStart(target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)])),
-        # from 'configuring' only: a node that someone deactivates stays inactive
-        RegisterEventHandler(
-            OnStateTransition(
-                target_lifecycle_node=node,
-                start_state="configuring",
-                goal_state="inactive",
-                entities=[change(Transition.TRANSITION_ACTIVATE)],
-            )
-        ),
-        node,
-    ]
+    return [node] if not autostart or respawn else started(node)
 
 
 def generate_launch_description() -> LaunchDescription:

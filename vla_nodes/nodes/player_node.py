@@ -23,24 +23,11 @@ from vla_nodes.nodes.lockstep import LockStep, PlayError
 from vla_nodes.nodes.pacing import FINISH
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.recorder_node import message_type
+from vla_nodes.nodes.topics import OURS
 from vla_nodes.replay.bag import BagError, open_bag
 from vla_nodes.replay.clock import Event, choose, timeline
 from vla_nodes.replay.topics import NAMES, resolve
 
-OURS = [
-    "arm_controller/joint_trajectory",
-    "gripper_controller/joint_trajectory",
-    "vla/preview/arm_controller/joint_trajectory",
-    "vla/preview/gripper_controller/joint_trajectory",
-    "vla/action_chunk",
-    "vla/status",
-    "vla/active_instruction",
-    "vla/last_instruction",
-    "vla/heartbeat",
-    "/diagnostics",
-    "/rosout",
-]
-"""What the nodes say themselves: played, it would fight what they say now."""
 NOT_PLAYED = ("arm", "gripper", "chunk", "status", "active_instruction", "clock")
 """The same as inputs of the pipeline (replay.topics)."""
 LATCHED = ("tf_static", "robot_description", "camera/pose", "sim/scene")
