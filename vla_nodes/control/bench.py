@@ -7,6 +7,7 @@ time, so a busy machine disturbs it less.
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 import tracemalloc
@@ -22,7 +23,7 @@ from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings
 
 ROWS, PERIOD, TICK, LATENCY = 16, 0.1, 0.1, 0.05
-WATCH = 50  # chunks between two looks at the memory
+WATCH, LOOKS = 50, 100  # chunks between two looks at the memory at least; looks at most
 JOINT_STATES = 0.02  # s between measurements
 
 
@@ -61,7 +62,7 @@ def measure(
 ) -> Cost:
     """Submit `count` chunks; the arm follows the reference. `memory` traces every allocation, which slows it down."""
     executor, ms, modes = ChunkExecutor(robot, settings), np.empty(count), Counter()
-    held, blocks = [], np.zeros(count // WATCH + 1, dtype=np.int64)
+    held, blocks, watch = [], [], max(WATCH, count // LOOKS)
     for k, chunk in enumerate(chunks(robot, count, seed)):
         if k == 0:
             executor.observe(chunk.stamp, robot.rest, np.zeros(robot.dof), 0.04)
@@ -72,16 +73,17 @@ def measure(
         for t in chunk.stamp + np.arange(JOINT_STATES, TICK + 1e-9, JOINT_STATES):
             q, qd, _ = executor.reference(float(t))
             executor.observe(float(t), q, qd)
-        if k % WATCH == 0:
-            blocks[k // WATCH] = sys.getallocatedblocks()
+        if k % watch == 0:
+            gc.collect()  # Python's lists of free tuples grow for long, up to their bound: they are not held
+            blocks.append(sys.getallocatedblocks())
         if memory and k == max(count // 10, 50):
             tracemalloc.start()
             held.append(tracemalloc.get_traced_memory()[0])
-        elif memory and k > count // 10 and k % WATCH == 0:
+        elif memory and k > count // 10 and k % watch == 0:
             held.append(tracemalloc.get_traced_memory()[0])
     if memory:
         tracemalloc.stop()
-    return Cost(ms, dict(modes), _growth(blocks.tolist()), _growth(held) if memory else None)
+    return Cost(ms, dict(modes), _growth(blocks), _growth(held) if memory else None)
 
 
 def _growth(held: list[int]) -> int:
