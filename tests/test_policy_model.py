@@ -159,12 +159,25 @@ def test_what_is_not_there_is_refused_until_it_comes_into_view(runtime):
     assert outs[-1].actions is not None
 
 
-def test_what_gets_lost_is_given_up(runtime):
+@pytest.mark.parametrize("opening", [0.0, 1.0])
+def test_what_gets_lost_is_given_up(runtime, opening):
     runtime.engine = Certain(runtime.engine, [0.9] * 5 + [0.01])
     runtime.set_instruction("pick up the cube")
-    outs = [runtime.step(observation(i)) for i in range(6 + runtimes.LOST_TICKS)]
+    runtime.steps = 1  # whatever these untrained weights make of the sentence
+    outs = [runtime.step(dataclasses.replace(observation(i), gripper=opening)) for i in range(6 + runtimes.LOST_TICKS)]
     assert outs[10].actions is not None  # a short occlusion is carried through
     assert outs[4 + runtimes.LOST_TICKS].actions is None and "lost sight" in outs[4 + runtimes.LOST_TICKS].hold_reason
+
+
+def test_what_is_in_hand_may_hide_behind_the_hand(runtime):
+    runtime.engine = Certain(runtime.engine, [0.9] * 5 + [0.01])
+    runtime.set_instruction("pick up the cube")
+    runtime.steps = 1  # whatever these untrained weights make of the sentence
+    count = 3 * runtimes.LOST_TICKS
+    outs = [runtime.step(dataclasses.replace(observation(i), gripper=0.5)) for i in range(count)]
+    assert all(out.actions is not None for out in outs[5:])
+    dropped = [runtime.step(dataclasses.replace(observation(i), gripper=0.0)) for i in range(count, count + runtimes.LOST_TICKS)]
+    assert dropped[-1].actions is None and "lost sight" in dropped[-1].hold_reason
 
 
 def test_reset_and_a_new_instruction_forget_the_history(words):
@@ -191,6 +204,7 @@ def test_reset_and_a_new_instruction_forget_the_history(words):
 def test_no_depth_runs_and_differs(runtime):
     runtime.engine = Certain(runtime.engine, [0.9])
     runtime.set_instruction("pick up the cube")
+    runtime.steps = 1  # whatever these untrained weights make of the sentence
 
     def last(**changes):
         runtime.reset()
@@ -204,6 +218,7 @@ def test_no_depth_runs_and_differs(runtime):
 def test_any_camera_size_and_bad_images(runtime):
     runtime.engine = Certain(runtime.engine, [0.9])
     runtime.set_instruction("pick up the cube")
+    runtime.steps = 1  # whatever these untrained weights make of the sentence
     wide = observation(0, size=64)
     color, depth = np.zeros((96, 128, 3), np.uint8), np.ones((96, 128), np.float32)
     runtime.step(dataclasses.replace(wide, color=color, depth=depth))

@@ -21,6 +21,7 @@ from .model import Instruction, VisualTokens, proprioception
 CERTAIN = 0.65  # grounding probability above which the robot may start
 LOST = 0.1  # and below which a running task is given up, when it stays there
 DECIDE_TICKS = 3  # observations the first decision is averaged over
+HELD = (0.1, 0.9)  # gripper openings between which it has something in hand, which the hand may hide
 LOST_TICKS = 20
 DONE_TICKS = 3  # observations in a row that must call a step done before the next one begins
 MAX_GAP = 0.5  # s between observations beyond which the change since the last one means nothing
@@ -160,7 +161,7 @@ class PolicyRuntime:
         timings = {"vision": 1e3 * (looked - started), "core": 1e3 * (ended - looked), "language": self._language_ms,
                    "total": 1e3 * (ended - started)}  # fmt: skip
         self._language_ms = 0.0
-        reason = self._judge(grounding)
+        reason = self._judge(grounding, HELD[0] < observation.gripper < HELD[1])
         if not reason and not np.isfinite(actions).all():
             reason = "the policy gave actions that are not numbers"
         done = float(output.done.sigmoid())
@@ -170,8 +171,11 @@ class PolicyRuntime:
         return PolicyOutput(None if reason else actions, reason, grounding, PRIMITIVES[int(output.primitive.argmax())],
                             step, done, output.target[0, 0].cpu().numpy(), timings)  # fmt: skip
 
-    def _judge(self, grounding: float) -> str:
-        """Start only on something seen and understood; give up on something lost. Returns why to hold, or ""."""
+    def _judge(self, grounding: float, holding: bool) -> str:
+        """Start only on something seen and understood; give up on something lost, unless it is in hand.
+
+        Returns why to hold still, or "".
+        """
         self._evidence.append(grounding)
         if self._decided is None:
             if len(self._evidence) < DECIDE_TICKS:
@@ -184,7 +188,7 @@ class PolicyRuntime:
                 return ""
             named = f'what "{self.instruction}" names'
             return f"{named} is not in view, or it is nothing this policy can do (certainty {recent:.2f})"
-        self._lost = self._lost + 1 if grounding < LOST else 0
+        self._lost = self._lost + 1 if grounding < LOST and not holding else 0
         if self._lost >= LOST_TICKS:
             self._decided, self._evidence = False, []
             return f'lost sight of what "{self.instruction}" names'

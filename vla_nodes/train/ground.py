@@ -65,11 +65,13 @@ def losses(model: VlaPolicy, batch: dict, reader: Cells | None = None) -> tuple[
         batch["color"], batch["depth"], batch["intrinsics"], batch["camera_pose"], batch["tool"], prepared
     )
     terms, report = {}, {}
+    hidden = torch.zeros_like(batch["grounded"], dtype=torch.bool)  # something named is there and cannot be seen
     for role, name in enumerate(("thing", "goal")):
         cells = (batch["cells"] == role + 1).flatten(1).float()
         present, visible = batch["present"][:, role], cells.sum(1) > 0
         answer = torch.cat([cells / cells.sum(1, keepdim=True).clamp(min=1), (~present).float().unsqueeze(1)], 1)
         counted = visible | ~present  # present but hidden: nothing to learn from this frame
+        hidden |= ~counted
         log_attention = scan.log_attention[:, role]
         terms[f"{name} mask"] = -(answer * log_attention).sum(1)[counted].sum() / counted.sum().clamp(min=1)
         gap = (view.points[:, role] - batch["middle"][:, role]).norm(dim=1)
@@ -92,9 +94,10 @@ def losses(model: VlaPolicy, batch: dict, reader: Cells | None = None) -> tuple[
     answer = (later[None] < batch["steps"][:, None]).float()
     terms["steps"] = F.binary_cross_entropy_with_logits(asked.wanted[:, 1:], answer)
     report["steps right"] = float(((asked.wanted[:, 1:] > 0) == (answer > 0)).all(1).float().mean())
-    terms["grounding"] = F.binary_cross_entropy_with_logits(view.grounding, batch["grounded"])
+    judged = F.binary_cross_entropy_with_logits(view.grounding, batch["grounded"], reduction="none")
+    terms["grounding"] = judged[~hidden].sum() / (~hidden).sum().clamp(min=1)
     said = view.grounding > 0
-    for name, rows in (("yes", batch["grounded"] > 0), ("no", batch["grounded"] == 0)):
+    for name, rows in (("yes", (batch["grounded"] > 0) & ~hidden), ("no", (batch["grounded"] == 0) & ~hidden)):
         report[f"grounded {name}"] = (
             float((said == (batch["grounded"] > 0))[rows].float().mean()) if rows.any() else 1.0
         )
