@@ -176,7 +176,8 @@ def test_what_is_in_hand_may_hide_behind_the_hand(runtime):
     count = 3 * runtimes.LOST_TICKS
     outs = [runtime.step(dataclasses.replace(observation(i), gripper=0.5)) for i in range(count)]
     assert all(out.actions is not None for out in outs[5:])
-    dropped = [runtime.step(dataclasses.replace(observation(i), gripper=0.0)) for i in range(count, count + runtimes.LOST_TICKS)]
+    then = range(count, count + runtimes.LOST_TICKS)
+    dropped = [runtime.step(dataclasses.replace(observation(i), gripper=0.0)) for i in then]
     assert dropped[-1].actions is None and "lost sight" in dropped[-1].hold_reason
 
 
