@@ -7,7 +7,6 @@ time, so a busy machine disturbs it less.
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 import tracemalloc
@@ -74,7 +73,6 @@ def measure(
             q, qd, _ = executor.reference(float(t))
             executor.observe(float(t), q, qd)
         if k % watch == 0:
-            gc.collect()  # Python's lists of free tuples grow for long, up to their bound: they are not held
             blocks.append(sys.getallocatedblocks())
         if memory and k == max(count // 10, 50):
             tracemalloc.start()
