@@ -25,7 +25,8 @@ def model():
 
 def frames(model, count=4):
     prepared = engines.example_instruction(model)
-    return [(*engines.example(model, seed)[0], prepared) for seed in range(count)]
+    # Every other one without depth, as the ticks that engines are proven on have it too: other points, other ranges.
+    return [(*engines.example(model, seed, depth=seed % 2 == 0)[0], prepared) for seed in range(count)]
 
 
 @pytest.fixture(scope="module")
