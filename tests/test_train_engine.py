@@ -7,6 +7,7 @@ from policy_tiny import observation, robot, tiny_model, write_checkpoint
 
 from vla_nodes.policy import engine as engines
 from vla_nodes.policy import engine_files, quantise
+from vla_nodes.policy.model import Instruction
 from vla_nodes.policy.runtime import PolicyOutput, PolicyRuntime
 from vla_nodes.train import engine as command
 
@@ -14,7 +15,7 @@ from vla_nodes.train import engine as command
 def output(shift: float = 0.0, acts: bool = True, certain: float = 0.9) -> PolicyOutput:
     rows = np.zeros((4, 7))
     rows[:, 0] = shift
-    return PolicyOutput(rows if acts else None, "", certain, "reach", np.array([0.4, 0.0, 0.1 + 2 * shift]))
+    return PolicyOutput(rows if acts else None, "", certain, "reach", target=np.array([0.4, 0.0, 0.1 + 2 * shift]))
 
 
 def test_differences_are_in_millimetres_and_over_whole_chunks():
@@ -33,8 +34,10 @@ def test_recorder_keeps_some_looks_and_changes_nothing():
     model = tiny_model()
     recorder = command.Recorder(model)
     runtimes = [PolicyRuntime(model, robot(), engine=e) for e in (recorder, engines.TorchEngine(model))]
+    asked = engines.example_instruction(model)
     for runtime in runtimes:
-        runtime._prepared, runtime._decided = engines.example_instruction(model), True
+        runtime._asked = Instruction(asked.queries[:, None], asked.summary[:, None], torch.ones(1, 1))
+        runtime.steps, runtime._decided = 1, True
     for tick in range(2 * command.EVERY):
         first, second = (runtime.step(observation(tick)) for runtime in runtimes)
         assert np.array_equal(first.actions, second.actions)
