@@ -7,7 +7,6 @@ from policy_tiny import observation, robot, tiny_model, write_checkpoint
 
 from vla_nodes.policy import engine as engines
 from vla_nodes.policy import engine_files, quantise
-from vla_nodes.policy.model import Instruction
 from vla_nodes.policy.runtime import PolicyOutput, PolicyRuntime
 from vla_nodes.train import engine as command
 
@@ -34,10 +33,8 @@ def test_recorder_keeps_some_looks_and_changes_nothing():
     model = tiny_model()
     recorder = command.Recorder(model)
     runtimes = [PolicyRuntime(model, robot(), engine=e) for e in (recorder, engines.TorchEngine(model))]
-    asked = engines.example_instruction(model)
     for runtime in runtimes:
-        runtime._asked = Instruction(asked.queries[:, None], asked.summary[:, None], torch.ones(1, 1))
-        runtime.steps, runtime._decided = 1, True
+        runtime.follow(engines.example_instruction(model))
     for tick in range(2 * command.EVERY):
         first, second = (runtime.step(observation(tick)) for runtime in runtimes)
         assert np.array_equal(first.actions, second.actions)

@@ -171,8 +171,7 @@ def build(args, precisions: list[str], dtype: torch.dtype, scratch: Path, length
 
     def contender(name: str, model: VlaPolicy, engine, core) -> parts.Contender:
         runtime = PolicyRuntime(model, robot, args.device, engine)
-        runtime._prepared = ssm.map_state(lambda t: t.to(args.device), engines.example_instruction(model))
-        runtime._decided = True
+        runtime.follow(ssm.map_state(lambda t: t.to(args.device), engines.example_instruction(model)))
         return parts.Contender(name, model, runtime, core, engine.error)
 
     found, core_only = [], {}

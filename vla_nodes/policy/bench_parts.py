@@ -162,12 +162,14 @@ class Clock:
 def time_round(run: Run, clock: Clock, tick: int, device: str) -> None:
     """One tick of everything, noted in the run, whose state it advances."""
     model, runtime = run.contender.model, run.contender.runtime
-    engine, prepared = runtime.engine, runtime._prepared
+    engine, prepared = runtime.engine, runtime._asked.at(0)
     (color, *others), body = ssm.map_state(lambda t: t.to(device), engines.example(model, tick))
     images = (engines.in_bytes(color), *others)
     seen = observation(tick, model.config.image_size, model.config.joints)
     runtime._state = run.state
-    _, ms = clock(runtime.step, seen)
+    output, ms = clock(runtime.step, seen)
+    if not output.timings:
+        raise RuntimeError(f"the tick that was to be timed did not run: {output.hold_reason}")
     run.note("tick", ms)
     view, ms = clock(engine.look, *images, prepared)
     run.note("vision", ms)

@@ -16,7 +16,7 @@ import torch
 from . import checkpoint as checkpoints
 from . import engine as engines
 from .config import PRIMITIVES
-from .model import Instruction, VisualTokens, proprioception
+from .model import Instruction, Prepared, VisualTokens, proprioception
 
 CERTAIN = 0.65  # grounding probability above which the robot may start
 LOST = 0.1  # and below which a running task is given up, when it stays there
@@ -123,6 +123,14 @@ class PolicyRuntime:
         self._language_ms = 1e3 * (time.perf_counter() - started)
         self.instruction = text
         self.reset()
+
+    def follow(self, prepared: Prepared) -> None:
+        """One step as the model prepared it, with a new history and no look at whether it can be done: to measure."""
+        row = (part.unsqueeze(1) for part in prepared)
+        self._asked = Instruction(*row, wanted=prepared.summary.new_ones(1, 1))
+        self.steps = 1
+        self.reset()
+        self._decided = True
 
     def reset(self) -> None:
         """Forget the history (on activation, a new instruction or a clock jump); the instruction stays."""
