@@ -142,8 +142,6 @@ class FrameSampler:
         cells = np.zeros_like(segmentation)
         wanted, present, middle = np.zeros(2, bool), np.zeros(2, bool), np.zeros((2, 3), np.float32)
         aim, possible = np.full(3, np.nan, np.float32), bool(steps)
-        shown = np.array([named(""), *map(named, things)], np.uint8)[segmentation].transpose(2, 0, 1)
-        centre = np.concatenate([np.zeros((1, 3), np.float32), places])[segmentation].transpose(2, 0, 1)
         if steps:
             step = steps[at]
             for role, name in enumerate((step.thing, step.goal)):
@@ -157,7 +155,12 @@ class FrameSampler:
                 aim = destination(step, places[things.index(step.goal)]).astype(np.float32)
             shut = float(episode.arrays["drawer_opening"][tick]) < 0.08
             possible = bool((present == wanted).all()) and not (step.goal == "drawer" and shut and at == 0)
-        color, depth = (like.color, like.depth) if like else (episode.color(tick), episode.depth(tick))
+        if like:  # the same image: all that does not depend on the question is there
+            color, depth, shown, centre = like.color, like.depth, like.shown, like.centre
+        else:
+            color, depth = episode.color(tick), episode.depth(tick)
+            shown = np.array([named(""), *map(named, things)], np.uint8)[segmentation].transpose(2, 0, 1)
+            centre = np.concatenate([np.zeros((1, 3), np.float32), places])[segmentation].transpose(2, 0, 1)
         return Frame(
             tick, color, depth, np.asarray(header["intrinsics"], np.float32),
             np.asarray(header["camera_pose"], np.float32), episode.arrays["ee_pose"][tick, :3, 3].astype(np.float32),
