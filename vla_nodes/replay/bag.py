@@ -381,7 +381,7 @@ def _reason(file: Path, error: Exception) -> str:
         return f"truncated, the recording was cut off ({_line(error)})"
     if not magic.startswith(b"SQLite format 3\0"):
         return "not a sqlite3 file"
-    return f"truncated or damaged ({_line(error)})"
+    return f"truncated or damaged ({_line(error).removeprefix(f'Cannot open database {file}: ')})"
 
 
 def _nearest(topic: str, topics: Collection[str]) -> str:
