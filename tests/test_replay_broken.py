@@ -26,7 +26,7 @@ def policy(tmp_path_factory):
 
 
 def run(policy, bag, out, *arguments):
-    return main([str(bag), "--checkpoint", str(policy), "--out", str(out), *arguments])
+    return main([str(bag), "--checkpoint", str(policy), "--engine", "torch", "--out", str(out), *arguments])
 
 
 def refused(policy, capsys, bag, *words, arguments=()):
@@ -330,7 +330,6 @@ def crowded(policy, bag, folder):
         (["--instruction", "x" * 1000], "instruction refused"),
         (["--latency", "-1"], "--latency"),
         (["--update"], "--golden"),
-        (["--engine", "auto", "--golden", "x.json", "--update"], "name one"),
         (["--clock", "topic"], "no /clock"),
         (["--params", "/nowhere.yaml"], "/nowhere.yaml"),
     ],

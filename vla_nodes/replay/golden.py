@@ -136,6 +136,8 @@ def read(path: Path) -> dict:
         golden = json.loads(path.read_text(encoding="utf-8"), object_hook=_unpack)
         if golden["format"] != FORMAT:
             raise ValueError(f"format {golden['format']}, this is format {FORMAT}: write it anew with --update")
+        if not isinstance(golden["settings"], dict):
+            raise ValueError("it has no settings")
         for name in ("steps", "times", "actions", "commands"):
             if not isinstance(golden[name], np.ndarray):
                 raise ValueError(f"'{name}' is no array")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ class Session:
     remaps: Sequence[str] = ()
     namespace: str = ""
     topics: Topics = field(init=False)
+    began: float = field(default_factory=time.perf_counter)  # what a user waits for is counted from here
 
     def __post_init__(self) -> None:
         p = self.parameters["policy_node"]
@@ -112,14 +115,20 @@ def load(checkpoint: Path, policy: dict[str, Any]) -> Any:
     import cv2
     import torch
 
+    from vla_nodes.policy.engine import EXPORTED, EngineError
     from vla_nodes.policy.runtime import PolicyRuntime
 
     if policy["device"] == "cuda":
         raise ReplayError("policy_node.device is cuda: replay runs on the CPU, where equal inputs give equal bytes")
     torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which imports a compiler for seconds
     cv2.setNumThreads(1)
+    # On the robot auto is what is fastest at the moment; here it must be the same from run to run.
+    names = [*filter(find_spec, EXPORTED), "torch"] if policy["engine"] == "auto" else [policy["engine"]]
     try:
-        return PolicyRuntime.load(checkpoint, "cpu", policy["threads"], policy["engine"])
+        for name in names[:-1]:
+            with suppress(EngineError):
+                return PolicyRuntime.load(checkpoint, "cpu", policy["threads"], name)
+        return PolicyRuntime.load(checkpoint, "cpu", policy["threads"], names[-1])
     except ValueError as error:
         raise ReplayError(str(error)) from None
 
