@@ -325,7 +325,7 @@ def crowded(policy, bag, folder):
         (["--set", "policy_node.slop=wide"], "must be float"),
         (["--set", "action_node.velocity_scale=nan"], "velocity_scale"),
         (["--set", "slop=1"], "NODE.PARAMETER=VALUE"),
-        (["--set", "policy_node.camera_pose_source=tf"], "--camera-pose"),
+        (["--set", "policy_node.camera_pose_source=tf"], "neither /tf nor /tf_static is in the bag"),
         (["--camera-pose", "0", "0", "0", "0", "0", "0", "0"], "quaternion"),
         (["--instruction", "x" * 1000], "instruction refused"),
         (["--latency", "-1"], "--latency"),

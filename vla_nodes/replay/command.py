@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     parameters = load(args.params, args.set)
     policy = parameters["policy_node"]
     policy["engine"] = args.engine or policy["engine"]
-    if args.camera_pose:
+    if args.camera_pose is not None:
         policy["camera_pose_source"], policy["camera_pose"] = "parameter", list(args.camera_pose)
     expected = goldens.read(args.golden) if args.golden and not args.update else None
     if args.golden and policy["engine"] == "auto":

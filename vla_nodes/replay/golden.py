@@ -29,7 +29,8 @@ from vla_nodes.replay.driver import Sink, Step
 FORMAT = 1
 TOLERANCE = 1e-3
 MAX_BYTES = 256 << 20
-USED = ("color", "info", "depth", "joints", "instruction", "active_instruction", "camera_pose", "clock")
+USED = ("color", "info", "depth", "joints", "instruction", "active_instruction", "camera_pose", "tf", "tf_static",
+        "clock")  # fmt: skip
 VECTOR = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve", "bf16", "i8mm")
 LIBRARIES = ("torch", "numpy", "openvino", "onnxruntime", "pin", "ruckig", "opencv-python-headless")
 

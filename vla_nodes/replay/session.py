@@ -16,7 +16,7 @@ from vla_nodes.replay import clock as clocks
 from vla_nodes.replay.bag import Bag, BagError
 from vla_nodes.replay.driver import Replay, Sink
 from vla_nodes.replay.sinks import Fan, copied
-from vla_nodes.replay.topics import Topics, resolve
+from vla_nodes.replay.topics import ON_DEMAND, Topics, resolve
 from vla_nodes.share import share_path
 
 LATENCY = 0.05
@@ -44,13 +44,14 @@ class Session:
 
     def __post_init__(self) -> None:
         p = self.parameters["policy_node"]
-        if p["camera_pose_source"] == "tf":
-            raise ReplayError("camera_pose_source tf needs a running tf2: give --camera-pose X Y Z QX QY QZ QW")
         needed = ["color", "info", "joints"]
         needed += ["depth"] if p["use_depth"] else []
         needed += ["camera_pose"] if p["camera_pose_source"] == "topic" else []
         self.instruction = self.instruction or p["instruction"]
-        self.topics = resolve(self.bag, self.remaps, self.namespace, needed)
+        also = ON_DEMAND if p["camera_pose_source"] == "tf" else ()
+        self.topics = resolve(self.bag, self.remaps, self.namespace, needed, also)
+        if also and not any(self.topics[name] for name in also):
+            raise BagError(f"{self.bag.path}: camera_pose_source is tf, and neither /tf nor /tf_static is in the bag")
         if not self.instruction and not (self.topics["instruction"] or self.topics["active_instruction"]):
             raise BagError(f"{self.bag.path}: no instruction in the recording: give one with --instruction")
         self.clock = clocks.choose(self.bag, self.topics, self.clock)
