@@ -25,6 +25,7 @@ from vla_nodes.control.trajectory import refusal, sample
 from vla_nodes.share import share_path
 from vla_nodes.sim.joint_trajectory_controller import JointTrajectoryController
 
+STREAMS = int(os.environ.get("VLA_STREAMS", "40"))
 RATE = 1e-3
 FINGER = ("panda_finger_joint1",)
 
@@ -200,8 +201,9 @@ def run_stream(seed, robot, counts):
         executor.observe(t, q, qd, 0.02)
 
 
+@pytest.mark.timeout(300 + STREAMS)
 def test_streams(robots):
-    streams, start = int(os.environ.get("VLA_STREAMS", "40")), int(os.environ.get("VLA_SEED", "0"))
+    streams, start = STREAMS, int(os.environ.get("VLA_SEED", "0"))
     counts = Counter()
     for seed in range(start, start + streams):
         try:
