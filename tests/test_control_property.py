@@ -110,6 +110,7 @@ def check_limits(arm, limits, robot, outside):
     near = np.flatnonzero(robot.tool_speed(q[::10], qd[::10]) > 0.9 * limits.tool_speed)
     near = np.unique(np.clip(10 * near[:, None] + np.arange(-5, 6), 0, len(q) - 1))
     assert near.size == 0 or robot.tool_speed(q[near], qd[near]).max() <= limits.tool_speed
+    assert np.diff(arm.times).min() > 1e-3  # in less, a nanosecond's rounding would be an acceleration
     assert not arm.velocities[-1].any() and not arm.accelerations[-1].any()
 
 
