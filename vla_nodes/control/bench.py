@@ -64,7 +64,7 @@ def measure(
     robot: RobotModel, count: int, settings: ExecutorSettings | None = None, memory: bool = False, seed: int = 0
 ) -> Cost:
     """Submit `count` chunks; the arm follows the reference. `memory` traces every allocation, which slows it down."""
-    executor, ms, modes = ChunkExecutor(robot, settings), np.empty(count), Counter()
+    executor, ms, modes = ChunkExecutor(robot, settings), np.full(count, np.nan), Counter()
     held, watch = [], max(WATCH, count // LOOKS)
     looks = np.zeros((2, -(-count // watch)), dtype=int)  # made beforehand: what is noted must not count
     for k, chunk in enumerate(chunks(robot, count, seed)):
