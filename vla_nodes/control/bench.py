@@ -7,12 +7,14 @@ time, so a busy machine disturbs it less.
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -29,18 +31,20 @@ JOINT_STATES = 0.02  # s between measurements
 @dataclass(frozen=True)
 class Cost:
     """ms: (N,) CPU time of `submit` per chunk; modes: how often each way to join was taken; blocks: Python's memory
-    blocks held more in the last third of the chunks than in the one before; growth: the same in bytes, numpy's
-    included (None if allocations were not traced)."""
+    blocks held more in the last third of the chunks than in the one before; resident: the same of the process's
+    resident memory, kB, that of the libraries in C++ included (0 where the system does not say); growth: of what Python
+    and numpy hold, bytes (None if allocations were not traced)."""
 
     ms: np.ndarray
     modes: dict[str, int]
     blocks: int
+    resident: int
     growth: int | None
 
     def __str__(self) -> str:
         p50, p99 = np.percentile(self.ms, [50, 99])
         text = f"{len(self.ms)} chunks of {ROWS} rows: CPU p50 {p50:.2f} ms, p99 {p99:.2f} ms ({self.modes})"
-        text += f"; {self.blocks:+d} memory blocks held over the last third"
+        text += f"; over the last third {self.blocks:+d} memory blocks held, {self.resident:+d} kB resident"
         return text if self.growth is None else f"{text}, {self.growth:+d} bytes"
 
 
@@ -60,8 +64,9 @@ def measure(
     robot: RobotModel, count: int, settings: ExecutorSettings | None = None, memory: bool = False, seed: int = 0
 ) -> Cost:
     """Submit `count` chunks; the arm follows the reference. `memory` traces every allocation, which slows it down."""
-    executor, ms, modes = ChunkExecutor(robot, settings), np.empty(count), Counter()
-    held, blocks, watch = [], [], max(WATCH, count // LOOKS)
+    executor, ms, modes = ChunkExecutor(robot, settings), np.full(count, np.nan), Counter()
+    held, watch = [], max(WATCH, count // LOOKS)
+    looks = np.zeros((2, -(-count // watch)), dtype=int)  # made beforehand: what is noted must not count
     for k, chunk in enumerate(chunks(robot, count, seed)):
         if k == 0:
             executor.observe(chunk.stamp, robot.rest, np.zeros(robot.dof), 0.04)
@@ -73,7 +78,8 @@ def measure(
             q, qd, _ = executor.reference(float(t))
             executor.observe(float(t), q, qd)
         if k % watch == 0:
-            blocks.append(sys.getallocatedblocks())
+            gc.collect()  # frees what Python keeps of dead tuples for reuse: up to 2000 of each size, counted as blocks
+            looks[:, k // watch] = sys.getallocatedblocks(), _resident()
         if memory and k == max(count // 10, 50):
             tracemalloc.start()
             held.append(tracemalloc.get_traced_memory()[0])
@@ -81,7 +87,15 @@ def measure(
             held.append(tracemalloc.get_traced_memory()[0])
     if memory:
         tracemalloc.stop()
-    return Cost(ms, dict(modes), _growth(blocks), _growth(held) if memory else None)
+    blocks, resident = (_growth(x.tolist()) for x in looks)
+    return Cost(ms, dict(modes), blocks, resident, _growth(held) if memory else None)
+
+
+def _resident() -> int:
+    """kB of this process in memory (Linux)."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(x.split()[1]) for x in lines if x.startswith("VmRSS")), 0)
 
 
 def _growth(held: list[int]) -> int:

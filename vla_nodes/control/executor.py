@@ -26,7 +26,7 @@ from vla_nodes.control.path import ChunkPath, TimeLaw, smoothed, time_law
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.rows import JointRows, joint_rows
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
-from vla_nodes.control.splice import hold, join_path, joined, with_prefix
+from vla_nodes.control.splice import clear_of_knots, hold, join_path, joined, with_prefix
 from vla_nodes.control.stop import approach, come_to_rest
 from vla_nodes.control.trajectory import Trajectory, sample
 
@@ -198,7 +198,9 @@ class ChunkExecutor:
     # -- parts of submit ---------------------------------------------------------------------------------------
 
     def _begin(self, now: float) -> float:
-        return math.ceil((now + self.settings.lead) / self.settings.knot - 1e-6) * self.settings.knot
+        knot = self.settings.knot
+        begin = math.ceil((now + self.settings.lead) / knot - 1e-6) * knot
+        return begin if self._plan is None else clear_of_knots(self._plan, begin, knot)
 
     def _base(self, now: float) -> Trajectory | None:
         if self._plan is not None:

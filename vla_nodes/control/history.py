@@ -8,7 +8,8 @@ import numpy as np
 
 
 class JointHistory:
-    """Measured joint positions of the last `keep` seconds, interpolated between measurements.
+    """Measured joint positions of the last `keep` seconds, interpolated between measurements. A measurement older than
+    all of them begins anew: the clock they were stamped by was wrong, or was set back.
 
     Args: joints: J; keep: s; gap: s, how far from an asked time the nearest measurement may be.
     """
@@ -24,12 +25,14 @@ class JointHistory:
 
     def observe(self, stamp: float, q: np.ndarray, qd: np.ndarray) -> bool:
         """Positions and velocities (J,) at `stamp`, s. Whether they count: a measurement that is not finite, of another
-        size or not later than the last one does not (a clock that jumped is the safety gate's business)."""
-        if self._seen and stamp <= self._seen[-1][0]:
+        size or not later than the last one does not."""
+        if self._seen and self._seen[-1][0] - self._keep <= stamp <= self._seen[-1][0]:
             return False
         q, qd = np.array(q, dtype=float), np.asarray(qd, dtype=float)
         if q.shape != self._shape or qd.shape != self._shape or not (np.isfinite(q).all() and np.isfinite(qd).all()):
             return False
+        if self._seen and stamp < self._seen[-1][0]:
+            self._seen.clear()
         self._seen.append((stamp, q))
         while self._seen[0][0] < stamp - self._keep:
             self._seen.popleft()

@@ -64,7 +64,7 @@ class RobotModel:
             config/<robot name in the URDF>/limits.yaml among the package's shared files.
 
     Attributes (J = number of arm joints, rad, s): joint_names, lower, upper, max_velocity, max_acceleration,
-    max_jerk (J,); max_tool_speed (m/s); rest (J,); gripper (None if the limits name none);
+    max_jerk (J,); max_tool_speed (m/s); rest (J,); gripper (None if the limits name none); base_frames (names of base);
     lever (J,) m: an upper bound of how far the tool can be from each joint's axis.
 
     Raises: RobotError, FileNotFoundError.
@@ -89,6 +89,10 @@ class RobotModel:
         missing = [name for name in names if not full.existJointName(name)]
         if missing or not names:
             raise RobotError(f"the URDF lacks arm joint {missing[0] if missing else '(none given)'}; has {chain}")
+        self.base_frames = tuple(
+            frame.name for frame in full.frames
+            if frame.type == pinocchio.FrameType.BODY and frame.parentJoint == 0 and frame.placement.isIdentity(1e-6)
+        )  # fmt: skip
         locked = [i for i in range(1, full.njoints) if full.names[i] not in names]
         self._model = pinocchio.buildReducedModel(full, locked, pinocchio.neutral(full))
         order = tuple(self._model.names[i] for i in range(1, self._model.njoints))
@@ -184,8 +188,8 @@ class RobotModel:
             where = Path(limits) if limits is not None else share_path(f"config/{self.name}/limits.yaml")
             try:
                 limits = yaml.safe_load(where.read_text())
-            except yaml.YAMLError as error:
-                raise RobotError(f"{where}: not YAML: {error}") from error
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise RobotError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
         try:
             joints = limits["joints"]
             self.max_acceleration = np.array([float(joints[n]["acceleration"]) for n in self.joint_names])
@@ -201,8 +205,13 @@ class RobotModel:
             raise RobotError(f"{where}: missing or wrong entry: {error!r} (see config/panda/limits.yaml)") from error
         if self.rest.shape != (self.dof,):
             raise RobotError(f"{where}: rest needs {self.dof} values, has {self.rest.size}")
-        if min(self.max_acceleration.min(), self.max_jerk.min(), self.max_tool_speed) <= 0:
-            raise RobotError(f"{where}: accelerations, jerks and tool_speed must be above zero")
+        if not all(0.0 < x < np.inf for x in (*self.max_acceleration, *self.max_jerk, self.max_tool_speed)):
+            raise RobotError(f"{where}: accelerations, jerks and tool_speed must be finite and above zero")
+        if not ((self.rest >= self.lower) & (self.rest <= self.upper)).all():
+            raise RobotError(f"{where}: rest {self.rest.tolist()} is not within the joint limits of the URDF")
+        g = self.gripper
+        if g is not None and not (0.0 < abs(g.open - g.closed) < np.inf and 0.0 < g.speed < np.inf):
+            raise RobotError(f"{where}: gripper needs closed and open that differ and a speed above zero, all finite")
 
 
 def read_urdf(urdf: str | Path) -> str:
@@ -212,7 +221,10 @@ def read_urdf(urdf: str | Path) -> str:
         path = Path(urdf)
         if not path.is_file():
             raise FileNotFoundError(f"URDF {path} does not exist")
-        text = path.read_text()
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError as error:
+            raise RobotError(f"URDF {path} is not text: {error}") from error
     if len(text) > MAX_URDF_BYTES or "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise RobotError("URDF refused: too large, or it declares XML entities")
     return text

@@ -26,8 +26,8 @@ _LOOK = np.linspace(0.0, 1.0, 11)  # where on a candidate the limits are looked 
 _LOOKS = quintic_weights(_LOOK).transpose(1, 0, 2).reshape(-1, 5)  # positions, then velocities, then ...
 _NOW = np.zeros(1)
 # Times, over that of the path's end, at which an arm that is behind may arrive there. They are close to each other at
-# first: an arm that takes a third longer than it needs makes up for nothing while chunks go on.
-_LATER = np.concatenate([1.15 ** np.arange(1, 6), 1.15**5 * 1.6 ** np.arange(1, 4)])
+# first: an arm that takes a tenth longer than it needs, chunk after chunk, makes up for little.
+_LATER = np.concatenate([1.03 ** np.arange(1, 25), 1.03**24 * 1.6 ** np.arange(1, 4)])
 _APART = 1.1  # one candidate's time over the one before
 
 
@@ -88,7 +88,7 @@ def join_path(
     followed = len(t) - len(_LATER)  # later than the path's end: to where it ends
     chosen, least = [], 1e-6
     for i, x in enumerate(t.tolist()):
-        if x >= least:
+        if x >= least or i >= followed:
             chosen.append(i)
             least = _APART * x
     s, ds, dds = law.evaluate(t)
@@ -155,6 +155,17 @@ def slow_along(base: Trajectory, begin: float, duration: float, knot: float) -> 
     return Trajectory(base.joint_names, t, q, qd, qdd, begin)
 
 
+def clear_of_knots(base: Trajectory, at: float, knot: float, earlier: bool = False) -> float:
+    """`at`, absolute s, moved on (or back) by eighths of a knot until no point of `base` is so near that the segment
+    between them would be distorted by a message's whole nanoseconds."""
+    step, near = (-0.125 if earlier else 0.125) * knot, knot / 16
+    while True:
+        away = np.abs(base.times - (at - base.stamp))
+        if not ((away > 1e-9) & (away < near)).any():
+            return at
+        at += step
+
+
 def with_prefix(base: Trajectory, now: float, after: Trajectory, knot: float, history: int = 2) -> Trajectory:
     """`after` preceded by the base's own motion from `history` knots before now.
 
@@ -163,8 +174,8 @@ def with_prefix(base: Trajectory, now: float, after: Trajectory, knot: float, hi
     are kept (part of a quintic is the same quintic), so nothing between them changes either.
     """
     end = after.stamp - base.stamp  # all times below count from the base's start, exact multiples of a knot
-    first = max((math.floor(now / knot) - history) * knot - base.stamp, float(base.times[0]))
-    first = min(first, end - knot)
+    first = min((math.floor(now / knot) - history) * knot - base.stamp, end - knot)
+    first = max(clear_of_knots(base, base.stamp + first, knot, earlier=True) - base.stamp, float(base.times[0]))
     q, qd, qdd = sample(base, first)
     i, k = (int(base.times.searchsorted(x)) for x in (first + 1e-9, end - 1e-9))
     return Trajectory(

@@ -80,6 +80,9 @@ class JointReader:
                     f"joint_states lacks {', '.join(missing)} (it has {found}): "
                     "remap joint_states to the arm's, or set parameter joint_map"
                 )
+            double = [name for name in self._wanted if names.count(name) > 1]
+            if double:
+                raise JointStatesError(f"joint_states names {', '.join(double)} more than once: which is it?")
             self._index = np.array([names.index(name) for name in self._wanted], dtype=int)
             self._seen = names
         if len(position) != len(names):

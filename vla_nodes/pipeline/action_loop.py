@@ -51,12 +51,15 @@ class ActionLoop:
     def joints(self, message: Any, steady: float) -> Answer:
         """A joint_states message, while active."""
         read = self.read_joints(message)
-        return Answer() if read is None else self.core.joints(seconds(message.header.stamp), *read, steady)
+        if read is None:
+            new = self.core.gate.refused("bad_joint_states")
+            return Answer(cause="bad_joint_states", reason=self.joint_problem, new=new)
+        return self.core.joints(seconds(message.header.stamp), *read, steady)
 
     def chunk(self, message: Any, now: float) -> Answer:
         """An ActionChunk message, while active."""
         try:
-            chunk = chunk_from(message)
+            chunk = chunk_from(message, self.core.robot)
         except ValueError as error:
             return Answer(cause="malformed", reason=str(error), new=self.core.gate.refused("malformed"))
         self.idle = ""  # a policy that sends chunks runs; its status is on the way

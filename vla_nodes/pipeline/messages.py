@@ -7,12 +7,15 @@ through the same code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vla_nodes.control.chunk import MAX_COLUMNS, MAX_ROWS, ActionChunk, ActionSpace
 from vla_nodes.control.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from vla_nodes.control.robot import RobotModel
 
 MAX_POINTS = 4096
 """Most points of a JointTrajectory taken."""
@@ -102,8 +105,9 @@ def trajectory_from(message: Any) -> Trajectory:
     )
 
 
-def chunk_from(message: Any) -> ActionChunk:
-    """ActionChunk message to chunk. ValueError where it contradicts itself or names a space that does not exist."""
+def chunk_from(message: Any, robot: RobotModel) -> ActionChunk:
+    """ActionChunk message to chunk. ValueError where it contradicts itself, or names a space that does not exist, or
+    columns or a frame that are not this robot's. Names and frame may be left out where the space says them."""
     rows, columns = message.horizon, message.dim
     if not (1 <= rows <= MAX_ROWS and 1 <= columns <= MAX_COLUMNS):
         raise ValueError(f"chunk of {rows} x {columns} actions: 1 x 1 to {MAX_ROWS} x {MAX_COLUMNS} are accepted")
@@ -113,7 +117,14 @@ def chunk_from(message: Any) -> ActionChunk:
         space = ActionSpace(message.action_space)
     except ValueError:
         known = ", ".join(s.value for s in ActionSpace)
-        raise ValueError(f"action_space '{message.action_space[:40]}' is none of {known}") from None
+        raise ValueError(f"action_space {message.action_space[:40]!r} is none of {known}") from None
+    names, expected = tuple(message.names), COLUMNS.get(space, (*robot.joint_names, "gripper"))
+    if names != expected and (names or space not in COLUMNS):
+        given = ", ".join(names)[:200] or "none"
+        raise ValueError(f"{space.value} has the columns {', '.join(expected)}, in this order; named are {given!r}")
+    frame = message.header.frame_id
+    if frame and space in COLUMNS and frame not in robot.base_frames:
+        raise ValueError(f"chunk is in frame {frame[:40]!r}, the arm's base is {' or '.join(robot.base_frames)}")
     actions = np.frombuffer(message.actions, dtype=np.float32).astype(float).reshape(rows, columns)
     return ActionChunk(seconds(message.header.stamp), message.instruction, message.period, space, actions)
 

@@ -178,7 +178,7 @@ class Replay(PolicySide):
             fields = chunk_fields(self.core.runtime.config, ticket.instruction, output.actions)
             self.sink.chunk(self._now, fields, ns)
             started = time.perf_counter()
-            answer = self.action.chunk(_Message(stamp, fields), self.seconds)
+            answer = self.action.chunk(_Message(stamp, self.core.runtime.config.base_frame, fields), self.seconds)
             self._answer(answer, ns, time.perf_counter() - started)
 
     def watched(self) -> None:
@@ -214,11 +214,12 @@ class Replay(PolicySide):
 class _Message:
     """An ActionChunk message's fields with its header, as action_node gets it."""
 
-    def __init__(self, stamp: Any, fields: dict[str, Any]) -> None:
+    def __init__(self, stamp: Any, frame_id: str, fields: dict[str, Any]) -> None:
         self.__dict__.update(fields)
-        self.header = _Header(stamp)
+        self.header = _Header(stamp, frame_id)
 
 
 @dataclass(frozen=True)
 class _Header:
     stamp: Any
+    frame_id: str

@@ -68,8 +68,8 @@ class JointTrajectoryController:
                 raise RuntimeError("controller has no reference yet: call hold(q) with the measured positions first")
             return self._held.copy(), np.zeros_like(self._held), np.zeros_like(self._held)
         t = now - self._start
-        if t >= trajectory.times[0]:
-            return sample(trajectory, t)
+        if t > trajectory.times[0] - 1e-9:  # messages know whole nanoseconds only: nothing lies between
+            return sample(trajectory, max(t, float(trajectory.times[0])))
         at, q, qd, qdd = self._before
         begin, first = at - self._start, trajectory.times[0]
         v1 = None if trajectory.velocities is None else trajectory.velocities[:1]

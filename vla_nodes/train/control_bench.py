@@ -10,8 +10,9 @@ are then played by every executor at every latency. Closed loop: the policy sees
                 at the row for now: latency compensated as well as a stock controller can, without blending or limits
     mean        the same, with the exponentially weighted mean of recent chunks (ACT, Zhao et al. 2023, section IV.B)
 
-Jerk is that of the measured tool at 100 Hz; the tracking error is the tool's distance from where the newest observed
-chunk wanted it at that instant.
+Jerk is that of the measured tool at 100 Hz, except while the hand touches the drawer or the table: these then set it,
+slipping and sticking, whatever the executor does. The tracking error is the tool's distance from where the newest
+observed chunk wanted it at that instant.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ class Player(Rollout):
         self._recent: deque[tuple[float, ActionChunk]] = deque(maxlen=MEMORY if executor == "mean" else 1)
         self._next = math.inf  # when the next point is due
         self.records: list[SeamRecord] = []
+        model = world.model
+        root = model.body_rootid[model.geom_bodyid]
+        self._robot = root == model.body("panda_link0").rootid[0]
+        self._movable = model.body_dofnum[root] == 6  # what the hand may carry, unlike drawer and table
 
     def play(self, chunk: ActionChunk) -> None:
         """A chunk of joint positions has come."""
@@ -88,6 +93,13 @@ class Player(Rollout):
                 self.hand_over(point, now)
             self._next = now + self._recent[-1][1].period
         self.run(STEP)
+
+    @property
+    def braced(self) -> bool:
+        """Whether the robot touches what it cannot carry."""
+        geoms = self.world.data.contact.geom
+        one = self._robot[geoms]
+        return bool((one.any(axis=1) & ~(one | self._movable[geoms]).all(axis=1)).any()) if len(geoms) else False
 
     def _point(self, now: float) -> ExecutorOutput | None:
         """One point, a period ahead, of every chunk's row for it: rows count from the chunk's arrival."""
@@ -118,7 +130,7 @@ def _whole(chunk: ActionChunk) -> ExecutorOutput:
 @dataclass
 class Played:
     """One episode: what it was, whether it succeeded, the tool (T, 3) m at every STEP, where it was wanted (T, 3) m
-    (NaN before the first chunk), the chunks and, of ours, the seams."""
+    (NaN before the first chunk), whether the robot touched drawer or table (T,), the chunks and, of ours, the seams."""
 
     executor: str
     latency: float
@@ -126,13 +138,15 @@ class Played:
     success: bool
     tool: np.ndarray
     wanted: np.ndarray
+    braced: np.ndarray
     chunks: list[ActionChunk]
     records: list[SeamRecord]
 
     @property
     def jerk(self) -> np.ndarray:
-        """(T - 3,) m/s^3."""
-        return np.linalg.norm(np.diff(self.tool, 3, axis=0), axis=1) / STEP**3
+        """(T',) m/s^3 where the robot touched nothing but what it carries."""
+        jerk = np.linalg.norm(np.diff(self.tool, 3, axis=0), axis=1) / STEP**3
+        return jerk[~np.lib.stride_tricks.sliding_window_view(self.braced, 4).any(axis=1)]
 
     @property
     def error(self) -> np.ndarray:
@@ -150,7 +164,7 @@ def play(
     camera = Camera(world) if isinstance(source, PolicyRuntime) else None
     if camera is not None:
         source.set_instruction(text)
-    made, coming, tool, wanted = [], deque(), [], []
+    made, coming, tool, wanted, braced = [], deque(), [], [], []
     recorded = deque() if camera is not None else deque(source)
     limit = suites.time_limit(task) if camera is not None else source[-1].stamp + latency + suites.STEP_LIMIT / 10
     due = world.time
@@ -168,13 +182,14 @@ def play(
                 player.play(coming.popleft())
             player.step()
             tool.append(world.tool_pose()[:3, 3])
+            braced.append(player.braced)
             wanted.append(_wanted(made[-1], world.time) if made else np.full(3, np.nan))
             judge.update(world)
     finally:
         if camera is not None:
             camera.close()
-    return Played(executor, latency, scene.seed, judge.succeeded, np.array(tool), np.array(wanted), made,
-                  player.records)  # fmt: skip
+    return Played(executor, latency, scene.seed, judge.succeeded, np.array(tool), np.array(wanted),
+                  np.array(braced), made, player.records)  # fmt: skip
 
 
 def _ask(policy: PolicyRuntime, player: Player, camera: Camera, text: str) -> ActionChunk | None:
