@@ -7,6 +7,7 @@ import random
 import sqlite3
 import time
 
+import numpy as np
 import pytest
 import replay_support as support
 from rosbags.interfaces import Connection, ConnectionExtRosbag2, MessageDefinition, MessageDefinitionFormat
@@ -16,6 +17,7 @@ from vla_nodes.replay.bag import open_bag
 from vla_nodes.replay.command import main
 
 STRING = "std_msgs/msg/String"
+STAMPED = [support.COLOR, support.DEPTH, support.INFO, support.JOINTS]
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +55,11 @@ def without(topic):
 @pytest.mark.parametrize(
     "topic, words",
     [
-        (support.INFO, "camera_info is not in the bag"),
+        (support.INFO, "camera_info is not in the bag, and no other topic is sensor_msgs/msg/CameraInfo; record it"),
         (support.COLOR, "color/image_raw is not in the bag"),
-        (support.DEPTH, "--remap camera/aligned_depth_to_color/image_raw:=/camera/color/image_raw"),
+        (support.DEPTH, "--set policy_node.use_depth=false"),
         (support.JOINTS, "/joint_states is not in the bag"),
-        ("/camera/pose", "/camera/pose is not in the bag"),
+        ("/camera/pose", "give --camera-pose X Y Z QX QY QZ QW"),
         ("/instruction", "--instruction"),
     ],
 )
@@ -107,9 +109,71 @@ def restamped(row, offset, zero=False):
     return (topic, kind, received, raw)
 
 
-def test_messages_without_stamps_are_refused(tmp_path, policy, capsys):
-    bag = support.write(tmp_path / "bag", short(lambda row: [restamped(row, 0, zero=True)]))
-    refused(policy, capsys, bag, "header stamps are 0")
+@pytest.mark.parametrize("topics", [[t] for t in STAMPED] + [STAMPED], ids=lambda t: t[0] if len(t) == 1 else "all")
+def test_messages_without_stamps_are_refused(tmp_path, policy, capsys, topics):
+    bag = support.write(tmp_path / "bag", short(lambda row: [restamped(row, 0, zero=row[0] in topics)]))
+    refused(policy, capsys, bag, f"{', '.join(topics)}: header stamps are 0")
+
+
+@pytest.mark.parametrize("received", [0, support.EPOCH - 3600 * 10**9])
+def test_a_recorder_whose_clock_was_wrong_goes_by_the_stamps(tmp_path, policy, received):
+    rows = [(*row[:2], received + (row[2] - support.EPOCH if received else 0), row[3]) for row in short()]
+    assert run(policy, support.write(tmp_path / "bag", rows), tmp_path / "out") == 0
+    made = report(tmp_path / "bag")
+    assert made["settings"]["clock"] == "header" and made["policy"]["steps"] >= 6 and made["duration_s"] < 1.0
+
+
+def test_frames_of_one_stamp_are_one_frame(tmp_path, policy):
+    def change(row):
+        if row[0] not in STAMPED:
+            return [row]
+        stamp = row[3].header.stamp
+        return [restamped(row, support.EPOCH + 10**7 - (stamp.sec * 10**9 + stamp.nanosec))]
+
+    bag = support.write(tmp_path / "bag", short(change))
+    assert run(policy, bag, tmp_path / "out") == 0
+    made = report(bag)
+    assert made["policy"]["steps"] == 1 and sum(made["frames"]["dropped"].values()) > 40
+
+
+def test_every_message_twice_is_every_message_once(tmp_path, policy):
+    once, twice = (support.write(tmp_path / name / "bag", rows) for name, rows in
+                   (("once", short()), ("twice", short(lambda row: [row, row]))))  # fmt: skip
+    assert run(policy, once, tmp_path / "once/out") == run(policy, twice, tmp_path / "twice/out") == 0
+    assert report(once)["policy"] == report(twice)["policy"]
+    assert report(twice)["frames"]["dropped"]["color: stamp repeated"] >= report(once)["messages"]["color"]
+
+
+def test_depth_in_millimetres_is_depth_in_metres(tmp_path, policy):
+    def change(row):
+        if row[0] != support.DEPTH:
+            return [row]
+        m = row[3]
+        depth = np.rint(m.data.view("<f4").reshape(m.height, m.width) * 1000).astype(np.uint16)
+        ns = m.header.stamp.sec * 10**9 + m.header.stamp.nanosec
+        return [(*row[:3], support.image(depth, "16UC1", ns))]
+
+    metres, millimetres = support.write(tmp_path / "m/bag", short()), support.write(tmp_path / "mm/bag", short(change))
+    assert run(policy, metres, tmp_path / "m/out") == run(policy, millimetres, tmp_path / "mm/out") == 0
+    assert report(metres)["policy"] == report(millimetres)["policy"]
+    actions = [[m.actions for _, _, m in open_bag(tmp_path / f"{name}/out/bag").messages(["/replay/vla/action_chunk"])]
+               for name in ("m", "mm")]  # fmt: skip
+    assert len(actions[0]) > 4 and np.abs(np.array(actions[0]) - np.array(actions[1])).max() < 1e-4
+
+
+@pytest.mark.parametrize("topic, encoding", [(support.DEPTH, "rgb8"), (support.COLOR, "bayer_rggb8")])
+def test_images_that_cannot_be_decoded_are_said_to_be(tmp_path, policy, capsys, topic, encoding):
+    def change(row):
+        m = row[3]
+        same = {name: getattr(m, name) for name in ("header", "height", "width", "is_bigendian", "step", "data")} \
+            if row[0] == topic else {}  # fmt: skip
+        return [(*row[:3], support.make("sensor_msgs/msg/Image", encoding=encoding, **same))] if same else [row]
+
+    bag = support.write(tmp_path / "bag", short(change))
+    assert run(policy, bag, tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and f"every policy step failed: encoding '{encoding}'" in said.err
+    assert sum(line.startswith("problem") and encoding in line for line in said.out.splitlines()) == 1
 
 
 def test_a_simulated_recording_without_clock_goes_by_its_stamps(tmp_path, policy):
@@ -187,9 +251,9 @@ def test_a_camera_info_of_another_size_holds_and_says_why(tmp_path, policy):
         return [(*row[:3], support.info(row[3].k.reshape(3, 3), 640, 480, stamp.sec * 10**9 + stamp.nanosec))]
 
     bag = support.write(tmp_path / "bag", short(change))
-    assert run(policy, bag, tmp_path / "out") == 0
+    assert run(policy, bag, tmp_path / "out") == 1
     made = report(bag)
-    assert made["policy"]["chunks"] == 0 and any("640x480" in text for text in made["problems"])
+    assert "640x480" in made["nothing_done"] and made["policy"]["chunks"] == 0
 
 
 def test_a_truncated_recording_names_the_repair(tmp_path, policy, capsys):
@@ -197,6 +261,12 @@ def test_a_truncated_recording_names_the_repair(tmp_path, policy, capsys):
     file = bag / "bag.mcap"
     file.write_bytes(file.read_bytes()[:-200])
     refused(policy, capsys, bag, "truncated", "record --repair")
+
+
+def test_a_truncated_database_is_said_to_be(tmp_path, policy, capsys):
+    file = support.write(tmp_path / "bag", short(), StoragePlugin.SQLITE3) / "bag.db3"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    refused(policy, capsys, tmp_path / "bag", "bag.db3: truncated or damaged", ".recover")
 
 
 def test_a_recording_that_ends_in_damage_gives_what_came_before(tmp_path, policy, capsys):

@@ -132,8 +132,8 @@ def _chunk_ends(path: Path) -> list[int]:
     return ends
 
 
-def _record_forever(folder: Path, written, began, stall) -> None:
-    """30 Hz RGB-D, until killed. stall: ns that this process at most got no processor for."""
+def _record_forever(folder: Path, written, began) -> None:
+    """30 Hz RGB-D, until killed."""
     rng = np.random.default_rng(0)
     color = rng.integers(0, 255, 240 * 320 * 3, np.uint8)
     depth = rng.integers(0, 4000, 240 * 320, np.uint16)
@@ -142,37 +142,48 @@ def _record_forever(folder: Path, written, began, stall) -> None:
         bag.add_topic(Topic(name, "sensor_msgs/msg/Image", *definition("sensor_msgs/msg/Image")))
     began.value = start = time.monotonic_ns()
     for k in range(10_000):
-        due = start + k * 33_333_333
-        while (left := due - time.monotonic_ns()) > 0:
+        while (left := start + k * 33_333_333 - time.monotonic_ns()) > 0:
             time.sleep(left * 1e-9)
         now = time.monotonic_ns()
-        stall.value = max(stall.value, now - max(due, written.value))
         bag.write("/color", now, np.roll(color, 7 * k).tobytes())
         bag.write("/depth", now, np.roll(depth, 3 * k).tobytes())
         written.value = now
 
 
+def _starved(process: int) -> list[int]:
+    """ns that each thread was ready to run and got no processor so far."""
+    files = sorted(Path(f"/proc/{process}/task").glob("*/schedstat"), key=lambda file: int(file.parent.name))
+    return [int(file.read_text().split()[1]) for file in files]
+
+
 def test_killed_at_random_moments(tmp_path):
-    """Every file opens as it is, and at most the last second is missing."""
+    """Every file opens as it is, and at most the last second is missing of what the recorder was given.
+
+    On a machine that is busy with other things, besides the time in that second that the recorder waited for a
+    processor: so the kernel counts it, and on a quiet machine it is a few ms.
+    """
     context = multiprocessing.get_context("fork")
     definition("sensor_msgs/msg/Image")
     chance = random.Random(0)
-    losses, stalls = [], []
+    losses, waits = [], []
     for number in range(KILLS):
-        written, began, stall = (context.Value("q", 0, lock=False) for _ in range(3))
+        written, began = (context.Value("q", 0, lock=False) for _ in range(2))
         folder = tmp_path / f"bag{number}"
-        process = context.Process(target=_record_forever, args=(folder, written, began, stall))
+        process = context.Process(target=_record_forever, args=(folder, written, began))
         process.start()
         while not began.value:
             time.sleep(0.005)
-        time.sleep(chance.uniform(0.1, 2.5))
+        alive = chance.uniform(0.1, 2.5)
+        time.sleep(max(0.0, alive - 1.0))
+        before = _starved(process.pid)
+        time.sleep(min(alive, 1.0))
+        waits.append(1e-9 * max(b - a for a, b in zip(before, _starved(process.pid), strict=True)))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         with Reader(folder) as reader:
             got = [(c.topic, t) for c, t, _ in reader.messages()]
         last = got[-1][1] if got else began.value
         losses.append((written.value - last) * 1e-9)
-        stalls.append(stall.value * 1e-9)  # on a machine that is busy with other things; else a few ms
         if got:
             with open_bag(folder) as bag:
                 assert len(list(bag.raw())) == len(got)
@@ -180,10 +191,10 @@ def test_killed_at_random_moments(tmp_path):
             assert len(stamps) >= len(got) // 2 and stamps == sorted(stamps)
         shutil.rmtree(folder)
     print(
-        f"{KILLS} kills: lost {max(losses):.2f} s at most, {np.mean(losses):.2f} s on average; "
-        f"stalled {max(stalls):.2f} s"
+        f"{KILLS} kills, {KILLS} files open: lost {max(losses):.2f} s at most, {np.mean(losses):.2f} s on average; "
+        f"waited {max(waits):.2f} s for a processor"
     )
-    assert all(loss <= 1.0 + stall for loss, stall in zip(losses, stalls, strict=True))
+    assert all(loss <= 1.0 + wait for loss, wait in zip(losses, waits, strict=True))
 
 
 # -- a full disk, a slow disk --------------------------------------------------------------------------------------

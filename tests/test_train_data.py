@@ -210,7 +210,10 @@ def test_a_fingerprint_knows_the_eyes_and_nothing_else():
     model.core.layers[0].norm.weight.data += 1  # not an eye
     assert cache.made_by(model) == before == cache.made_by(policy_tiny.tiny_model())
     assert len({before, cache.made_by(model, depth=False), cache.made_by(model, seed=1)}) == 3
-    for part in (model.vision, model.roles, model.language, model.judge):
+    for part in (model.judge, model.offset):  # nor these: no token comes from them
+        next(part.parameters()).data.view(-1)[0] += 1e-3
+        assert cache.made_by(model) == before
+    for part in (model.vision, model.roles, model.language, model.middle):
         next(part.parameters()).data.view(-1)[0] += 1e-3
         assert cache.made_by(model) != before
         before = cache.made_by(model)

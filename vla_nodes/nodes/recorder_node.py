@@ -65,7 +65,7 @@ class RecorderNode(BaseNode):
         Param("end_with_recording", False, "End the process when duration is over or the disk is full."),
         Param("compression", "zstd", "Compression of the MCAP chunks.", choices=mcap.COMPRESSIONS),
         Param("compression_level", -1, "Level of it; -1: the fastest.", -1, 19),
-        Param("flush_period", 0.4, "Longest time a message waits before it is on the disk [s].", 0.05, 60.0),
+        Param("flush_period", 0.25, "Longest time a message waits before it is on the disk [s].", 0.05, 60.0),
         Param("backlog", 256, "Most that waits for a slow disk before messages are dropped [MB].", 16, 16384),
         Param("min_free", 200, "Space left free on the disk: below it the recording ends [MB].", 0, 10**6),
         Param("provenance", True, "Ask the suite's nodes for their parameters, and record them with the episode."),

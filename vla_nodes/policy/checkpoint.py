@@ -108,22 +108,31 @@ def load(folder: Path, device: str = "cpu") -> tuple[VlaPolicy, CheckpointConfig
     config = read_config(folder)
     shapes = _declared_shapes(folder / WEIGHTS)
     try:
-        with torch.device("meta"):
-            wanted = {name: tuple(t.shape) for name, t in VlaPolicy(config.policy).state_dict().items()}
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        with _NoInitialValues():
+            model = VlaPolicy(config.policy)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise CheckpointError(f"{folder / CONFIG} describes no policy that can be built: {error}") from None
-    _compare(folder / WEIGHTS, wanted, shapes)
+    _compare(folder / WEIGHTS, {name: tuple(t.shape) for name, t in model.state_dict().items()}, shapes)
     try:
-        tokenizer = load_tokenizer(folder / TOKENIZER, config.policy.language)
+        model.language.tokenizer = load_tokenizer(folder / TOKENIZER, config.policy.language)
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}; copy the checkpoint again or train a new one") from None
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{folder / WEIGHTS}: tensor {name} holds NaN or infinite values")
-    model = VlaPolicy(config.policy, tokenizer)
     model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     return model.eval().to(device), config
+
+
+class _NoInitialValues(torch.overrides.TorchFunctionMode):
+    """Parameters are made and not filled: a file's are about to be. A forged size then asks for address space, which is
+    refused or costs nothing. (On the meta device each operation would import torch's compiler: seconds of a start.)"""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def read_config(folder: Path) -> CheckpointConfig:

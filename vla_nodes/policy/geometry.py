@@ -7,9 +7,14 @@ from torch import Tensor
 
 from .config import CELL
 
-WORKSPACE_CENTRE = (0.48, 0.0, 0.15)  # m in base; positions enter the network relative to it, in WORKSPACE_SIZE
+WORKSPACE_CENTRE = (0.48, 0.0, 0.15)  # m in base; positions enter the network relative to it
 WORKSPACE_SIZE = 0.25  # m
 MAX_DISTANCE = 3.0  # m; farther than any table, where rays that miss the table are cut
+
+
+def centred(points: Tensor, unit: float = WORKSPACE_SIZE) -> Tensor:
+    """Points (..., 3), m in base, relative to the middle of the workspace, in units of ``unit`` m."""
+    return (points - points.new_tensor(WORKSPACE_CENTRE)) / unit
 
 
 def point_map(depth: Tensor, intrinsics: Tensor, camera_pose: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import PolicyConfig
-from .geometry import WORKSPACE_CENTRE, WORKSPACE_SIZE
+from .geometry import WORKSPACE_CENTRE, WORKSPACE_SIZE, centred
 from .head import ChunkHead
 from .language import EncodedText, InstructionEncoder
 from .ssm import SequenceCore
@@ -58,7 +58,7 @@ class Proprioception(NamedTuple):
 def proprioception(ee_pose: Tensor, gripper: Tensor, joints: Tensor, joint_velocities: Tensor, tool_velocity: Tensor,
                    gripper_rate: Tensor) -> Proprioception:  # fmt: skip
     """ee_pose (..., 4, 4), gripper (...) 0..1, joints (..., 7) rad, velocities m/s, rad/s, 1/s."""
-    position = (ee_pose[..., :3, 3] - ee_pose.new_tensor(WORKSPACE_CENTRE)) / WORKSPACE_SIZE
+    position = centred(ee_pose[..., :3, 3])
     rotation = ee_pose[..., :3, :2].transpose(-1, -2).flatten(-2)
     state = torch.cat([position, rotation, 2 * gripper.unsqueeze(-1) - 1, joints / 2], -1)
     change = torch.cat([tool_velocity / 0.2, gripper_rate.unsqueeze(-1) / 4, joint_velocities], -1)
@@ -128,17 +128,25 @@ class VlaPolicy(nn.Module):
         """One image a row: color (B, 3, S, S) 0..1, depth (B, S, S) m with 0 = invalid, tool (B, 3) m in base."""
         scan = self.vision(color, depth, intrinsics, camera_pose, tool, prepared.queries)
         points = scan.points + self.middle(scan.seen)
-        match = F.normalize(scan.seen, dim=-1) * scan.queries  # does what was found look like what was asked for
-        fine = (points - points.new_tensor(WORKSPACE_CENTRE)) / FINE  # a drawer is open or shut by where its handle is
-        seen = torch.cat([scan.seen, scan.queries, match, scan.mass.unsqueeze(-1), fine], -1)[:, :2].flatten(1)
-        grounding = self.judge(torch.cat([seen, prepared.summary], -1)).squeeze(-1)
+        grounding = self.judge(self.evidence(scan, points, prepared.summary)).squeeze(-1)
         aim = self.aim(points[:, 1], prepared.summary)
         return VisualTokens(scan.seen, points, scan.mass, scan.spread, scan.tool, aim, grounding), scan
 
+    def evidence(self, scan: Scan, points: Tensor, summary: Tensor) -> Tensor:
+        """What is judged by (B, J): what was found of thing and goal, where, and whether it is what was asked for."""
+        match = F.normalize(scan.seen, dim=-1) * scan.queries
+        fine = centred(points, FINE)  # a drawer is open or shut by where its handle is
+        seen = torch.cat([scan.seen, scan.queries, match, scan.mass.unsqueeze(-1), fine], -1)[:, :2].flatten(1)
+        return torch.cat([seen, summary], -1)
+
     def aim(self, goal: Tensor, summary: Tensor) -> Tensor:
         """Where the thing's middle goes, m in base (..., 3), for a goal at (..., 3) and what the step says (..., W)."""
-        fine = (goal - goal.new_tensor(WORKSPACE_CENTRE)) / FINE
-        return goal + NEARBY * self.offset(torch.cat([summary, fine], -1))
+        return goal + NEARBY * self.offset(self.placing(goal, summary))
+
+    @staticmethod
+    def placing(goal: Tensor, summary: Tensor) -> Tensor:
+        """What `aim` goes by (..., W + 3)."""
+        return torch.cat([summary, centred(goal, FINE)], -1)
 
     # -- once per tick, or a whole history at once -------------------------------------------------------------
     def think(self, body: Proprioception, view: VisualTokens, summary: Tensor, state: tuple | None
@@ -150,12 +158,12 @@ class VlaPolicy(nn.Module):
         batch, ticks = body.state.shape[:2]
         position = body.state[..., None, :3] * WORKSPACE_SIZE + body.state.new_tensor(WORKSPACE_CENTRE)
         relative = (view.points - position) / NEARBY
-        place = (view.points - body.state.new_tensor(WORKSPACE_CENTRE)) / WORKSPACE_SIZE
+        place = centred(view.points)
         found = view.mass.unsqueeze(-1)
         seen = torch.cat([view.features, relative.clamp(-4, 4) * found, place * found, found,
                           view.spread.unsqueeze(-1) / NEARBY], -1)  # fmt: skip
         to_aim = ((view.aim - position.squeeze(2)) / NEARBY).clamp(-4, 4) * found[..., 1, :]
-        aim = (view.aim - body.state.new_tensor(WORKSPACE_CENTRE)) / WORKSPACE_SIZE * found[..., 1, :]
+        aim = centred(view.aim) * found[..., 1, :]
         summary = summary if summary.dim() == 3 else summary.unsqueeze(1).expand(-1, ticks, -1)
         tokens = torch.cat([
             self.embed_state(body.state).unsqueeze(2), self.embed_change(body.change).unsqueeze(2),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import PolicyConfig
-from .geometry import WORKSPACE_CENTRE, WORKSPACE_SIZE, point_map, project
+from .geometry import centred, point_map, project
 from .language import BidirectionalBlock, EncodedText
 from .ssm import RMSNorm
 
@@ -78,9 +78,8 @@ class RgbdEncoder(nn.Module):
 
     def forward(self, image: Tensor, points: Tensor) -> Tensor:
         """points (B, 4, S/4, S/4): m in base, and validity 0/1."""
-        centre = points.new_tensor(WORKSPACE_CENTRE).view(3, 1, 1)
         height = (points[:, 2:3] / HEIGHT_SCALE).clamp(-1, 4)
-        place = torch.cat([(points[:, :3] - centre) / WORKSPACE_SIZE, height, points[:, 3:]], 1)
+        place = torch.cat([centred(points[:, :3].movedim(1, -1)).movedim(-1, 1), height, points[:, 3:]], 1)
         fine = self.fine(self.stem(image) + self.place(place))
         middle = self.middle(fine)
         deep = self.deep(middle)

@@ -20,9 +20,10 @@ from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import apsw
 import yaml
-from rosbags.interfaces import Connection, MessageDefinitionFormat
-from rosbags.rosbag2 import Reader
+from rosbags.interfaces import Connection, MessageDefinition, MessageDefinitionFormat
+from rosbags.rosbag2 import Reader, storage_mcap
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -42,6 +43,26 @@ REPAIR = "python -m vla_nodes record --repair"
 
 class BagError(ValueError):
     """One line: which bag, file or topic, what is wrong with it, and the remedy."""
+
+
+# rosbag2 since Iron writes encoding "unknown" or "" for a type whose definition it does not find (those of actions, for
+# one), and rosbags 0.11 fails on the whole file then. Here such a topic has no definition.
+_strict_msgdef = storage_mcap.get_msgdef
+
+
+def _lenient_msgdef(schema: Any) -> MessageDefinition:
+    try:
+        return _strict_msgdef(schema)
+    except KeyError:
+        return MessageDefinition(MessageDefinitionFormat.NONE, "")
+
+
+def _known_definitions(connection: apsw.Connection) -> None:
+    known = "SELECT * FROM main.message_definitions WHERE encoding IN ('ros2msg', 'ros2idl')"
+    connection.execute(f"CREATE TEMP VIEW message_definitions AS {known}")
+
+
+storage_mcap.get_msgdef = _lenient_msgdef
 
 
 def open_bag(path: str | Path) -> Bag:
@@ -181,8 +202,8 @@ class Bag:
             return [path]
         metadata = path / "metadata.yaml"
         if not metadata.is_file():
-            if any(file.suffix in SUFFIXES or file.suffix == ".zstd" for file in path.iterdir()):
-                raise BagError(f"{path}: no metadata.yaml, the recording was cut off: {REPAIR} {path} writes it anew")
+            if remedy := _anew(path):
+                raise BagError(f"{path}: no metadata.yaml, the recording was cut off: {remedy}")
             raise BagError(f"{path}: not a rosbag2 recording: the folder has neither metadata.yaml nor .mcap or .db3")
         if metadata.stat().st_size > MAX_METADATA:
             raise BagError(f"{metadata}: {metadata.stat().st_size} bytes are no metadata")
@@ -196,7 +217,7 @@ class Bag:
             self.custom = {str(key): str(value) for key, value in (info.get("custom_data") or {}).items()}
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             problem = f"no key {error}" if isinstance(error, KeyError) else _line(error)
-            raise BagError(f"{metadata}: unreadable ({problem}): {REPAIR} {path} writes it anew") from None
+            raise BagError(f"{metadata}: unreadable ({problem}): {_anew(path) or 'it has no recording'}") from None
         if version > 9:
             raise BagError(f"{metadata}: version {version}, up to 9 is known: update the rosbags library")
         if storage not in SUFFIXES.values():
@@ -227,11 +248,14 @@ class Bag:
                 raise BagError(f"{file}: cannot be unpacked to {folder}: {error.strerror}") from None
 
     def _reader(self, file: Path) -> Reader:
+        apsw.connection_hooks.append(_known_definitions)
         try:
             reader = Reader(file)
             reader.open()
         except Exception as error:  # rosbags raises its own, struct's, sqlite's and TypeErrors for broken files
-            raise BagError(f"{self._name(file)}: {_reason(file, error)}: {REPAIR} {self.path}") from None
+            raise BagError(f"{self._name(file)}: {_reason(file, error)}{self._remedy(file)}") from None
+        finally:
+            apsw.connection_hooks.remove(_known_definitions)
         for chunk in getattr(reader.storage, "chunks", ()):
             if chunk.uncompressed_size > MAX_CHUNK:
                 reader.close()
@@ -266,15 +290,13 @@ class Bag:
         serialization = connection.ext.serialization_format
         if serialization != "cdr":
             raise BagError(f"{self.path}: topic {topic} is serialised as '{serialization}', only cdr is read")
-        text = connection.msgdef.data
-        if connection.msgdef.format is MessageDefinitionFormat.MSG:
-            theirs = get_types_from_msg(text, kind)
-        elif connection.msgdef.format is MessageDefinitionFormat.IDL:
-            theirs = {}
-            for part in text.split("=" * 80 + "\n"):
-                theirs.update(get_types_from_idl(part.split("\n", 1)[1] if part.startswith("IDL: ") else part))
-        else:
+        if connection.msgdef.format is MessageDefinitionFormat.NONE:
             return  # Humble's sqlite3 bags bring none; the types we read have not changed since
+        try:
+            theirs = _defined(connection.msgdef, kind)
+        except Exception as error:  # a parser's own errors, KeyErrors and RecursionErrors for text that is none
+            problem = f"its definition in this bag cannot be read: {_line(error)}"
+            raise BagError(f"{self.path}: topic {topic} is {kind}, and {problem}") from None
         for name, (_, fields) in theirs.items():
             if name in ours and _plain(fields) != _plain(ours[name][1]):
                 raise BagError(f"{self.path}: topic {topic}: {name} has other fields in this bag than in Jazzy or here")
@@ -295,15 +317,45 @@ class Bag:
                 except StopIteration:
                     return
                 except Exception as error:  # as in _reader
-                    raise BagError(f"{self._name(file)}: damaged: {_line(error)}: {REPAIR} {self.path}") from None
+                    raise BagError(f"{self._name(file)}: damaged: {_line(error)}{self._remedy(file)}") from None
                 if len(data) > MAX_MESSAGE:
                     raise BagError(f"{self.path}: {connection.topic} at {stamp}: {len(data)} bytes, over {MAX_MESSAGE}")
                 yield connection.topic, stamp, data
         finally:
             reader.close()
 
+    def _remedy(self, file: Path) -> str:
+        """What to do about a file that cannot be read; "" where there is nothing in it or it is no storage at all."""
+        if not file.stat().st_size:
+            return ""
+        with file.open("rb") as stored:
+            magic = stored.read(16)
+        if magic.startswith(b"\x89MCAP0\r\n"):
+            return f": {REPAIR} {self.path}"
+        return f": try `sqlite3 {file.name} .recover`" if magic.startswith(b"SQLite format 3\0") else ""
+
     def _name(self, file: Path) -> str:
         return str(file if file.parent == self.path or file == self.path else self.path / file.name)
+
+
+def _anew(folder: Path) -> str:
+    """How to do without the metadata.yaml of a folder; "" where nothing in it is a recording."""
+    files = sorted(folder.iterdir())
+    if any(file.suffix == ".mcap" for file in files):
+        return f"{REPAIR} {folder} writes it anew"
+    if alone := [file for file in files if file.suffix == ".db3"]:
+        return f"give {alone[0]} by itself, or write it anew with `ros2 bag reindex {folder}`"
+    return f"write it anew with `ros2 bag reindex {folder}`" if any(file.suffix == ".zstd" for file in files) else ""
+
+
+def _defined(definition: MessageDefinition, kind: str) -> dict:
+    """The types in a definition's text, parsed and not compiled."""
+    if definition.format is MessageDefinitionFormat.MSG:
+        return get_types_from_msg(definition.data, kind)
+    found: dict = {}
+    for part in definition.data.split("=" * 80 + "\n"):
+        found.update(get_types_from_idl(part.split("\n", 1)[1] if part.startswith("IDL: ") else part))
+    return found
 
 
 def _plain(fields: Collection) -> list:
@@ -329,7 +381,7 @@ def _reason(file: Path, error: Exception) -> str:
         return f"truncated, the recording was cut off ({_line(error)})"
     if not magic.startswith(b"SQLite format 3\0"):
         return "not a sqlite3 file"
-    return f"truncated or damaged ({_line(error)})"
+    return f"truncated or damaged ({_line(error).removeprefix(f'Cannot open database {file}: ')})"
 
 
 def _nearest(topic: str, topics: Collection[str]) -> str:

@@ -9,6 +9,7 @@ Three kinds, and which one a bag needs is found out from the bag ("auto"):
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -50,20 +51,20 @@ def nanoseconds(stamp: Any) -> int:
 def choose(bag: Bag, topics: Topics, wanted: str = "auto") -> str:
     """The kind of clock. Raises BagError for stamps that no clock can make sense of."""
     offsets = []
-    zeros = 0
-    stamped = [topic for name in ("color", "joints") if (topic := topics[name])]
+    stamped = {topic: Counter() for name in STAMPED if (topic := topics[name])}
     try:
-        for _, received, message in bag.messages(stamped):
+        for topic, received, message in bag.messages(stamped):
             stamp = nanoseconds(message.header.stamp)
-            zeros += stamp == 0
+            stamped[topic][stamp == 0] += 1
             offsets.append(received - stamp)
             if len(offsets) >= SAMPLE:
                 break
     except BagError:
         if not offsets:
             raise  # else the replay goes as far as the recording does, and says so
-    if zeros > len(offsets) // 2:
-        raise BagError(f"{bag.path}: {', '.join(stamped)}: header stamps are 0, the driver does not stamp its messages")
+    if unstamped := [topic for topic, zero in stamped.items() if zero[True] > zero[False]]:
+        problem = "header stamps are 0, so that nothing can be paired: the driver must stamp its messages"
+        raise BagError(f"{bag.path}: {', '.join(unstamped)}: {problem}")
     if wanted == "topic" and topics["clock"] is None:
         raise BagError(f"{bag.path}: --clock topic, but the bag has no /clock")
     if wanted != "auto":
@@ -83,7 +84,7 @@ def timeline(bag: Bag, topics: Topics, kind: str, others: Collection[str] = ()) 
     Raises BagError where the bag ends in damage, after what came before.
     """
     inputs = topics.inputs()
-    now = _first_clock(bag, topics) if kind == "topic" else None
+    now = None if kind == "received" else _begin(bag, topics, kind)
     for topic, received, data in bag.raw({*inputs, *others}):
         name = inputs.get(topic, "")
         message = bag.read(topic, received, data) if name else None
@@ -99,13 +100,13 @@ def timeline(bag: Bag, topics: Topics, kind: str, others: Collection[str] = ()) 
             stamp = nanoseconds(message.header.stamp)
             jumped = before is not None and name == "joints" and stamp < before - JUMP
             now = stamp if before is None or jumped else max(before, stamp)
-        if now is None:  # header stamps have not begun
-            now = 0
         yield Event(now, name, topic, received, data, message, jumped)
 
 
-def _first_clock(bag: Bag, topics: Topics) -> int:
-    """The clock before its first message is that message's: nothing happened in between."""
-    for _, _, message in bag.messages([topics["clock"]]):
-        return nanoseconds(message.clock)
-    raise BagError(f"{bag.path}: {topics['clock']} has no messages")
+def _begin(bag: Bag, topics: Topics, kind: str) -> int:
+    """The clock before it is first told is what it is told then: nothing happened in between."""
+    names = ("clock",) if kind == "topic" else STAMPED
+    told = [topic for name in names if (topic := topics[name])]
+    for _, _, message in bag.messages(told):
+        return nanoseconds(message.clock if kind == "topic" else message.header.stamp)
+    raise BagError(f"{bag.path}: {', '.join(told)}: no messages")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def summary(replay: Replay, numbers: Numbers, settings: dict[str, Any], notes: l
         "settings": settings,
         "complete": not ended,
         "ended": ended,
-        "nothing_done": "" if numbers.steps else f"no policy step was taken: {replay.lacking()}",
+        "nothing_done": _nothing_done(replay, numbers),
         "notes": notes,
         "duration_s": round(span, 9),
         "messages": dict(sorted(numbers.messages.items())),
@@ -70,6 +71,15 @@ def summary(replay: Replay, numbers: Numbers, settings: dict[str, Any], notes: l
     }
 
 
+def _nothing_done(replay: Replay, numbers: Numbers) -> str:
+    """"" or why not one step gave anything."""
+    if not numbers.steps:
+        return f"no policy step was taken: {replay.lacking()}"
+    if numbers.failed == numbers.steps:
+        return f"every policy step failed: {numbers.failure}"
+    return ""
+
+
 def timings(numbers: Numbers, wall: float, span: float) -> dict[str, Any]:
     """What goes into timings.json: ms per stage, and how the whole compares with real time."""
     stages = {name: _spread(values) for name, values in numbers.wall.items()}
@@ -105,9 +115,12 @@ def table(report: dict[str, Any], clock: dict[str, Any]) -> str:
     for name in ("decode", "vision", "language", "core", "policy", "step", "executor"):
         if name in clock["stages_ms"]:
             rows.append((f"{name}, wall", _text(clock["stages_ms"][name], "ms")))
-    rows += [("problem", text[:200]) for text in report["problems"][:8]]
-    if len(report["problems"]) > 8:
-        rows.append(("problem", f"and {len(report['problems']) - 8} more, see report.json"))
+    said = Counter(text.partition(" s: ")[2] for text in report["problems"])
+    first = {text.partition(" s: ")[2]: text for text in reversed(report["problems"])}
+    for text, times in list(said.items())[:8]:
+        rows.append(("problem", first[text][:200] + (f" ({times} times)" if times > 1 else "")))
+    if len(said) > 8:
+        rows.append(("problem", f"and {len(said) - 8} more, see report.json"))
     rows += [("note", text) for text in report["notes"]]
     if report["ended"]:
         rows.append(("ENDED EARLY", report["ended"]))

@@ -94,7 +94,8 @@ class Numbers(Sink):
         self.origin: int | None = None
         self.end = 0
         self.messages: Counter[str] = Counter()
-        self.steps = self.published = self.carried = 0
+        self.steps = self.failed = self.published = self.carried = 0
+        self.failure = ""
         self.holds: Counter[str] = Counter()
         self.modes: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
@@ -133,6 +134,8 @@ class Numbers(Sink):
                 self._wall("policy" if name == "total" else name, ms)
         else:
             self.holds[f"the policy step failed: {type(step.error).__name__}"] += 1
+            self.failed += 1
+            self.failure = self.failure or _first_line(step.error)
         self._wall("step", 1e3 * step.wall)
 
     def answer(self, now: int, answer: Answer, chunk_stamp: int | None, wall: float) -> None:
@@ -286,6 +289,10 @@ def copied(bag: Bag, images: bool) -> list[str]:
     kinds = COPIED + (IMAGES if images else ())
     chosen = sorted(name for name, kind in bag.topics.items() if kind in kinds and not name.startswith(PREFIX + "/"))
     return [name for name in chosen if bag.definition(name)[0]][:MAX_COPIED]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or repr(error)
 
 
 def _without_numbers(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from vla_nodes.replay.bag import Bag, BagError
@@ -22,6 +22,13 @@ NAMES = {  # input: (the node's topic, types it may have)
     "chunk": ("vla/action_chunk", ("vla_nodes/msg/ActionChunk",)),
     "status": ("vla/status", ("vla_nodes/msg/PolicyStatus",)),
 }
+REMEDIES = {
+    "info": "record it beside the images: without the camera's calibration pixels are no directions",
+    "depth": "for a policy that was trained without: --set policy_node.use_depth=false",
+    "joints": "record it: the policy needs to know where the arm is",
+    "camera_pose": "give --camera-pose X Y Z QX QY QZ QW",
+}
+"""What else can be done about an input that is missing."""
 TRANSPORT = {"color": "compressed", "depth": "compressedDepth"}
 """image_transport's suffix under which a camera was recorded if not raw."""
 
@@ -67,7 +74,7 @@ def resolve(bag: Bag, remaps: Sequence[str] = (), namespace: str = "", needed: S
             bag.check(topic)
             found[name] = topic
         elif name in needed:
-            raise BagError(f"{bag.path}: {_missing(bag, ros_name, topic, types)}")
+            raise BagError(f"{bag.path}: {_missing(bag, name, topic, found.values())}")
     return Topics(found)
 
 
@@ -84,11 +91,13 @@ def _parse(remaps: Sequence[str], bag: Bag) -> dict[str, str]:
     return given
 
 
-def _missing(bag: Bag, ros_name: str, topic: str, types: Sequence[str]) -> str:
+def _missing(bag: Bag, name: str, topic: str, taken: Collection[str]) -> str:
+    ros_name, types = NAMES[name]
     state = "has no messages" if topic in bag.topics else "is not in the bag"
-    others = [name for name, kind in bag.topics.items() if kind in types and bag.counts[name]]
-    if not others:
-        return f"{topic} {state}, and no other topic is {' or '.join(types)}"
-    return f"{topic} {state}; remap one of the same type: --remap {ros_name}:={others[0]}" + (
-        f" (or {', '.join(others[1:4])})" if len(others) > 1 else ""
-    )
+    others = [other for other, kind in bag.topics.items() if kind in types and bag.counts[other] and other not in taken]
+    if others:
+        more = f" (or {', '.join(others[1:4])})" if len(others) > 1 else ""
+        parts = [f"{topic} {state}", f"remap one of the same type: --remap {ros_name}:={others[0]}{more}"]
+    else:
+        parts = [f"{topic} {state}, and no other topic is {' or '.join(types)}"]
+    return "; ".join(parts + ([REMEDIES[name]] if name in REMEDIES else []))

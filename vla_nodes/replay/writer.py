@@ -28,6 +28,8 @@ from vla_nodes.replay.live_file import LiveFile
 from vla_nodes.replay.summary import ChunkIndex, Summary
 
 LIBRARY = "vla_nodes"
+INFORMATION_PERIOD = 1.0
+"""s between two renewals of metadata.yaml while it records: a chunk that is due must not wait for YAML."""
 LEVELS = {"zstd": 1, "lz4": 0, "none": 0}
 """Default level of each compression: the fastest, for a robot's computer has other things to do."""
 
@@ -62,7 +64,7 @@ class BagWriter:
         *,
         compression: str = "zstd",
         level: int | None = None,
-        flush_period: float = 0.4,
+        flush_period: float = 0.25,
         chunk_bytes: int = 8 << 20,
         backlog_bytes: int = 256 << 20,
         min_free: int = 64 << 20,
@@ -111,7 +113,7 @@ class BagWriter:
         self._summary = Summary()
         self._metadata: list[tuple[str, dict[str, str]]] = []
         self._closed = False
-        self._changed = True
+        self._changed, self._informed = True, 0.0
         self._chunk = _Chunk()
         self._queue: list[_Chunk] = []
         self._waiting = 0
@@ -206,7 +208,7 @@ class BagWriter:
             self._condition.notify_all()
 
     def set_custom(self, **values: str) -> None:
-        """Change entries of custom_data in metadata.yaml; written with the next chunk."""
+        """Change entries of custom_data in metadata.yaml; written within INFORMATION_PERIOD."""
         with self._condition:
             self.custom.update(values)
             self._changed = True
@@ -245,19 +247,21 @@ class BagWriter:
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not self._queue and not self._closed and not self._metadata:
-                    left = None
-                    if self._chunk.messages:
-                        left = self._chunk.begun + self.flush_period - time.monotonic()
-                        if left <= 0:
-                            self._cut()
-                            break
-                    # a chunk that is begun does not wake this thread, so it looks again after a period
-                    self._condition.wait(self.flush_period / 2 if left is None else left)
+                while not (self._queue or self._closed or self._metadata):
+                    now = time.monotonic()
+                    if self._chunk.messages and now >= self._chunk.begun + self.flush_period:
+                        self._cut()
+                    elif self._changed and now >= self._informed + INFORMATION_PERIOD:
+                        break
+                    else:  # a chunk that is begun does not wake this thread, so it looks again after a while
+                        begun = self._chunk.begun if self._chunk.messages else now - self.flush_period / 2
+                        self._condition.wait(begun + self.flush_period - now)
                 done = self._closed and not self._queue
             self._drain()
             if done:
                 return
+            if time.monotonic() >= self._informed + INFORMATION_PERIOD:
+                self._write_information()
 
     def _cut(self) -> None:
         """The present chunk is full or old enough (the lock is held)."""
@@ -291,7 +295,6 @@ class BagWriter:
                     if self.error:
                         self.dropped += chunk.messages
                 self._condition.notify_all()
-            self._write_information()
 
     def _append(self, chunk: _Chunk) -> None:
         records = b"".join(chunk.pieces)
@@ -338,7 +341,7 @@ class BagWriter:
         with self._condition:
             if not self._changed:
                 return
-            self._changed = False
+            self._changed, self._informed = False, time.monotonic()
             information = self._information()
         try:
             bag_info.write(self.folder, information)

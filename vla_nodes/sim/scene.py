@@ -118,7 +118,9 @@ class Scene:
             kinds.append((kind, str(color)))
             if rng.random() < 0.25:  # the same colour in the other shape, so that colour alone does not tell them
                 kinds.append(("block" if kind == "can" else "can", str(color)))
-        kinds = [named for named in kinds if not held_out.pair(*named)] or [("block", "red")]
+        kinds = [named for named in kinds if not held_out.pair(*named)]
+        if not any(kind in GRASPABLE for kind, _ in kinds):
+            kinds.append(("block", "red"))
         if axis == "pairs":
             kept = sorted(held_out.PAIRS)
             kinds = [*kinds[:4], *(kept[i] for i in rng.permutation(len(kept))[:2])]

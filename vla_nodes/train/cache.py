@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from vla_nodes.policy.model import Prepared, VisualTokens, VlaPolicy, propriocep
 from vla_nodes.sim import language
 from vla_nodes.sim.tasks import Task
 from vla_nodes.train.frames import augment, number
-from vla_nodes.train.ground import TRAINED as GROUNDED
 
-FORMAT = 2  # of the cached arrays; another one makes the cache stale
+EYES = ("language", "roles", "vision", "middle")  # what tokens depend on; the aim in them is renewed when they are used
+FORMAT = 3  # of the cached arrays; another one makes the cache stale
 MADE_BY = "made_by.json"  # in the cache folder: what the tokens in it depend on
 PHRASINGS = 4  # sentences for the same task; the first is the one the eyes looked for
 
@@ -92,7 +93,7 @@ def made_by(model: VlaPolicy, seed: int = 0, depth: bool = True) -> str:
     """A fingerprint of all that the tokens depend on but the episodes: the weights that look, and how they are used."""
     digest = hashlib.sha256(f"{FORMAT} {PHRASINGS} {seed} {depth} {model.config.image_size}".encode())
     for name, tensor in sorted(model.state_dict().items()):
-        if name.split(".")[0] in ("language", *GROUNDED):
+        if name.split(".")[0] in EYES:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -115,7 +116,6 @@ def freshen(cache: Path, fingerprint: str, report: Callable[[str], None] = print
     (cache / MADE_BY).write_text(json.dumps({"fingerprint": fingerprint}) + "\n")  # last: till then it is stale
 
 
-_Job = tuple[Path, Path, int, bool]
 _model: VlaPolicy | None = None  # of a worker process
 
 
@@ -125,28 +125,34 @@ def _begin(model: VlaPolicy) -> None:
     _model = model
 
 
-def _look(job: _Job, model: VlaPolicy | None = None) -> str:
+def _apply(job: tuple) -> Any:
+    function, argument = job
+    return function(_model, argument)
+
+
+@contextmanager
+def answers(function: Callable, model: VlaPolicy, jobs: list, workers: int) -> Iterator[Iterator]:
+    """``function(model, job)`` of every job, as they come, from so many processes."""
+    if workers < 2 or len(jobs) < 2:
+        yield (function(model, job) for job in jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), _begin, (model,)) as pool:
+        yield pool.imap_unordered(_apply, [(function, job) for job in jobs])
+
+
+def _look(model: VlaPolicy, job: tuple[Path, Path, int, bool]) -> str:
     """"" or why the episode was skipped."""
     path, target, seed, depth = job
     partial = target.with_suffix(".partial")  # a kill must not leave half a file that looks done
     try:
         rng = np.random.default_rng([seed, number(path)])
-        save_file(tokens_of(model or _model, episodes.read(path), rng, depth=depth), partial)
+        save_file(tokens_of(model, episodes.read(path), rng, depth=depth), partial)
         os.replace(partial, target)
     except episodes.DataError as error:
         return f"skipped: {error}"
     finally:
         partial.unlink(missing_ok=True)
     return ""
-
-
-@contextmanager
-def _answers(model: VlaPolicy, jobs: list[_Job], workers: int) -> Iterator[Iterator[str]]:
-    if workers < 2 or len(jobs) < 2:
-        yield (_look(job, model) for job in jobs)
-        return
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), _begin, (model,)) as pool:
-        yield pool.imap_unordered(_look, jobs)
 
 
 def fill(
@@ -161,8 +167,8 @@ def fill(
     found = [(path, cache / path.name) for path in episodes.files(data)]
     jobs = [(path, target, seed, depth) for path, target in found
             if not target.exists() or target.stat().st_mtime_ns < path.stat().st_mtime_ns]  # fmt: skip
-    with _answers(model, jobs, workers) as answers:
-        for reason in tqdm(answers, total=len(jobs), unit="episode", desc=f"looking at {data}", disable=not jobs):
+    with answers(_look, model, jobs, workers) as reasons:
+        for reason in tqdm(reasons, total=len(jobs), unit="episode", desc=f"looking at {data}", disable=not jobs):
             if reason:
                 report(reason)
     return [target for _, target in found if target.exists()]

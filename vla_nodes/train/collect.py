@@ -27,7 +27,7 @@ from vla_nodes.train.rollout import Rollout
 HORIZON, PERIOD, TICK = 16, 0.05, 0.10  # rows of a chunk, s between them, s between observations
 IMAGE, CELLS = 224, 56  # camera image and label resolution
 TIME_LIMIT, AFTERWARDS = 20.0, 1.3  # s to succeed in a step, s recorded after success so that rest is learnt too
-SHARES = {"pick-and-place": 0.30, "drawer": 0.12, "rearrangement": 0.28, "multi-step": 0.30}
+SHARES = {"pick-and-place": 0.26, "drawer": 0.12, "rearrangement": 0.24, "multi-step": 0.26, "stacking": 0.12}
 THROWN_AWAY = "thrown_away.jsonl"  # beside the episodes: seeds that failed, so that they are not tried again
 DEMO = 0.3  # share of scenes like the one ./run starts with
 
@@ -64,14 +64,14 @@ def label_table(world: World) -> tuple[list[str], np.ndarray]:
     return names, table
 
 
-def collect_one(seed: int, path: Path, policy: Path | None = None) -> str:
-    """Make episode ``seed``; returns "" or why it was thrown away.
+def collect_one(seed: int, path: Path, policy: Path | None = None, only: str | None = None) -> str:
+    """Make episode ``seed``, of the task family ``only`` if given; returns "" or why it was thrown away.
 
     With a ``policy`` checkpoint the policy drives for most of the episode while the expert only says what it would do
     (DAgger, Ross et al., arXiv 1011.0686): the data then holds the states the policy's own mistakes lead to.
     """
     rng = np.random.default_rng(seed)
-    family = rng.choice(list(SHARES), p=list(SHARES.values()))
+    family = only or rng.choice(list(SHARES), p=list(SHARES.values()))
     scene, task, text = suites.draw(str(family), seed, demo=DEMO)
     limit = TIME_LIMIT * len(list(task.steps))
     world = World(scene)
@@ -136,11 +136,14 @@ def collect_one(seed: int, path: Path, policy: Path | None = None) -> str:
         camera.close()
 
 
-def _job(job: tuple[int, Path, Path | None]) -> tuple[int, str]:
+Job = tuple[int, Path, Path | None, str | None]
+
+
+def _job(job: Job) -> tuple[int, str]:
     return job[0], collect_one(*job)
 
 
-def open_jobs(out: Path, seeds: range, policy: Path | None) -> tuple[list[tuple[int, Path, Path | None]], int]:
+def open_jobs(out: Path, seeds: range, policy: Path | None, only: str | None = None) -> tuple[list[Job], int]:
     """What is still to do of these seeds, and how many of them are known to fail (with or without a policy, as now)."""
     failed = set()
     for text in (out / THROWN_AWAY).read_text().splitlines() if (out / THROWN_AWAY).exists() else []:
@@ -149,7 +152,7 @@ def open_jobs(out: Path, seeds: range, policy: Path | None) -> tuple[list[tuple[
             failed |= {row["seed"]} if row["policy"] == bool(policy) else set()
         except (ValueError, LookupError, TypeError):
             continue  # a line cut off by a kill: that seed is tried again
-    left = [(seed, out / f"{seed:07d}.safetensors", policy) for seed in seeds]
+    left = [(seed, out / f"{seed:07d}.safetensors", policy, only) for seed in seeds]
     left = [job for job in left if not job[1].exists()]
     return [job for job in left if job[0] not in failed], sum(job[0] in failed for job in left)
 
@@ -160,9 +163,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=800)
     parser.add_argument("--seed", type=int, default=100_000, help="seed of the first episode (default %(default)s)")
     parser.add_argument("--policy", type=Path, help="checkpoint that drives while the expert only labels")
+    parser.add_argument("--only", choices=list(SHARES), help="one task family; without it a mixture")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     args = parser.parse_args(argv)
-    jobs, noted = open_jobs(args.out, range(args.seed, args.seed + args.episodes), args.policy)
+    jobs, noted = open_jobs(args.out, range(args.seed, args.seed + args.episodes), args.policy, args.only)
     if noted:
         print(f"{noted} seeds failed before and are left out; delete {args.out / THROWN_AWAY} to try them again")
     started, thrown = time.monotonic(), 0

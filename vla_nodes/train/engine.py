@@ -26,6 +26,7 @@ from vla_nodes.share import share_path
 SHIPPED = "resource/checkpoints/nano"
 FIRST_SEED = 500_000  # of the episodes; training and evaluation use others
 EVERY = 5  # of the ticks are calibrated on: neighbours look alike
+BLIND = 4  # of these, every so many once more without depth
 Episode = tuple[str, list[Observation]]
 
 
@@ -42,6 +43,12 @@ class Recorder(engines.TorchEngine):
             self.frames.append(inputs)
         self._ticks += 1
         return super().look(*inputs)
+
+
+def blind(frame: tuple) -> tuple:
+    """The inputs of a look at the same image without depth."""
+    color, depth, *others = frame
+    return color, torch.zeros_like(depth), *others
 
 
 def drive(model, config, count: int, first_seed: int = FIRST_SEED) -> list[Episode]:
@@ -118,8 +125,10 @@ def calibrate(folder: Path, model, config, count: int, threads: int) -> None:
     recorder = Recorder(model)
     wanted = replay(model, config, engines.TorchEngine(model), held_out)
     replay(model, config, recorder, learned)
-    ranges = quantise.calibrate(model, recorder.frames)
-    about: dict = {"calibrated on": f"{len(recorder.frames)} frames of {len(learned)} simulated episodes"}
+    frames = recorder.frames + [blind(frame) for frame in recorder.frames[::BLIND]]
+    ranges = quantise.calibrate(model, frames)
+    about: dict = {"calibrated on": f"{len(frames)} frames of {len(learned)} simulated episodes, "
+                                    f"{len(frames) - len(recorder.frames)} of them without depth"}  # fmt: skip
     path = quantise.save(folder, model, ranges, about)
     for precision in ("f32", "int8"):
         engine = engines.load(model, "openvino", threads, folder, precision)

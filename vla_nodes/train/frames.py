@@ -67,7 +67,7 @@ def random_step(things: list[str], rng: np.random.Generator) -> Task:
     if draw < 0.38:
         return Task("pick", first)
     if draw < 0.60:
-        return Task("place", first, "drawer" if rng.random() < 0.45 else container())
+        return Task("place", first, "drawer" if rng.random() < 0.6 else container())
     goal = container() if rng.random() < 0.4 else thing(avoid=first)
     if draw < 0.70 and kind_of(goal) in GRASPABLE and goal != first:
         return Task("place", first, goal)

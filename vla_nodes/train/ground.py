@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla_nodes.policy.model import NEARBY, Instruction, VlaPolicy
-from vla_nodes.policy.vision import Survey
+from vla_nodes.policy.model import NEARBY, Instruction, Prepared, VisualTokens, VlaPolicy
+from vla_nodes.policy.vision import Scan, Survey
 from vla_nodes.sim import held_out
 from vla_nodes.sim.builder import handle_offset
 from vla_nodes.sim.scene import CABINET_POSITION, COLORS, DRAWER_TRAVEL
@@ -27,6 +27,7 @@ TRAINED = ("roles", "vision", "middle", "offset", "judge")  # language stays as 
 SEEING = ("vision.encoder", "middle")  # what learns when nothing is asked
 SPOTS, SPREAD = 16, ((0.30, 0.66), (-0.16, 0.31))  # places of a goal for each sentence; x and y, m
 TOGETHER = 16  # sentences the encoder reads at a time
+SEEN = 3  # cells that must show a thing before it counts as seen
 IMAGES = ("color", "depth", "intrinsics", "camera_pose", "tool", "shown", "centre")
 
 
@@ -56,22 +57,31 @@ def understand(model: VlaPolicy, texts: list[str]) -> Instruction:
     return Instruction(*(torch.cat(part)[back] for part in zip(*asked, strict=True)))
 
 
-def losses(model: VlaPolicy, batch: dict, reader: Cells | None = None) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Loss terms and what a person wants to know about the batch."""
-    texts = [t if not model.language.check(t) else "?" for t in batch["text"]]
-    asked = understand(model, texts)
-    prepared = asked.at(batch["step"])
+def asked(model: VlaPolicy, batch: dict) -> tuple[VisualTokens, Scan, Prepared, Instruction]:
+    """What the model sees in a batch's images when it looks for what is asked."""
+    instruction = understand(model, [t if not model.language.check(t) else "?" for t in batch["text"]])
+    prepared = instruction.at(batch["step"])
     view, scan = model.look(
         batch["color"], batch["depth"], batch["intrinsics"], batch["camera_pose"], batch["tool"], prepared
     )
+    return view, scan, prepared, instruction
+
+
+def hidden(batch: dict) -> Tensor:
+    """(B,) whether something that a question names is there and hardly to be seen."""
+    found = [batch["present"][:, role] & ((batch["cells"] == role + 1).flatten(1).sum(1) < SEEN) for role in range(2)]
+    return found[0] | found[1]
+
+
+def losses(model: VlaPolicy, batch: dict, reader: Cells | None = None) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Loss terms and what a person wants to know about the batch."""
+    view, scan, _, instruction = asked(model, batch)
     terms, report = {}, {}
-    hidden = torch.zeros_like(batch["grounded"], dtype=torch.bool)  # something named is there and cannot be seen
     for role, name in enumerate(("thing", "goal")):
         cells = (batch["cells"] == role + 1).flatten(1).float()
         present, visible = batch["present"][:, role], cells.sum(1) > 0
         answer = torch.cat([cells / cells.sum(1, keepdim=True).clamp(min=1), (~present).float().unsqueeze(1)], 1)
         counted = visible | ~present  # present but hidden: nothing to learn from this frame
-        hidden |= ~counted
         log_attention = scan.log_attention[:, role]
         terms[f"{name} mask"] = -(answer * log_attention).sum(1)[counted].sum() / counted.sum().clamp(min=1)
         gap = (view.points[:, role] - batch["middle"][:, role]).norm(dim=1)
@@ -90,14 +100,15 @@ def losses(model: VlaPolicy, batch: dict, reader: Cells | None = None) -> tuple[
         report["aim cm"] = 100 * float(gap.detach().norm(dim=1).mean())
     else:
         terms["aim"], report["aim cm"] = view.aim.sum() * 0, 0.0
-    later = torch.arange(1, asked.wanted.shape[1])
+    later = torch.arange(1, instruction.wanted.shape[1])
     answer = (later[None] < batch["steps"][:, None]).float()
-    terms["steps"] = F.binary_cross_entropy_with_logits(asked.wanted[:, 1:], answer)
-    report["steps right"] = float(((asked.wanted[:, 1:] > 0) == (answer > 0)).all(1).float().mean())
+    terms["steps"] = F.binary_cross_entropy_with_logits(instruction.wanted[:, 1:], answer)
+    report["steps right"] = float(((instruction.wanted[:, 1:] > 0) == (answer > 0)).all(1).float().mean())
     judged = F.binary_cross_entropy_with_logits(view.grounding, batch["grounded"], reduction="none")
-    terms["grounding"] = judged[~hidden].sum() / (~hidden).sum().clamp(min=1)
+    counted = ~hidden(batch)
+    terms["grounding"] = judged[counted].sum() / counted.sum().clamp(min=1)
     said = view.grounding > 0
-    for name, rows in (("yes", (batch["grounded"] > 0) & ~hidden), ("no", (batch["grounded"] == 0) & ~hidden)):
+    for name, rows in (("yes", (batch["grounded"] > 0) & counted), ("no", (batch["grounded"] == 0) & counted)):
         report[f"grounded {name}"] = (
             float((said == (batch["grounded"] > 0))[rows].float().mean()) if rows.any() else 1.0
         )

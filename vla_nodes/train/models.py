@@ -16,7 +16,7 @@ from vla_nodes.policy.language import InstructionEncoder
 from vla_nodes.policy.model import VlaPolicy
 from vla_nodes.share import share_path
 from vla_nodes.train.ground import TRAINED as GROUNDED
-from vla_nodes.train.settings import ActSettings, Settings, SettingsError
+from vla_nodes.train.settings import ActSettings, PartSettings, Settings, SettingsError
 
 SHIPPED = "resource/checkpoints/nano"
 
@@ -73,7 +73,7 @@ def begin(settings: Settings, say: Callable[[str], None] = print) -> Begun:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("core.")}
     policy = replace(policy, memory=settings.memory)
     model = VlaPolicy(policy)
-    if getattr(settings, "only", None) is not None:  # that part is learnt anew
+    if isinstance(settings, PartSettings):  # it is learnt anew
         weights = {name: tensor for name, tensor in weights.items() if name.split(".")[0] != settings.only}
     _load(model, weights, start, say)
     if isinstance(settings, ActSettings) and settings.grounded is not None:

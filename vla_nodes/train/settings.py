@@ -71,7 +71,8 @@ class Settings:
 
 
 BUDGET = {"what", "out", "minutes", "steps", "device", "threads", "workers", "log_steps", "show_seconds",
-          "save_seconds", "save_steps", "measure_seconds", "score_minutes", "score_episodes", "score_args"}  # fmt: skip
+          "save_seconds", "save_steps", "measure_seconds", "score_minutes", "score_episodes", "score_args",
+          "example_workers"}  # fmt: skip
 """Keys that may change between a run and its continuation; any other makes it another run."""
 
 
@@ -79,9 +80,17 @@ BUDGET = {"what", "out", "minutes", "steps", "device", "threads", "workers", "lo
 class GroundSettings(Settings):
     """Stage 1."""
 
-    only: str | None = None  # learn one part anew: "judge" (is all of it there?), "offset" (where does it go?)
     questions: int = 6  # sentences asked of each image; 0: only what stands where, which is learnt much faster
     measure_batches: int = 4
+
+
+@dataclass(frozen=True)
+class PartSettings(Settings):
+    """Stage 1, one small part anew."""
+
+    only: str = "judge"  # "judge" (is all of it there?), "offset" (where does it go?)
+    examples: int = 70  # files of about 1000 that are made before it learns
+    example_workers: int = 1  # processes that make them
 
 
 @dataclass(frozen=True)
@@ -96,9 +105,9 @@ class ActSettings(Settings):
     carried: tuple[int, ...] = (24, 96)  # ticks, least and most, that made the state the other windows begin with
 
 
-STAGES: dict[str, type[Settings]] = {"ground": GroundSettings, "act": ActSettings}
+STAGES: dict[str, type[Settings]] = {"ground": GroundSettings, "part": PartSettings, "act": ActSettings}
 CHOICES = {"mixer": ("mamba2", "mamba1", "attention", None), "device": ("auto", "cpu", "cuda"),
-           "precision": ("32", "bf16"), "only": ("judge", "offset", None)}  # fmt: skip
+           "precision": ("32", "bf16"), "only": ("judge", "offset")}  # fmt: skip
 
 
 def find(name: str | Path) -> Path:

@@ -67,8 +67,8 @@ class ActStage:
         self.trained = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
         self.model.train()
         frozen = [p for p in paths if number(p) % settings.held_out == 0]
-        self.held = [caching.load(p) for p in frozen]
-        self.training = [caching.load(p) for p in paths if p not in set(frozen)]
+        self.held = [self._tokens(p) for p in frozen]
+        self.training = [self._tokens(p) for p in paths if p not in set(frozen)]
         if not self.training:
             raise DataError(f"{', '.join(map(str, settings.data))}: no usable episode to learn from")
         ticks = sum(len(t["state"]) for t in self.training)
@@ -78,6 +78,13 @@ class ActStage:
                              ("done", lambda t: torch.isfinite(t["done"]).any())):  # fmt: skip
             if lacking := sum(not known(t) for t in self.training):
                 say(f"{lacking} of {len(self.training)} episodes have no {label} labels: they teach nothing about that")
+
+    @torch.no_grad()
+    def _tokens(self, path: Path) -> Tokens:
+        """Cached tokens, aimed as this model aims."""
+        tokens = caching.load(path)
+        aim = self.model.aim(tokens["view_points"][:, 1], tokens["summary"][0, tokens["step"]])
+        return {**tokens, "view_aim": aim}
 
     def batch(self, step: int, rank: int) -> tuple[Tokens, int]:
         settings = self.settings

@@ -21,8 +21,8 @@ class Objective(nn.Module):
     def __init__(self, model: VlaPolicy, settings: GroundSettings) -> None:
         super().__init__()
         self.model = model
-        self.words = ground.Words(model) if settings.only is None and settings.questions else None
-        self.cells = ground.Cells(model) if settings.only is None else None
+        self.words = ground.Words(model) if settings.questions else None
+        self.cells = ground.Cells(model)
         unknown = set(settings.weights) - set(ground.WEIGHTS)
         if unknown:
             raise SettingsError(f"weights: no loss term {sorted(unknown)[0]}; there are {', '.join(ground.WEIGHTS)}")
@@ -30,14 +30,12 @@ class Objective(nn.Module):
 
     def forward(self, batch: tuple[dict, list, ground.Spots | None]) -> Terms:
         frames, said, spots = batch
-        terms, report = self.answers(frames) if frames else ({}, {})
+        terms, report = self.answers(frames)
         if spots is not None:
             asked = ground.understand(self.model, [text for text, _ in said])
             terms["where"], report["where cm"] = ground.where(self.model, asked, spots)
-            if self.words is not None:
-                terms["words"], report["words right"] = self.words.loss(self.model, said, asked)
+            terms["words"], report["words right"] = self.words.loss(self.model, said, asked)
         return sum(self.factors[name] * term for name, term in terms.items()), terms, report
-
 
     def answers(self, frames: dict) -> tuple[dict[str, Tensor], dict[str, float]]:
         """On the images of a batch, and on what is asked of them, if anything."""
@@ -53,9 +51,7 @@ class GroundStage:
     def __init__(self, model: VlaPolicy, settings: GroundSettings) -> None:
         self.model, self.settings = model, settings
         model.vision.encoder.to(memory_format=torch.channels_last)
-        if settings.only is not None and not settings.questions:
-            raise SettingsError(f"questions 0 asks nothing that {settings.only} could learn from")
-        self.parts = (settings.only,) if settings.only else ground.TRAINED if settings.questions else ground.SEEING
+        self.parts = ground.TRAINED if settings.questions else ground.SEEING
         model.requires_grad_(False)
         for name in self.parts:
             model.get_submodule(name).requires_grad_(True)
@@ -67,7 +63,7 @@ class GroundStage:
         self.data = {"episodes": len(self.frames.paths), "held out": len(self.held.paths)}
 
     def _mode(self) -> None:
-        self.objective.train(self.settings.only is None)
+        self.objective.train()
         self.model.language.eval()
 
     def _collate(self, frames: list, rng: np.random.Generator | None, questions: int = 1) -> dict[str, Any]:
@@ -81,9 +77,6 @@ class GroundStage:
     def batch(self, step: int, rank: int) -> tuple[dict, list, ground.Spots | None]:
         rng = np.random.default_rng([self.settings.seed, step, rank, 1])
         count = self.settings.questions
-        if self.settings.only == "offset":
-            said = ground.sentences(rng, 2 * self.settings.batch)
-            return {}, said, ground.spots(said, rng)
         asked = [frame for _ in range(self.settings.batch) for frame in self.frames.questions(rng, max(1, count))]
         frames = self._collate(asked, rng, count)
         if self.objective.words is None:
