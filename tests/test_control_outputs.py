@@ -79,6 +79,8 @@ def drive(robot, output):
 def test_three_ways_out_and_one_motion(robot):
     topic, action, forward = (drive(robot, output) for output in ("topic", "action", "forward"))
     assert np.abs(topic[-1] - topic[0]).max() > 0.05
+    ends = [np.abs(track[-1] - topic[-1]).max() for track in (action, forward)]
+    print(f"end state against the topic's: action {ends[0]:.1e} rad, forward commands {ends[1]:.1e} rad")
     np.testing.assert_allclose(action[-1], topic[-1], atol=1e-9)
     np.testing.assert_allclose(forward[-1], topic[-1], atol=1e-9)
     np.testing.assert_allclose(action, topic, atol=1e-9)

@@ -1,6 +1,8 @@
 """action_node alone over real DDS: its outputs, emergency stop, seam log and what it refuses at configure."""
 
+import math
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not in this environment: run ./test, or source a ROS 2 installation")
 import nodes_support as support
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.task import Future
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64MultiArray
 from std_srvs.srv import Trigger
@@ -21,6 +25,7 @@ from vla_nodes.msg import ActionChunk, PolicyStatus
 from vla_nodes.nodes.convert import to_time
 from vla_nodes.pipeline.messages import trajectory_from
 from vla_nodes.share import share_path
+from vla_nodes.sim.joint_trajectory_controller import JointTrajectoryController
 
 wait_for = support.wait_for
 
@@ -185,3 +190,86 @@ def test_an_action_without_control_msgs_is_refused_with_the_remedy(run):
         assert "control_msgs" in process.log and "trajectory_topic" in process.log
     else:
         pytest.skip("control_msgs is installed here")
+
+
+class Controller:
+    """joint_trajectory_controller as the network sees it: a topic and an action for one simulated controller."""
+
+    def __init__(self, graph, part, joints, at):
+        self.core, self.joints, self.goal, self.ends = JointTrajectoryController(joints), joints, None, math.inf
+        self.core.hold(at)
+        self.results, self.futures = Counter(), {}
+        name = f"{part}_controller"
+        graph.node.create_subscription(JointTrajectory, f"{name}/joint_trajectory", self._accept, 10)
+        try:
+            from control_msgs.action import FollowJointTrajectory
+        except ImportError:
+            return
+        self._result = FollowJointTrajectory.Result
+        self._server = ActionServer(
+            graph.node, FollowJointTrajectory, f"{name}/follow_joint_trajectory", self._execute,
+            handle_accepted_callback=self._take, cancel_callback=lambda _: CancelResponse.ACCEPT,
+        )  # fmt: skip
+
+    def _accept(self, message):
+        """Whether it was taken; what came too late on a busy machine is not."""
+        trajectory = trajectory_from(message)
+        problem = self.core.accept(trajectory, time.time(), self.state(), np.zeros(len(self.joints)))
+        assert problem is None or "in the past" in problem, problem
+        self.ends = trajectory.end if problem is None else self.ends
+        return problem is None
+
+    def _take(self, goal):
+        future = Future()
+        if self._accept(goal.request.trajectory):
+            if self.goal is not None:
+                self.goal.set_result(-1)  # a new goal ends the one in flight
+            self.goal = future
+        else:
+            future.set_result(-3)
+        self.futures[bytes(goal.goal_id.uuid)] = future
+        goal.execute()
+
+    async def _execute(self, goal):
+        code = await self.futures.pop(bytes(goal.goal_id.uuid))
+        self.results[code] += 1
+        goal.succeed() if code == 0 else goal.abort()
+        return self._result(error_code=code)
+
+    def state(self):
+        """Joints now; a goal whose time is up has succeeded."""
+        if self.goal is not None and time.time() > self.ends:
+            self.goal.set_result(0)
+            self.goal = None
+        return self.core.reference(time.time())[0]
+
+
+@pytest.mark.parametrize("output", ["trajectory_topic", "follow_joint_trajectory"])
+def test_topic_and_action_bring_the_controller_to_the_same_end_state(run, output):
+    """Both to where the last row is, whatever the machine's timing: so to the same state."""
+    if output == "follow_joint_trajectory":
+        pytest.importorskip("control_msgs.action")
+    graph, process, arm = run(f"output:={output}")
+    names = (*arm.robot.joint_names, arm.robot.gripper.joint)
+    hand = Controller(graph, "gripper", names[7:], np.array([0.04]))
+    body = Controller(graph, "arm", names[:7], arm.robot.rest)
+    target, begun, stamp = arm.robot.rest + 0.2 * np.linspace(-1.0, 1.0, 7), time.time(), 0.0
+    while (now := time.time()) < begun + 8.0:
+        joints = JointState(name=names, position=[*body.state(), *hand.state()])
+        joints.header.stamp = to_time(now)
+        arm.states.publish(joints)
+        if begun + 0.5 < now < begun + 5.5 and now > stamp + 0.1:
+            stamp = now
+            u = np.clip((now - begun - 0.5 + 0.1 * np.arange(1, 17)) / 3.0, 0.0, 1.0)[:, None]
+            rows = np.hstack([arm.robot.rest + (target - arm.robot.rest) * u * u * (3.0 - 2.0 * u), 1.0 - u])
+            message = ActionChunk(instruction="x", period=0.1, action_space="joint_position", horizon=16, dim=8)
+            message.header.stamp, message.names = to_time(now), [*names[:7], "gripper"]
+            message.actions = rows.astype(np.float32).ravel().tolist()
+            arm.chunks.publish(message)
+        arm.status.publish(PolicyStatus(state=PolicyStatus.RUNNING))
+        time.sleep(0.01)
+    error = np.abs(np.concatenate([body.state() - target, hand.state()])).max()
+    print(f"{output}: {error:.1e} rad or m from the last row")
+    assert error < 1e-5, process.log[-1000:]  # a chunk's numbers are float32
+    if output == "follow_joint_trajectory":
+        assert body.results[0] >= 1 and body.results[-1] > 5, body.results
