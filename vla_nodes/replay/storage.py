@@ -22,9 +22,11 @@ def open_storage(file: Path) -> Reader:
 
 @contextmanager
 def _lenient() -> Iterator[None]:
-    """rosbag2 since Iron writes encoding "unknown" or "" for a type whose definition it does not find (those of actions,
-    for one), and rosbags 0.11 fails on the whole file then: here such a topic has no definition. Nobody here asks for the
-    recorded QoS, and parsing its YAML takes as long as reading seconds of a recording: here there is none.
+    """Two things of rosbags 0.11, for as long as this lasts.
+
+    rosbag2 since Iron writes encoding "unknown" or "" for a type whose definition it does not find, those of actions
+    for one, and rosbags fails on the whole file: here such a topic has no definition. Nobody here asks for the recorded
+    QoS, and parsing its YAML takes as long as reading seconds of a recording: here there is none.
     """
     strict, mcap_qos, sqlite_qos = storage_mcap.get_msgdef, storage_mcap.get_qos, storage_sqlite3.parse_qos
 
