@@ -26,7 +26,7 @@ def policy(tmp_path_factory):
 
 
 def run(policy, bag, out, *arguments):
-    return main([str(bag), "--checkpoint", str(policy), "--out", str(out), *arguments])
+    return main([str(bag), "--checkpoint", str(policy), "--engine", "torch", "--out", str(out), *arguments])
 
 
 def refused(policy, capsys, bag, *words, arguments=()):
@@ -325,12 +325,11 @@ def crowded(policy, bag, folder):
         (["--set", "policy_node.slop=wide"], "must be float"),
         (["--set", "action_node.velocity_scale=nan"], "velocity_scale"),
         (["--set", "slop=1"], "NODE.PARAMETER=VALUE"),
-        (["--set", "policy_node.camera_pose_source=tf"], "--camera-pose"),
+        (["--set", "policy_node.camera_pose_source=tf"], "neither /tf nor /tf_static is in the bag"),
         (["--camera-pose", "0", "0", "0", "0", "0", "0", "0"], "quaternion"),
         (["--instruction", "x" * 1000], "instruction refused"),
         (["--latency", "-1"], "--latency"),
         (["--update"], "--golden"),
-        (["--engine", "auto", "--golden", "x.json", "--update"], "name one"),
         (["--clock", "topic"], "no /clock"),
         (["--params", "/nowhere.yaml"], "/nowhere.yaml"),
     ],

@@ -19,8 +19,7 @@ from std_msgs.msg import String
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.msg import ActionChunk, PolicyStatus
 from vla_nodes.nodes.base import ERROR, LATCHED, LATEST, OK, RELIABLE_LATEST, WARN, BaseNode, ConfigureError, run
-from vla_nodes.nodes.camera_pose import SOURCES as POSE_SOURCES
-from vla_nodes.nodes.camera_pose import CameraPose
+from vla_nodes.nodes.camera_pose import SOURCES, LiveCameraPose
 from vla_nodes.nodes.convert import status_key, to_time
 from vla_nodes.nodes.pacing import WATCH
 from vla_nodes.nodes.parameters import Param
@@ -48,7 +47,7 @@ class PolicyNode(BaseNode):
         Param("use_depth", True, "Subscribe depth. Off only for a policy that was trained without."),
         Param("instruction", "", "Instruction put in force at activation."),
         Param("resume_instruction", True, "After a restart go on with the instruction that was in force."),
-        Param("camera_pose_source", "topic", "Where the camera's pose in base comes from.", choices=POSE_SOURCES),
+        Param("camera_pose_source", "topic", "Where the camera's pose in base comes from.", choices=SOURCES),
         Param("camera_pose", [0.0], "x y z qx qy qz qw of the colour optical frame in base, for source 'parameter'."),
         Param("urdf", "config/panda/panda.urdf", "Robot description: a path, or one below the package's share folder."),
         Param("tool_frame", "panda_hand_tcp", "Tool frame of the robot; must be the checkpoint's."),
@@ -82,7 +81,7 @@ class PolicyNode(BaseNode):
             self._core, self._robot, self.value("slop"), self.value("use_depth"), self.value("joint_map")
         )
         self._base = self.value("base_frame")
-        self._camera = CameraPose(self, self.value("camera_pose_source"), self._base, self.value("camera_pose"))
+        self._camera = LiveCameraPose(self, self.value("camera_pose_source"), self._base, self.value("camera_pose"))
         self._frame_rate, self._dropped_before = Rate(), 0
         self._chunk_pub = self.publish_on(ActionChunk, "vla/action_chunk", self.between())
         self._status_pub = self.publish_on(PolicyStatus, "vla/status", self.between(), managed=False)
@@ -122,6 +121,7 @@ class PolicyNode(BaseNode):
 
     def clock_jumped(self) -> None:
         self._loop.clear()
+        self._camera.clear()
         self._core.reset()
         self._core.waiting("the clock was set back: waiting for an observation")
 
@@ -175,7 +175,7 @@ class PolicyNode(BaseNode):
         """Give the worker the newest complete observation, if it is due and the worker is free."""
         if not self.active or self._computing:
             return
-        job = self._loop.next(self.now(), self._camera.matrix)
+        job = self._loop.next(self.now(), self._camera.at)
         if job is None:
             return
         self._begun, self._pending = self.get_clock().now().nanoseconds, self.pacing.paced

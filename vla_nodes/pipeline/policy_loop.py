@@ -50,6 +50,7 @@ class PolicyLoop:
         self.core, self.robot = core, robot
         self.sync = ObservationSync(slop, use_depth)
         self._joints = JointInput(joints, joint_map)
+        self._frame = ""
 
     @property
     def joint_problem(self) -> str:
@@ -62,6 +63,7 @@ class PolicyLoop:
 
     # -- messages in -------------------------------------------------------------------------------------------------
     def color(self, message: Any) -> None:
+        self._frame = message.header.frame_id
         self.sync.add_color(seconds(message.header.stamp), message)
 
     def depth(self, message: Any) -> None:
@@ -79,22 +81,22 @@ class PolicyLoop:
         return ""
 
     # -- steps out ---------------------------------------------------------------------------------------------------
-    def next(self, now: float, camera_pose: Callable[[], np.ndarray | None]) -> Job | None:
+    def next(self, now: float, camera_pose: Callable[[float, str], np.ndarray | None]) -> Job | None:
         """The step to take now, or None; call when something came in and nobody is computing, then `core.started`.
 
-        Args: now: s, ROS clock; camera_pose: gives the (4, 4) colour optical frame in base, None while not known.
+        Args: now: s, ROS clock; camera_pose: gives, for an image's stamp and frame, the (4, 4) colour optical frame in
+        base, None while not known.
         """
         newest = self.sync.newest("color")
         if newest is None or not self.core.due(newest):
             return None
-        pose = camera_pose()
-        if pose is None:
+        if camera_pose(newest, self._frame) is None:
             return None
         pair = self.sync.take()
         if pair is None or not self.core.due(pair.stamp):
             return None
-        ticket = self.core.ticket(pair.stamp, now)
-        return None if ticket is None else Job(ticket, pair, pose)
+        pose, ticket = camera_pose(pair.stamp, self._frame), self.core.ticket(pair.stamp, now)
+        return None if ticket is None or pose is None else Job(ticket, pair, pose)
 
     def compute(self, job: Job) -> Any:
         """The step itself, in whatever thread: decode, kinematics, policy. Raises what they raise."""

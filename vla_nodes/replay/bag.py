@@ -23,7 +23,7 @@ from typing import Any
 import apsw
 import yaml
 from rosbags.interfaces import Connection, MessageDefinition, MessageDefinitionFormat
-from rosbags.rosbag2 import Reader, storage_mcap
+from rosbags.rosbag2 import Reader, storage_mcap, storage_sqlite3
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -63,6 +63,8 @@ def _known_definitions(connection: apsw.Connection) -> None:
 
 
 storage_mcap.get_msgdef = _lenient_msgdef
+# Nobody here asks for the recorded QoS, and parsing its YAML takes as long as reading seconds of a recording.
+storage_mcap.get_qos = storage_sqlite3.parse_qos = lambda _: []
 
 
 def open_bag(path: str | Path) -> Bag:

@@ -186,7 +186,7 @@ class _Build:
             self.jumps = loop.sync.jumps
             self._break("clock set back")
         newest = loop.sync.newest("color")
-        while newest is not None and (job := loop.next(newest, lambda: self.pose)) is not None:
+        while newest is not None and (job := loop.next(newest, lambda stamp, frame: self.pose)) is not None:
             self.core.started(job.ticket)
             self._tick(job)
 

@@ -13,9 +13,11 @@ nothing to replay.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import resource
 import sys
+import time
 from pathlib import Path
 
 from vla_nodes.replay import golden as goldens
@@ -35,8 +37,8 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, help="checkpoint folder (default: the package's own)")
     add("--instruction", default="", help="put in force at the start, in place of the recorded ones")
     add("--out", type=Path, default=Path("report"), help="folder for report.json, timeline.png, bag/ (default: report)")
-    add("--engine", help="torch, openvino, onnxruntime, auto, as policy_node's parameter; a parameter file's auto is "
-        "torch here, since the fastest engine changes from run to run")  # fmt: skip
+    add("--engine", help="torch, openvino, onnxruntime, or auto: the first of openvino, onnxruntime and torch that is "
+        "installed and runs the policy; for --golden the one that wrote the file, and to write one torch")  # fmt: skip
     add("--latency", type=float, default=LATENCY, help=f"s of bag time a policy step takes (default: {LATENCY})")
     add("--clock", choices=KINDS, default="auto", help="what bag time is; see vla_nodes/replay/clock.py")
     add("--remap", action="append", default=[], metavar="TOPIC:=BAG_TOPIC", help="the bag's name for a node's topic")
@@ -74,31 +76,29 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """As `main`, errors raised."""
+    began = time.perf_counter()
     if not 0.0 <= args.latency <= 10.0:
         raise ReplayError(f"--latency {args.latency}: 0 to 10 s")
     if args.update and args.golden is None:
         raise ReplayError("--update needs --golden FILE")
     parameters = load(args.params, args.set)
     policy = parameters["policy_node"]
-    if args.engine:
-        policy["engine"] = args.engine
-    elif policy["engine"] == "auto":
-        policy["engine"] = "torch"  # auto takes what is fastest at the moment: not the same from run to run
-    if args.golden and policy["engine"] == "auto":
-        raise ReplayError("--golden with engine auto: which engine is fastest changes; name one")
-    if args.camera_pose:
+    policy["engine"] = args.engine or policy["engine"]
+    if args.camera_pose is not None:
         policy["camera_pose_source"], policy["camera_pose"] = "parameter", list(args.camera_pose)
-    if args.golden and not args.update:
-        expected = goldens.read(args.golden)
+    expected = goldens.read(args.golden) if args.golden and not args.update else None
+    if args.golden and policy["engine"] == "auto":
+        policy["engine"] = "torch" if expected is None else str(expected["settings"].get("engine", "torch")).split()[0]
     with open_bag(args.bag) as bag:
         session = Session(
             bag, parameters, args.checkpoint, args.instruction, args.latency, args.clock, args.remap, args.namespace
         )
+        session.began = began
         if args.compare:
             from vla_nodes.replay.compare import compare
 
             return compare(session, args.compare, args.out, args.images)
-        sink = goldens.GoldenSink()
+        sink = goldens.GoldenSink() if args.golden or args.loop > 1 else None
         ended = passes(session, args.out, args.loop, args.images, sink)
         if args.golden:
             names = [*session.robot.joint_names, session.robot.gripper.joint]
@@ -116,22 +116,27 @@ def run(args: argparse.Namespace) -> int:
     return 1 if ended else 0
 
 
-def passes(session: Session, out: Path, loop: int, images: bool, sink: goldens.GoldenSink) -> str:
+def passes(session: Session, out: Path, loop: int, images: bool, sink: goldens.GoldenSink | None) -> str:
     """Replay, report, and replay again as often as asked; returns "" or why it is not whole."""
     from vla_nodes.replay.outcome import one_pass
 
-    ended = one_pass(session, out, images, [sink], Progress(session.bag.start, session.bag.end))
-    first = digest(sink)
+    ended = one_pass(session, out, images, [sink] if sink else [], Progress(session.bag.start, session.bag.end))
+    first, before = digest(sink) if loop > 1 else "", memory()
     for number in range(2, loop + 1):
         again = goldens.GoldenSink()
         progress = Progress(session.bag.start, session.bag.end, f"pass {number} of {loop} ")
         _, _, wall = session.replay([again], progress=progress)
         progress.close()
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-        print(f"pass {number} of {loop}: {wall:.1f} s, {memory} MiB at most so far", flush=True)
+        gc.collect()  # a pass that is over hangs in cycles, with the last images that it saw
+        print(f"pass {number} of {loop}: {wall:.1f} s, {memory()} MiB, {before} MiB after the first", flush=True)
         if digest(again) != first:
             raise ReplayError(f"pass {number} gave other results than the first: this is a bug, please report it")
     return ended
+
+
+def memory() -> int:
+    """MiB that this process has in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
 
 
 def digest(sink: goldens.GoldenSink) -> str:

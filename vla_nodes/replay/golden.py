@@ -29,7 +29,8 @@ from vla_nodes.replay.driver import Sink, Step
 FORMAT = 1
 TOLERANCE = 1e-3
 MAX_BYTES = 256 << 20
-USED = ("color", "info", "depth", "joints", "instruction", "active_instruction", "camera_pose", "clock")
+USED = ("color", "info", "depth", "joints", "instruction", "active_instruction", "camera_pose", "tf", "tf_static",
+        "clock")  # fmt: skip
 VECTOR = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve", "bf16", "i8mm")
 LIBRARIES = ("torch", "numpy", "openvino", "onnxruntime", "pin", "ruckig", "opencv-python-headless")
 
@@ -136,6 +137,8 @@ def read(path: Path) -> dict:
         golden = json.loads(path.read_text(encoding="utf-8"), object_hook=_unpack)
         if golden["format"] != FORMAT:
             raise ValueError(f"format {golden['format']}, this is format {FORMAT}: write it anew with --update")
+        if not isinstance(golden["settings"], dict):
+            raise ValueError("it has no settings")
         for name in ("steps", "times", "actions", "commands"):
             if not isinstance(golden[name], np.ndarray):
                 raise ValueError(f"'{name}' is no array")

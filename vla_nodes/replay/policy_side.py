@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from vla_nodes.control.robot import RobotModel
-from vla_nodes.pipeline.messages import matrix_from, pose_matrix
+from vla_nodes.pipeline.camera_pose import CameraPose
 from vla_nodes.pipeline.policy_core import PolicyCore
 from vla_nodes.pipeline.policy_loop import WATCH_PERIOD, Job, PolicyLoop
 from vla_nodes.replay.clock import Event
@@ -40,10 +40,8 @@ class PolicySide:
         self.core = PolicyCore(runtime, p["rate"] or 1.0 / runtime.config.tick, p["max_image_age"])
         self.policy = PolicyLoop(self.core, robot, p["slop"], p["use_depth"], p["joint_map"])
         self.counts: Counter[str] = Counter()
-        self.pose_problem = "no camera/pose in the recording so far"
-        self._instruction, self._base = instruction, p["base_frame"]
-        self._fixed_pose = p["camera_pose_source"] == "parameter"
-        self._pose = matrix_from(p["camera_pose"]) if self._fixed_pose else None
+        self.camera = CameraPose(p["camera_pose_source"], p["base_frame"], p["camera_pose"])
+        self._instruction = instruction
         self._job: tuple[Job, Any, int] | None = None  # with what begin() returned, and when it began
         self._ends = 0
         self._now: int | None = None
@@ -141,6 +139,7 @@ class PolicySide:
         self._ends = min(self._ends, now + self.latency)
         self._set_timers()
         self.policy.clear()
+        self.camera.clear()
         self.core.reset()
         self.core.waiting("the clock was set back: waiting for an observation")
         self.set_back()
@@ -163,31 +162,22 @@ class PolicySide:
             # What was in force when the recording began, as action_node tells a policy_node that comes back.
             if message.data and not self.core.instruction and not self.core.refused:
                 self._instruct(message.data)
-        elif name == "camera_pose" and not self._fixed_pose:
-            self._take_pose(message)
+        elif name == "camera_pose" and self.camera.source == "topic":
+            if problem := self.camera.pose(message):
+                self.problem(problem)
+        elif name in ("tf", "tf_static"):
+            self.camera.transforms(message, name == "tf_static")
 
     def _instruct(self, text: str) -> None:
         if refused := self.core.instruct(text):
             self.problem(f"instruction refused, the arm holds: {refused}")
         self.status()
 
-    def _take_pose(self, message: Any) -> None:
-        self._pose = None
-        if message.header.frame_id != self._base:
-            self.pose_problem = f"camera/pose is in frame '{message.header.frame_id}', base_frame is '{self._base}'"
-        else:
-            try:
-                self._pose = pose_matrix(message.pose)
-                return
-            except ValueError as error:
-                self.pose_problem = f"camera/pose: {error}"
-        self.problem(self.pose_problem)
-
     # -- steps -------------------------------------------------------------------------------------------------------
     def _try(self) -> None:
         if self._job is not None:
             return
-        job = self.policy.next(self.seconds, lambda: self._pose)
+        job = self.policy.next(self.seconds, self.camera.at)
         if job is None:
             return
         self.core.started(job.ticket)
@@ -208,13 +198,13 @@ class PolicySide:
         if self.core.instruction and self._job is None:
             self._try()
             if self._job is None:
-                self.policy.watch(self.seconds, self.pose_problem if self._pose is None else "")
+                self.policy.watch(self.seconds, self.camera.problem)
         self.watched()
 
     def lacking(self) -> str:
         """Why no step was taken, as far as it is known at the end."""
-        pose = self.pose_problem if self._pose is None else ""
-        return self.policy.joint_problem or pose or self.core.refused or self.policy.sync.why_not() or self.core.reason
+        unable = self.policy.joint_problem or self.camera.problem or self.core.refused
+        return unable or self.policy.sync.why_not() or self.core.reason
 
 
 Result = tuple[Any, Exception | None, float]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from vla_nodes.replay import clock as clocks
 from vla_nodes.replay.bag import Bag, BagError
 from vla_nodes.replay.driver import Replay, Sink
 from vla_nodes.replay.sinks import Fan, copied
-from vla_nodes.replay.topics import Topics, resolve
+from vla_nodes.replay.topics import ON_DEMAND, Topics, resolve
 from vla_nodes.share import share_path
 
 LATENCY = 0.05
@@ -38,16 +40,18 @@ class Session:
     remaps: Sequence[str] = ()
     namespace: str = ""
     topics: Topics = field(init=False)
+    began: float = field(default_factory=time.perf_counter)  # what a user waits for is counted from here
 
     def __post_init__(self) -> None:
         p = self.parameters["policy_node"]
-        if p["camera_pose_source"] == "tf":
-            raise ReplayError("camera_pose_source tf needs a running tf2: give --camera-pose X Y Z QX QY QZ QW")
         needed = ["color", "info", "joints"]
         needed += ["depth"] if p["use_depth"] else []
         needed += ["camera_pose"] if p["camera_pose_source"] == "topic" else []
         self.instruction = self.instruction or p["instruction"]
-        self.topics = resolve(self.bag, self.remaps, self.namespace, needed)
+        also = ON_DEMAND if p["camera_pose_source"] == "tf" else ()
+        self.topics = resolve(self.bag, self.remaps, self.namespace, needed, also)
+        if also and not any(self.topics[name] for name in also):
+            raise BagError(f"{self.bag.path}: camera_pose_source is tf, and neither /tf nor /tf_static is in the bag")
         if not self.instruction and not (self.topics["instruction"] or self.topics["active_instruction"]):
             raise BagError(f"{self.bag.path}: no instruction in the recording: give one with --instruction")
         self.clock = clocks.choose(self.bag, self.topics, self.clock)
@@ -112,14 +116,20 @@ def load(checkpoint: Path, policy: dict[str, Any]) -> Any:
     import cv2
     import torch
 
+    from vla_nodes.policy.engine import EXPORTED, EngineError
     from vla_nodes.policy.runtime import PolicyRuntime
 
     if policy["device"] == "cuda":
         raise ReplayError("policy_node.device is cuda: replay runs on the CPU, where equal inputs give equal bytes")
     torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which imports a compiler for seconds
     cv2.setNumThreads(1)
+    # On the robot auto is what is fastest at the moment; here it must be the same from run to run.
+    names = [*filter(find_spec, EXPORTED), "torch"] if policy["engine"] == "auto" else [policy["engine"]]
     try:
-        return PolicyRuntime.load(checkpoint, "cpu", policy["threads"], policy["engine"])
+        for name in names[:-1]:
+            with suppress(EngineError):
+                return PolicyRuntime.load(checkpoint, "cpu", policy["threads"], name)
+        return PolicyRuntime.load(checkpoint, "cpu", policy["threads"], names[-1])
     except ValueError as error:
         raise ReplayError(str(error)) from None
 

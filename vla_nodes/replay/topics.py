@@ -17,6 +17,8 @@ NAMES = {  # input: (the node's topic, types it may have)
     "active_instruction": ("vla/active_instruction", ("std_msgs/msg/String",)),
     "camera_pose": ("camera/pose", ("geometry_msgs/msg/PoseStamped",)),
     "clock": ("clock", ("rosgraph_msgs/msg/Clock",)),
+    "tf": ("tf", ("tf2_msgs/msg/TFMessage",)),
+    "tf_static": ("tf_static", ("tf2_msgs/msg/TFMessage",)),
     "arm": ("arm_controller/joint_trajectory", ("trajectory_msgs/msg/JointTrajectory",)),
     "gripper": ("gripper_controller/joint_trajectory", ("trajectory_msgs/msg/JointTrajectory",)),
     "chunk": ("vla/action_chunk", ("vla_nodes/msg/ActionChunk",)),
@@ -26,9 +28,13 @@ REMEDIES = {
     "info": "record it beside the images: without the camera's calibration pixels are no directions",
     "depth": "for a policy that was trained without: --set policy_node.use_depth=false",
     "joints": "record it: the policy needs to know where the arm is",
-    "camera_pose": "give --camera-pose X Y Z QX QY QZ QW",
+    "camera_pose": "give --camera-pose X Y Z QX QY QZ QW, or with /tf --set policy_node.camera_pose_source=tf",
 }
 """What else can be done about an input that is missing."""
+GLOBAL = ("clock", "tf", "tf_static")
+"""Not in a namespace."""
+ON_DEMAND = ("tf", "tf_static")
+"""Read only where asked for: few need them, and there are many."""
 TRANSPORT = {"color": "compressed", "depth": "compressedDepth"}
 """image_transport's suffix under which a camera was recorded if not raw."""
 
@@ -47,13 +53,16 @@ class Topics:
         return {topic: name for name, topic in self.by_input.items()}
 
 
-def resolve(bag: Bag, remaps: Sequence[str] = (), namespace: str = "", needed: Sequence[str] = ()) -> Topics:
+def resolve(
+    bag: Bag, remaps: Sequence[str] = (), namespace: str = "", needed: Sequence[str] = (), also: Sequence[str] = ()
+) -> Topics:
     """Find the inputs in a bag.
 
     Args:
         remaps: "camera/color/image_raw:=/front/rgb", as ROS writes it: the node's topic, then the bag's.
         namespace: put before the names that are not remapped.
         needed: inputs without which there is nothing to do.
+        also: of ON_DEMAND, those that are wanted.
 
     Raises:
         BagError: a needed topic that is missing or empty, any input of another type, a remap of an unknown name.
@@ -61,9 +70,11 @@ def resolve(bag: Bag, remaps: Sequence[str] = (), namespace: str = "", needed: S
     given = _parse(remaps, bag)
     found: dict[str, str] = {}
     for name, (ros_name, types) in NAMES.items():
+        if name in ON_DEMAND and name not in also:
+            continue
         topic = given.get(ros_name) or "/" + "/".join(part for part in (namespace.strip("/"), ros_name) if part)
-        if name == "clock" and ros_name not in given:
-            topic = "/clock"
+        if name in GLOBAL and ros_name not in given:
+            topic = f"/{ros_name}"
         if topic not in bag.topics and ros_name not in given and name in TRANSPORT:
             packed = f"{topic}/{TRANSPORT[name]}"
             if packed in bag.topics:
