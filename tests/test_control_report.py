@@ -155,12 +155,13 @@ def test_growth_is_what_is_kept(robot):
     assert bench._growth([x + 50 * k for k, x in enumerate(flat)]) > 1500
 
 
-@pytest.mark.timeout(300 + CHUNKS // 20)
+@pytest.mark.timeout(300 + CHUNKS // 10)
 def test_the_executor_keeps_nothing_per_chunk(robot):
     """VLA_CHUNKS=100000 pytest -s tests/test_control_report.py -k keeps looks longer: ten minutes."""
     cost = bench.measure(robot, 300, memory=True)
     assert cost.growth is not None and cost.growth < 30_000  # one kept trajectory per chunk would be 700 kB
     cost = bench.measure(robot, CHUNKS)
     print(cost)
-    # One kept trajectory per chunk would be four blocks and 5 kB for each: 500 and 700 kB over a third of 400.
-    assert cost.blocks < 100 and cost.resident < 512
+    # One kept trajectory per chunk would be four blocks and 5 kB for each: 500 and 700 kB over a third of 400. Of
+    # 100,000 chunks the last third may hold 1000 more: less than a block for 30 chunks.
+    assert cost.blocks < max(CHUNKS // 100, 100) and cost.resident < 512

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+import signal
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -257,12 +258,13 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m vla_nodes control-bench",
         description=__doc__,
         epilog="A recorded episode and one in closed loop take about half a minute of a core each, a replayed one\n"
-        "some seconds; the defaults make 4, 60 and 60. Measure the cost on a machine that does nothing else.",
+        "some seconds; the defaults make 4, 60 and 60. Ctrl-C in closed loop gives the table so far. Measure the cost\n"
+        "on a machine that does nothing else.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", type=Path, help=f"checkpoint folder (default: the shipped {SHIPPED})")
     parser.add_argument("--suite", choices=("demo", "random"), default="demo", help="scenes and tasks (default: demo)")
-    parser.add_argument("--episodes", type=int, default=4, help="scenes recorded and played (default: 4)")
+    parser.add_argument("--episodes", type=int, default=4, help="scenes recorded and played (default: 4; 0: none)")
     parser.add_argument("--closed", type=int, default=4, help="episodes in closed loop per row (default: 4; 0: none)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first scene (default: 0)")
     parser.add_argument("--latency", type=float, nargs="+", default=LATENCIES, metavar="S",
@@ -277,8 +279,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, metavar="RUN.JSONL",
                         help="write our first episode's seams here, for `python -m vla_nodes seams`")  # fmt: skip
     args = parser.parse_args(argv)
-    if min(args.episodes, args.workers) < 1 or min(args.closed, args.chunks) < 0 or min(args.latency) < 0.0:
-        parser.error("episodes and workers must be at least 1; closed, chunks and latencies must not be negative")
+    if args.workers < 1 or min(args.episodes, args.closed, args.chunks) < 0 or min(args.latency) < 0.0:
+        parser.error("workers must be at least 1; episodes, closed, chunks and latencies must not be negative")
     if args.chunks:
         print(measure(panda(), args.chunks))
         print(measure(panda(), min(args.chunks, 2000), memory=True, seed=1), "(traced, which slows it down)")
@@ -286,7 +288,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     checkpoint, started = str(args.checkpoint or share_path(SHIPPED)), time.monotonic()
     seeds = range(args.seed, args.seed + args.episodes)
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+    ignored = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process
+    with multiprocessing.get_context("spawn").Pool(args.workers, signal.signal, ignored) as pool:
 
         def run(jobs: list[tuple]) -> list[Played]:
             return list(tqdm(pool.imap(_job, jobs), total=len(jobs), unit="episode"))
@@ -297,8 +300,12 @@ def main(argv: list[str] | None = None) -> int:
         replayed = run([(checkpoint, args.suite, p.seed, *c, p.chunks) for p in moved for c in combinations])
         if args.closed and replayed:
             print(table(replayed, []), flush=True)  # what follows takes much longer
-        again = range(args.seed, args.seed + args.closed)
-        closed = run([(checkpoint, args.suite, seed, *c, None) for seed in again for c in combinations])
+        again, closed = range(args.seed, args.seed + args.closed), []
+        jobs = [(checkpoint, args.suite, seed, *c, None) for seed in again for c in combinations]
+        try:
+            closed.extend(tqdm(pool.imap(_job, jobs), total=len(jobs), unit="episode"))
+        except KeyboardInterrupt:
+            print(f"interrupted after {len(closed)} of {len(jobs)} episodes in closed loop")
     print(table(replayed, closed))
     print(f"recorded: {sum(p.success for p in recorded)}/{len(recorded)} succeeded, "
           f"{sum(len(p.chunks) for p in moved)} chunks; {time.monotonic() - started:.0f} s")  # fmt: skip
