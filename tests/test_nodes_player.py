@@ -46,7 +46,9 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bag(tmp_path_factory):
-    return replay_bags.write(tmp_path_factory.mktemp("bag") / "arm", seconds=1.8, pause=(0.7, 1.4), rate=50.0)
+    """It ends within a policy step, and policy_node has to look around before that is over."""
+    folder = tmp_path_factory.mktemp("bag") / "arm"
+    return replay_bags.write(folder, seconds=1.78, fps=12.5, pause=(0.7, 1.4), rate=50.0)
 
 
 @pytest.fixture

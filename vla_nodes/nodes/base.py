@@ -294,7 +294,8 @@ class BaseNode(LifecycleNode):
         response.success = self.active
         known = {"now": now, "paced": self.pacing.paced, "taken": self.pacing.taken, "busy": False, "sent": {}}
         known |= self.progress()
-        response.message = json.dumps({**known, "due": self.pacing.next(now) if self.active else None})
+        due, ends = (self.pacing.next(now), self.pacing.ends()) if self.active else (None, None)
+        response.message = json.dumps({**known, "due": due, "ends": ends})
         return response
 
     def _on_jump(self, jump: Any) -> None:

@@ -85,10 +85,13 @@ class LockStep:
         """A message has been published."""
         self._sent[topic] += 1
 
-    def due(self, rank: int = 99) -> int | None:
-        """When a node next has something to do of its own (ns), of `rank` or before; as of the last `settle`."""
-        dues = [state["due"] for state in self._states.values() if state["due"] is not None]
-        return min((when for when, its_rank in dues if its_rank <= rank), default=None)
+    def due(self) -> int | None:
+        """When a node next has something to do of its own (ns); as of the last `settle`."""
+        return min((state["due"][0] for state in self._states.values() if state["due"] is not None), default=None)
+
+    def ends(self) -> int | None:
+        """When the policy steps under way are over (ns), None where there is none; as of the last `settle`."""
+        return max((state["ends"] for state in self._states.values() if state["ends"] is not None), default=None)
 
     def settle(self, now: int) -> None:
         """Until all that was sent is handled at the clock `now` (ns), nothing is being computed, and all that the nodes

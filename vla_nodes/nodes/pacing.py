@@ -73,6 +73,10 @@ class Pacing:
         """(when, rank) of what is due next."""
         return min(((work.due, work.rank) for work in self._begun(now)), default=None)
 
+    def ends(self) -> int | None:
+        """When the work that is done once, a policy step, is over; None where there is none."""
+        return max((work.due for work in self._work if work.once), default=None)
+
     def do(self, now: int) -> None:
         """The first thing that is due by `now`."""
         due = [work for work in self._begun(now) if work.due <= now]

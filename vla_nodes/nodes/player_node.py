@@ -20,7 +20,6 @@ from std_msgs.msg import String
 
 from vla_nodes.nodes.base import OK, BaseNode, ConfigureError, run
 from vla_nodes.nodes.lockstep import LockStep, PlayError
-from vla_nodes.nodes.pacing import FINISH
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.recorder_node import message_type
 from vla_nodes.nodes.topics import OURS
@@ -134,7 +133,7 @@ class PlayerNode(BaseNode):
                     self._publish(self._instruction, _text(given))
             self._advance(event.now)
             self._pass_on(event, bool(given))
-        if self._locked and (ends := self._lockstep.due(FINISH)) is not None:
+        if self._locked and (ends := self._lockstep.ends()) is not None:
             self._advance(ends)  # the last step is not finished yet
         self.get_logger().info(f"played {self._played} messages in {time.monotonic() - self._began:.1f} s")
 

@@ -20,13 +20,13 @@ from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import apsw
 import yaml
 from rosbags.interfaces import Connection, MessageDefinition, MessageDefinitionFormat
-from rosbags.rosbag2 import Reader, storage_mcap, storage_sqlite3
+from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from vla_nodes.replay.storage import open_storage
 from vla_nodes.share import share_path
 
 if sys.version_info >= (3, 14):
@@ -43,28 +43,6 @@ REPAIR = "python -m vla_nodes record --repair"
 
 class BagError(ValueError):
     """One line: which bag, file or topic, what is wrong with it, and the remedy."""
-
-
-# rosbag2 since Iron writes encoding "unknown" or "" for a type whose definition it does not find (those of actions, for
-# one), and rosbags 0.11 fails on the whole file then. Here such a topic has no definition.
-_strict_msgdef = storage_mcap.get_msgdef
-
-
-def _lenient_msgdef(schema: Any) -> MessageDefinition:
-    try:
-        return _strict_msgdef(schema)
-    except KeyError:
-        return MessageDefinition(MessageDefinitionFormat.NONE, "")
-
-
-def _known_definitions(connection: apsw.Connection) -> None:
-    known = "SELECT * FROM main.message_definitions WHERE encoding IN ('ros2msg', 'ros2idl')"
-    connection.execute(f"CREATE TEMP VIEW message_definitions AS {known}")
-
-
-storage_mcap.get_msgdef = _lenient_msgdef
-# Nobody here asks for the recorded QoS, and parsing its YAML takes as long as reading seconds of a recording.
-storage_mcap.get_qos = storage_sqlite3.parse_qos = lambda _: []
 
 
 def open_bag(path: str | Path) -> Bag:
@@ -125,7 +103,7 @@ class Bag:
         self.close()
 
     def close(self) -> None:
-        """Remove what was unpacked. Iterators end with the next message they are asked for."""
+        """Remove what was unpacked."""
         self._temporary.close()
 
     @property
@@ -235,7 +213,7 @@ class Bag:
         return [path / name for name in names]
 
     def _unpack(self) -> None:
-        """Files that are compressed as a whole are unpacked, because their index is inside."""
+        """Files that are compressed as a whole are unpacked: their index is inside."""
         if self._mode != "file":
             return
         folder = Path(self._temporary.enter_context(TemporaryDirectory(prefix="vla_nodes_bag_")))
@@ -250,14 +228,10 @@ class Bag:
                 raise BagError(f"{file}: cannot be unpacked to {folder}: {error.strerror}") from None
 
     def _reader(self, file: Path) -> Reader:
-        apsw.connection_hooks.append(_known_definitions)
         try:
-            reader = Reader(file)
-            reader.open()
+            reader = open_storage(file)
         except Exception as error:  # rosbags raises its own, struct's, sqlite's and TypeErrors for broken files
             raise BagError(f"{self._name(file)}: {_reason(file, error)}{self._remedy(file)}") from None
-        finally:
-            apsw.connection_hooks.remove(_known_definitions)
         for chunk in getattr(reader.storage, "chunks", ()):
             if chunk.uncompressed_size > MAX_CHUNK:
                 reader.close()
