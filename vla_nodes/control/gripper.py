@@ -100,6 +100,10 @@ class GripperChannel:
         """The trajectory for a chunk's openings (H,), along the arm's time law, which starts t0 s after `begin`; None
         where the gripper rests where it is wanted and has been told so."""
         gripper, knot, base = self._gripper, self._knot, self._plan
+        # Joined where the motion in flight has a knot: in the middle of its last segment the finger is too fast for the
+        # distance left to be covered in a whole one, and would leave its range.
+        law_begin, begin = begin + t0, math.ceil(begin / knot - 1e-6) * knot
+        t0 = law_begin - begin
         if base is None:
             # Without a measured finger the first wanted opening is where it starts; a real one is measured.
             position = gripper.position(opening[0]) if self._measured is None else self._measured
