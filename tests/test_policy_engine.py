@@ -40,12 +40,17 @@ def test_equal_to_eager(exported, model):
     assert engines.difference(found, wanted) <= 1e-3
 
 
+def seen(engine, model, seed):
+    """What `think` takes of one made-up tick."""
+    prepared = engines.example_instruction(model)
+    images, body = engines.example(model, seed)
+    return body, engines.one_tick(engine.look(*images, prepared)), prepared
+
+
 def test_states_are_values(exported, model):
     """An old state continues to the same numbers after newer ticks ran, in either engine."""
     engine, _ = exported
-    prepared = engines.example_instruction(model)
-    images, body = engines.example(model, 0)
-    view = engines.one_tick(engine.look(*images, prepared))
+    body, view, prepared = seen(engine, model, 0)
     _, early = engine.think(body, view, prepared.summary, None)
     kept = ssm.snapshot(early)
     first, _ = engine.think(body, view, prepared.summary, early)
@@ -63,9 +68,7 @@ def test_states_are_values(exported, model):
 def test_what_passes_through_is_right_and_a_value(exported, model):
     """The grounding is an input of `think` and an output: not lost, and not the input's own memory."""
     engine, _ = exported
-    prepared = engines.example_instruction(model)
-    images, body = engines.example(model, 2)
-    view = engines.one_tick(engine.look(*images, prepared))
+    body, view, prepared = seen(engine, model, 2)
     output, _ = engine.think(body, view, prepared.summary, None)
     kept = view.grounding.clone()
     assert torch.equal(output.grounding, kept) and torch.equal(output.target, view.points[..., 0, :])
