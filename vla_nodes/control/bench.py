@@ -79,7 +79,7 @@ def measure(
             executor.observe(float(t), q, qd)
         if k % watch == 0:
             gc.collect()  # frees what Python keeps of dead tuples for reuse: up to 2000 of each size, counted as blocks
-            looks[:, k // watch] = sys.getallocatedblocks(), _resident()
+            looks[:, k // watch] = sys.getallocatedblocks(), resident_kb()
         if memory and k == max(count // 10, 50):
             tracemalloc.start()
             held.append(tracemalloc.get_traced_memory()[0])
@@ -91,7 +91,7 @@ def measure(
     return Cost(ms, dict(modes), blocks, resident, _growth(held) if memory else None)
 
 
-def _resident() -> int:
+def resident_kb() -> int:
     """kB of this process in memory (Linux)."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []

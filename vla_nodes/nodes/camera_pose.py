@@ -8,9 +8,8 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from vla_nodes.nodes.base import LATCHED, BaseNode, ConfigureError
-from vla_nodes.pipeline.camera_pose import SOURCES, CameraPose
+from vla_nodes.pipeline.camera_pose import CameraPose
 
-__all__ = ["SOURCES", "LiveCameraPose"]
 TF = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 TF_STATIC = QoSProfile(
     depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
@@ -30,6 +29,9 @@ class LiveCameraPose:
             raise ConfigureError(f"parameter camera_pose: {error}") from error
         self.at, self.clear = self._pose.at, self._pose.clear
         if source == "topic":
+            self._pose.problem = (  # until one comes
+                "no camera/pose received: is camera_node active? Or set camera_pose_source to parameter or tf"
+            )
             node.subscribe(PoseStamped, "camera/pose", self._on_pose, LATCHED)
         elif source == "tf":
             try:
@@ -43,8 +45,6 @@ class LiveCameraPose:
             node.subscribe(TFMessage, "/tf_static", lambda message: self._pose.transforms(message, True), TF_STATIC)
 
     def problem(self) -> str:
-        if self._pose.problem == "no camera/pose so far":
-            return "no camera/pose received: is camera_node active? Or set camera_pose_source to parameter or tf"
         return self._pose.problem
 
     def _on_pose(self, message: PoseStamped) -> None:

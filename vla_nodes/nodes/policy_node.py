@@ -19,11 +19,12 @@ from std_msgs.msg import String
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.msg import ActionChunk, PolicyStatus
 from vla_nodes.nodes.base import ERROR, LATCHED, LATEST, OK, RELIABLE_LATEST, WARN, BaseNode, ConfigureError, run
-from vla_nodes.nodes.camera_pose import SOURCES, LiveCameraPose
+from vla_nodes.nodes.camera_pose import LiveCameraPose
 from vla_nodes.nodes.convert import status_key, to_time
 from vla_nodes.nodes.pacing import WATCH
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.peers import Change, Rate
+from vla_nodes.pipeline.camera_pose import SOURCES
 from vla_nodes.pipeline.messages import chunk_fields, status_fields
 from vla_nodes.pipeline.policy_core import PolicyCore, Result, State, Worker
 from vla_nodes.pipeline.policy_loop import STATUS_PERIOD, WATCH_PERIOD, Job, PolicyLoop, fingerprint, misfits

@@ -18,6 +18,11 @@ from typing import Any
 import numpy as np
 
 
+def first_line(error: Exception) -> str:
+    """Of its text, or its name where it has none."""
+    return (str(error).splitlines() or [""])[0] or repr(error)
+
+
 class State(IntEnum):
     """As PolicyStatus.msg."""
 
@@ -200,7 +205,7 @@ class PolicyCore:
             self.discarded += 1
             return False
         if error is not None:
-            self._set(State.HOLDING, f"the policy step failed: {str(error).splitlines()[0] if str(error) else error!r}")
+            self._set(State.HOLDING, f"the policy step failed: {first_line(error)}")
             return False
         self.ticks += 1
         self._latencies.append(1e3 * seconds)

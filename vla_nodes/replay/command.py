@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
-import resource
 import sys
 import time
 from pathlib import Path
@@ -135,8 +134,10 @@ def passes(session: Session, out: Path, loop: int, images: bool, sink: goldens.G
 
 
 def memory() -> int:
-    """MiB that this process has in memory now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
+    """MiB that this process has in memory now (Linux)."""
+    from vla_nodes.control.bench import resident_kb
+
+    return resident_kb() >> 10
 
 
 def digest(sink: goldens.GoldenSink) -> str:

@@ -15,6 +15,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 
 from vla_nodes.control.trajectory import Trajectory
 from vla_nodes.pipeline.action_core import Answer
+from vla_nodes.pipeline.policy_core import first_line
 from vla_nodes.replay.bag import Bag
 from vla_nodes.replay.clock import Event
 from vla_nodes.replay.driver import Sink, Step
@@ -135,7 +136,7 @@ class Numbers(Sink):
         else:
             self.holds[f"the policy step failed: {type(step.error).__name__}"] += 1
             self.failed += 1
-            self.failure = self.failure or _first_line(step.error)
+            self.failure = self.failure or first_line(step.error)
         self._wall("step", 1e3 * step.wall)
 
     def answer(self, now: int, answer: Answer, chunk_stamp: int | None, wall: float) -> None:
@@ -289,10 +290,6 @@ def copied(bag: Bag, images: bool) -> list[str]:
     kinds = COPIED + (IMAGES if images else ())
     chosen = sorted(name for name, kind in bag.topics.items() if kind in kinds and not name.startswith(PREFIX + "/"))
     return [name for name in chosen if bag.definition(name)[0]][:MAX_COPIED]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or repr(error)
 
 
 def _without_numbers(text: str) -> str:

@@ -31,14 +31,19 @@ SEEN = 3  # cells that must show a thing before it counts as seen
 IMAGES = ("color", "depth", "intrinsics", "camera_pose", "tool", "shown", "centre")
 
 
-def collate(frames: list[Frame], rng: np.random.Generator | None, questions: int = 1) -> dict:
-    """A batch of tensors, augmented when a generator is given. ``questions`` frames in a row share their image."""
+def collate(frames: list[Frame], rng: np.random.Generator | None, questions: int = 1, depth: bool = True) -> dict:
+    """A batch of tensors, augmented when a generator is given. ``questions`` frames in a row share their image.
+
+    Without ``depth`` all of it is invalid.
+    """
     seen = frames[::questions]
     images = [augment(f.color, f.depth, rng) if rng else (f.color.astype(np.float32) / 255, f.depth) for f in seen]
     batch = {
         "color": torch.from_numpy(np.stack([i[0] for i in images])).permute(0, 3, 1, 2),  # channels last in memory
         "depth": torch.from_numpy(np.stack([i[1] for i in images])),
     }
+    if not depth:
+        batch["depth"].zero_()
     for name in IMAGES[2:]:
         batch[name] = torch.from_numpy(np.stack([getattr(f, name) for f in seen]))
     for name in ("cells", "wanted", "present", "middle", "aim"):

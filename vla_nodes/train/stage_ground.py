@@ -67,11 +67,9 @@ class GroundStage:
         self.model.language.eval()
 
     def _collate(self, frames: list, rng: np.random.Generator | None, questions: int = 1) -> dict[str, Any]:
-        batch = ground.collate(frames, rng, max(1, questions))
+        batch = ground.collate(frames, rng, max(1, questions), self.settings.depth)
         if not questions:
             batch = {name: batch[name] for name in ground.IMAGES}
-        if not self.settings.depth:
-            batch["depth"].zero_()
         return batch
 
     def batch(self, step: int, rank: int) -> tuple[dict, list, ground.Spots | None]:

@@ -76,9 +76,7 @@ def judged(model: VlaPolicy, job: Job, rng: np.random.Generator) -> Examples:
     sampler, found = _sampler(job.data, job.held, job.every), []
     for _ in range(IMAGES // BATCH):
         frames = [frame for _ in range(BATCH) for frame in sampler.questions(rng, QUESTIONS)]
-        batch = ground.collate(frames, None if job.held else rng, QUESTIONS)
-        if not job.depth:
-            batch["depth"].zero_()
+        batch = ground.collate(frames, None if job.held else rng, QUESTIONS, job.depth)
         view, scan, prepared, _ = ground.asked(model, batch)
         counted = ~ground.hidden(batch)
         evidence = model.evidence(scan, view.points, prepared.summary)
