@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vla_nodes.sim import held_out as kept
-from vla_nodes.sim import language
-from vla_nodes.sim.language import SYNONYMS, parse, phrase, unrelated
+from vla_nodes.sim import wordings
+from vla_nodes.sim.language import parse, phrase, plain, unrelated
 from vla_nodes.sim.scene import COLORS, Scene
 from vla_nodes.sim.tasks import RELATIONS, Task, kind_of
 
@@ -38,13 +38,19 @@ def test_parse_inverts_phrase(task, seed, held_out):
     assert parse(phrase(task, np.random.default_rng(seed), held_out)) == task
 
 
+@settings(max_examples=200, deadline=None)
+@given(tasks)
+def test_parse_inverts_plain_words(task):
+    assert parse(plain(task)) == task
+
+
 FORMS = {"pick": Task("pick", "red block"), "in": Task("place", "red block", "bowl"),
          "stack": Task("place", "red block", "blue can"), "relation": Task("place", "red block", "bowl", "left"),
          "open": Task("open", "drawer"), "close": Task("close", "drawer")}  # fmt: skip
 SAID = {"x": "the red block", "d": "the drawer", "in": "in", "into": "into", "r": "to the left of"}
 
 
-@pytest.mark.parametrize("phrases", [language.PHRASES, kept.PHRASES], ids=["trained", "held out"])
+@pytest.mark.parametrize("phrases", [wordings.PHRASES, kept.PHRASES], ids=["trained", "held out"])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_phrase_of_every_form_parses(form, phrases):
     for text in phrases[form]:
@@ -52,14 +58,14 @@ def test_every_phrase_of_every_form_parses(form, phrases):
         assert parse(said) == FORMS[form], said
 
 
-@pytest.mark.parametrize("words", [language.RELATION_WORDS, kept.RELATIONS], ids=["trained", "held out"])
+@pytest.mark.parametrize("words", [wordings.RELATION_WORDS, kept.RELATIONS], ids=["trained", "held out"])
 def test_every_word_for_a_relation_is_understood(words):
     for relation in RELATIONS:
         for said in words[relation]:
             assert parse(f"put the red block {said} the tray") == Task("place", "red block", "tray", relation), said
 
 
-@pytest.mark.parametrize("join", [*language.JOINS, *kept.JOINS])
+@pytest.mark.parametrize("join", [*wordings.JOINS, *kept.JOINS])
 def test_every_join_keeps_both_steps(join):
     said = join.format(a="put the red block in the bowl", b="open the drawer")
     assert parse(said) == Task("place", "red block", "bowl", then=Task("open", "drawer"))
@@ -69,9 +75,9 @@ def words_of(templates) -> set[str]:
     return set(re.findall(r"[a-z]+", " ".join(re.sub(r"{\w+}", "", t) for t in templates)))
 
 
-TRAINED = [t for part in (language.PHRASES, language.RELATION_WORDS, language.IN, language.KINDS)
+TRAINED = [t for part in (wordings.PHRASES, wordings.RELATION_WORDS, wordings.IN, wordings.KINDS)
            for texts in part.values() for t in texts]  # fmt: skip
-TRAINED += [*language.JOINS, *language.PREFIXES, *language.SUFFIXES, "it", "close it", "shut it", "open it"]
+TRAINED += [*wordings.JOINS, *wordings.PREFIXES, *wordings.SUFFIXES, "it", "close it", "shut it", "open it"]
 ONLY_HELD_OUT = words_of(t for texts in kept.PHRASES.values() for t in texts) - words_of(TRAINED) - {"i"}
 
 
@@ -80,8 +86,8 @@ def test_every_held_out_phrase_has_a_word_that_training_never_says():
     for texts in kept.PHRASES.values():
         for text in texts:
             assert words_of([text]) & ONLY_HELD_OUT, text
-    assert not set(kept.JOINS) & set(language.JOINS)
-    assert kept.SYNONYMS <= {s for said in SYNONYMS.values() for s in said}
+    assert not set(kept.JOINS) & set(wordings.JOINS)
+    assert kept.SYNONYMS <= {s for said in wordings.SYNONYMS.values() for s in said}
 
 
 @settings(max_examples=300, deadline=None)
@@ -109,11 +115,11 @@ def test_whatever_is_parsed_was_said(text):
     words = text.lower().split()
     for name in task.names:
         color, _, kind = name.rpartition(" ")
-        assert any(k in word for word in words for k in language.KINDS[kind])
-        assert not color or any(c in word for word in words for c in (color, *SYNONYMS[color]))
+        assert any(k in word for word in words for k in wordings.KINDS[kind])
+        assert not color or any(c in word for word in words for c in (color, *wordings.SYNONYMS[color]))
 
 
-@pytest.mark.parametrize("text", language.UNRELATED)
+@pytest.mark.parametrize("text", wordings.UNRELATED)
 def test_small_talk_is_no_task(text):
     assert parse(text) is None
 
