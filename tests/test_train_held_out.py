@@ -19,7 +19,7 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]+", re.sub(r"{\w+}", "", text)))
 
 
-WORDS = set().union(held_out.SYNONYMS, *map(words, HELD_OUT)).difference(*map(words, TRAINED))
+WORDS = set().union(held_out.SYNONYMS.values(), *map(words, HELD_OUT)).difference(*map(words, TRAINED))
 
 
 def sentences(source: str, count: int):

@@ -35,16 +35,17 @@ def _any(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _name(thing: str, rng: np.random.Generator, held_out: bool) -> str:
+def _name(thing: str, rng: np.random.Generator, axis: str = "") -> str:
     """What someone calls a thing: a noun with its article, its colour perhaps by another word."""
     if thing == "drawer":
         return "the drawer" if rng.random() < 0.95 else "drawer"
     color, _, kind = thing.rpartition(" ")
     words = KINDS.get(kind) or (kind,)
     noun = words[0] if rng.random() < 0.6 else _any(rng, words)
-    heard = tuple(s for s in SYNONYMS.get(color, ()) if (s in kept.SYNONYMS) == held_out)
-    if heard and rng.random() < (0.5 if held_out else 0.3):
-        color = _any(rng, heard)
+    if axis == "synonyms":
+        color = kept.SYNONYMS.get(color, color)
+    elif color in SYNONYMS and rng.random() < 0.3:
+        color = _any(rng, SYNONYMS[color])
     article = _any(rng, ARTICLES)
     look = rng.random()
     if not color:
@@ -69,20 +70,20 @@ def _form(step: Task) -> str:
     return "relation" if step.relation else "stack" if kind_of(step.goal) in GRASPABLE else "in"
 
 
-def _say(task: Task, rng: np.random.Generator, held_out: bool, goal_said: str = "") -> tuple[str, str]:
+def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "") -> tuple[str, str]:
     """What may be said before, and one step. ``goal_said`` replaces the goal's name ("it", when it is known)."""
     kind, form = kind_of(task.goal), _form(task)
-    phrases = PHRASES[form]
-    if held_out and form in kept.PHRASES:
-        phrases = kept.PHRASES[form]
+    phrases, relations = PHRASES[form], RELATION_WORDS
+    if axis == "phrasings":
+        phrases, relations = kept.PHRASES[form], kept.RELATIONS
     prepositions = IN.get(kind, ("in",))
     where = prepositions[0] if rng.random() < 0.7 else _any(rng, prepositions)
     relation = ""
     if task.relation:
-        words = (kept.RELATIONS if held_out else RELATION_WORDS)[task.relation]
+        words = relations[task.relation]
         relation = words[0] if rng.random() < 0.4 else _any(rng, words)
     names = {"x": task.thing, "y": task.goal, "d": "drawer"}
-    names = {slot: _name(name, rng, held_out) if name else "" for slot, name in names.items()}
+    names = {slot: _name(name, rng, axis) if name else "" for slot, name in names.items()}
     if goal_said:
         names["y"] = goal_said
         phrases = tuple(p for p in phrases if p.endswith("{y}"))
@@ -91,21 +92,21 @@ def _say(task: Task, rng: np.random.Generator, held_out: bool, goal_said: str = 
     return prefix, said.format(**names, r=relation, **{"in": where, "into": "onto" if kind == "tray" else "into"})
 
 
-def phrase(task: Task, rng: np.random.Generator, held_out: bool = False) -> str:
-    """One way of saying a task. ``held_out`` draws from phrases and synonyms that training never uses."""
+def phrase(task: Task, rng: np.random.Generator, axis: str = "") -> str:
+    """One way of saying a task. ``axis``: "phrasings" or "synonyms" for those of held_out.py, never said in training."""
     steps = list(task.steps)
-    prefix, text = _say(steps[0], rng, held_out)
+    prefix, text = _say(steps[0], rng, axis)
     for last, step in zip(steps, steps[1:], strict=False):
         drawer_known = "drawer" in (last.thing, last.goal)
         if step.goal == "drawer" and drawer_known and rng.random() < 0.5:
-            _, said = _say(step, rng, held_out, "it")
+            _, said = _say(step, rng, axis, "it")
         elif step.thing == "drawer" and drawer_known and rng.random() < 0.3:
             said = {"open": "open it", "close": _any(rng, ("close it", "shut it"))}[step.verb]
         else:
-            _, said = _say(step, rng, held_out)
-            drop = last.verb == step.verb == "place" and said.startswith("put ") and not held_out
+            _, said = _say(step, rng, axis)
+            drop = last.verb == step.verb == "place" and said.startswith("put ") and axis != "phrasings"
             said = said[4:] if drop and text.startswith("put ") and rng.random() < 0.4 else said
-        text = _any(rng, kept.JOINS if held_out else JOINS).format(a=text, b=said)
+        text = _any(rng, kept.JOINS if axis == "phrasings" else JOINS).format(a=text, b=said)
     return prefix + text + _any(rng, SUFFIXES)
 
 
@@ -127,7 +128,7 @@ def unrelated(rng: np.random.Generator, things: tuple[str, ...] = KNOWN) -> str:
         return _any(rng, UNRELATED)
     if draw < 0.75:
         place = f"the {_any(rng, ('bowl', 'tray'))}"
-        thing = _name(_any(rng, things), rng, False)
+        thing = _name(_any(rng, things), rng)
         if draw < 0.5:
             return _any(rng, IMPOSSIBLE).format(x=thing, y=place)
         color = f"{_any(rng, tuple(COLORS))} " if rng.random() < 0.7 else ""
@@ -143,7 +144,7 @@ def unrelated(rng: np.random.Generator, things: tuple[str, ...] = KNOWN) -> str:
     return "".join(chr(c) for c in rng.integers(33, 126, rng.integers(3, 60)))
 
 
-_COLOR_OF = {word: color for color in COLORS for word in (color, *SYNONYMS[color])}
+_COLOR_OF = {word: color for color in COLORS for word in (color, kept.SYNONYMS.get(color, color), *SYNONYMS[color])}
 _KIND_OF = {word: kind for kind, words in KINDS.items() for word in words}
 _COLOR, _KIND, _LOOK = ("|".join(sorted(words, key=len, reverse=True)) for words in (_COLOR_OF, _KIND_OF, ADJECTIVES))
 _MENTION = re.compile(rf"(?:\b({_COLOR})(?:[- ]colou?red)?\s+(?:(?:{_LOOK})\s+)?)?\b({_KIND})s?\b")

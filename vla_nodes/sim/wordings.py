@@ -6,21 +6,19 @@ Training draws from these, and from nothing in held_out.py. In a phrase {x} is t
 
 from __future__ import annotations
 
-SYNONYMS = {  # heard for a colour; those in held_out.py are never written in training sentences
+SYNONYMS = {  # heard for a colour
     "red": ("crimson", "ruby", "cherry", "vermilion", "cardinal", "carmine", "tomato", "strawberry", "garnet",
-            "reddish", "blood red", "brick red", "fire red", "cherry red", "scarlet"),
+            "reddish", "blood red", "brick red", "fire red", "cherry red"),
     "green": ("emerald", "jade", "lime", "olive", "fern", "shamrock", "avocado", "mint", "greenish", "forest green",
               "grass green", "moss green", "pea green"),
     "blue": ("navy", "cobalt", "sapphire", "ultramarine", "denim", "bluish", "indigo", "cerulean", "royal blue",
-             "navy blue", "ocean blue", "azure"),
+             "navy blue", "ocean blue"),
     "yellow": ("golden", "lemon", "canary", "mustard", "sunflower", "yellowish", "saffron", "sun yellow",
                "corn yellow"),
-    "orange": ("pumpkin", "apricot", "amber", "carrot", "mango", "marigold", "orangish", "copper", "burnt orange",
-               "tangerine"),
+    "orange": ("pumpkin", "apricot", "amber", "carrot", "mango", "marigold", "orangish", "copper", "burnt orange"),
     "purple": ("violet", "lilac", "lavender", "plum", "mauve", "amethyst", "grape", "eggplant", "purplish", "orchid",
                "royal purple"),
-    "pink": ("fuchsia", "salmon", "blush", "bubblegum", "flamingo", "pinkish", "carnation", "hot pink", "baby pink",
-             "rose"),
+    "pink": ("fuchsia", "salmon", "blush", "bubblegum", "flamingo", "pinkish", "carnation", "hot pink", "baby pink"),
     "cyan": ("turquoise", "teal", "aqua", "aquamarine", "lagoon", "sea green", "sky blue", "light blue"),
     "white": ("ivory", "cream", "pearl", "chalk", "snowy", "whitish", "milky", "snow white", "milk white"),
     "black": ("ebony", "onyx", "charcoal", "coal", "inky", "blackish", "raven", "jet black", "pitch black",

@@ -26,6 +26,7 @@ from vla_nodes.train.frames import imagined
 from vla_nodes.train.loop import Terms
 from vla_nodes.train.settings import WordsSettings
 
+AXES = ("pairs", "phrasings", "synonyms")  # of held_out.AXES, those that are a matter of words
 STRANGE = 0.25  # share of sentences that name something of an unknown kind
 PLAIN = 3000  # sentences that say what the eyes understand
 TOGETHER = 64  # sentences of like length read at once
@@ -143,7 +144,7 @@ def wide(rng: np.random.Generator) -> Said:
 
 
 def held_out_sentences(axis: str, rng: np.random.Generator, count: int) -> list[Said]:
-    """Tasks in words that training never says ("phrasings"), or about pairs that it never names ("pairs")."""
+    """Tasks in words that training never says, or about pairs that it never names. ``axis``: one of AXES."""
     found: list[Said] = []
     while len(found) < count:
         _, task = imagined(rng)
@@ -154,7 +155,7 @@ def held_out_sentences(axis: str, rng: np.random.Generator, count: int) -> list[
             if kind_of(task.thing) not in GRASPABLE or f"{color} {kind}" == task.goal:
                 continue
             task = Task(task.verb, f"{color} {kind}", task.goal, task.relation)
-        found.append((language.phrase(task, rng, held_out=axis == "phrasings"), task))
+        found.append((language.phrase(task, rng, axis), task))
     return found
 
 
@@ -221,7 +222,7 @@ class WordsStage:
         self.data = {"plain sentences": PLAIN}
         rng = np.random.default_rng([settings.seed, 12])
         draws = {"": [wide(rng) for _ in range(300)],
-                 **{f"{axis}: ": held_out_sentences(axis, rng, 300) for axis in ("pairs", "phrasings")}}  # fmt: skip
+                 **{f"{axis}: ": held_out_sentences(axis, rng, 300) for axis in AXES}}  # fmt: skip
         self.held = {name: self._batch(said, 0) for name, said in draws.items()}
 
     def _batch(self, said: list[Said], noise: int) -> Batch:
@@ -242,7 +243,7 @@ class WordsStage:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """On wordings of training, on held-out pairs and on held-out phrasings."""
+        """On wordings of training, and on AXES."""
         found = {}
         for name, batch in self.held.items():
             found |= {f"{name}{key}": value for key, value in self.objective(batch)[2].items()}
