@@ -93,7 +93,7 @@ def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "") -
 
 
 def phrase(task: Task, rng: np.random.Generator, axis: str = "") -> str:
-    """One way of saying a task. ``axis``: "phrasings" or "synonyms" for those of held_out.py, never said in training."""
+    """One way of saying a task. ``axis``: "phrasings" or "synonyms" for the words of held_out.py, not of training."""
     steps = list(task.steps)
     prefix, text = _say(steps[0], rng, axis)
     for last, step in zip(steps, steps[1:], strict=False):
