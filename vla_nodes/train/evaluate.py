@@ -1,9 +1,9 @@
 """Closed-loop evaluation: the policy against the simulator's judge, through the nodes' own executor and controller.
 
 Suites: a family (pick-and-place, drawer, rearrangement, multi-step), all of them, a held-out axis (pairs, phrasings,
-placements, camera), held-out (every axis), absent (something named is not there: nothing may be touched), demo (the
-scene of ./run), random, full (all, held-out and absent). --episodes counts per suite and family. Ctrl-C prints the
-table of what was done.
+synonyms, placements, camera), held-out (every axis), absent (something named is not there: nothing may be touched),
+demo (the scene of ./run), random, full (all, held-out and absent). --episodes counts per suite and family. Ctrl-C
+prints the table of what was done.
 """
 
 from __future__ import annotations
