@@ -190,9 +190,10 @@ NAMED_APART = 0.2  # what a colour without a name differs by, in one channel at 
 def unnamed(things: list[Thing], rng: np.random.Generator) -> list[Thing]:
     """Half of what can be grasped in colours that have no name: what a block is then does not depend on its colour.
 
-    None is nearer to the colour of a held-out pair than to one that its kind is seen in.
+    None is near a colour that some kind is never seen in: there too it would tell the kind.
     """
     known = np.array(list(COLORS.values()))
+    kept = {color for _, color in held_out.PAIRS}
     changed = []
     for number, thing in enumerate(things):
         if thing.kind in GRASPABLE and rng.random() < 0.5:
@@ -200,7 +201,7 @@ def unnamed(things: list[Thing], rng: np.random.Generator) -> list[Thing]:
                 rgb = rng.random(3)
                 gap = np.abs(known - rgb)
                 nearest = list(COLORS)[int(np.linalg.norm(gap, axis=1).argmin())]
-                if gap.max(1).min() > NAMED_APART and not held_out.pair(thing.kind, nearest):
+                if gap.max(1).min() > NAMED_APART and nearest not in kept:
                     break
             thing = replace(thing, color=f"{UNNAMED}{number}", rgb=tuple(float(v) for v in rgb))
         changed.append(thing)

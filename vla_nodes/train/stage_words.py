@@ -201,10 +201,12 @@ class Objective(nn.Module):
 
 def _right(asked: Tensor, meant: Tensor, known: Tensor) -> float:
     """Share of those steps that mean one of the ``known`` whose query is nearest to it."""
-    exactly = "donot_use_mm_for_euclid_dist"
-    gap, which = torch.cdist(meant, known, compute_mode=exactly).min(1)
+    def gaps(queries: Tensor) -> Tensor:
+        return torch.cdist(queries, known, compute_mode="donot_use_mm_for_euclid_dist")
+
+    gap, which = gaps(meant).min(1)
     counted = gap < 1e-3
-    return float((torch.cdist(asked, known, compute_mode=exactly).argmin(1) == which)[counted].float().mean()) if counted.any() else 1.0
+    return float((gaps(asked).argmin(1) == which)[counted].float().mean()) if counted.any() else 1.0
 
 
 class WordsStage:
