@@ -23,7 +23,9 @@ from vla_nodes.nodes.demo_processes import free_domain
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60.0
-"""s; a loaded machine takes long to import torch. A condition that holds is seen at once."""
+"""s; a condition that holds is seen at once."""
+START = 240.0
+"""s for a process to start: importing torch takes 3 s on an idle machine, a minute where eight others want the core."""
 AGAIN = 2.0
 """s after which something is said again that DDS loses while a listener is not discovered yet."""
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -143,7 +145,7 @@ class Graph:
         self.node.create_subscription(kind, topic, callback, qos)
         return self.heard[topic]
 
-    def publisher(self, kind: type, topic: str, qos: QoSProfile | int = 10):
+    def publisher(self, kind: type, topic: str, qos: QoSProfile | int = 10, patience: float = START):
         """Publisher on which a subscriber has been found, other than the probe itself."""
         publisher = self.node.create_publisher(kind, topic, qos)
 
@@ -151,7 +153,7 @@ class Graph:
             known = self.node.get_subscriptions_info_by_topic(publisher.topic_name)
             return publisher.get_subscription_count() > sum(end.node_name == PROBE for end in known)
 
-        wait_for(found, f"a subscriber on {topic}")
+        wait_for(found, f"a subscriber on {topic}", patience)
         return publisher
 
     def wait_until_all_hear(self, names: Iterable[str]) -> None:
@@ -193,9 +195,9 @@ class Graph:
         return max([worst, *still])
 
     def call(self, kind: type, name: str, request=None):
-        """Call a service and return its response."""
+        """Call a service, which may be that of a node just started, and return its response."""
         client = self.node.create_client(kind, name)
-        wait_for(client.service_is_ready, f"service {name}")
+        wait_for(client.service_is_ready, f"service {name}", START)
         future = client.call_async(request or kind.Request())
         wait_for(future.done, f"an answer of {name}")
         return future.result()

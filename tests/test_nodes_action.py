@@ -28,7 +28,8 @@ from vla_nodes.pipeline.messages import trajectory_from
 from vla_nodes.share import share_path
 from vla_nodes.sim.joint_trajectory_controller import JointTrajectoryController
 
-wait_for = support.wait_for
+pytestmark = pytest.mark.timeout(600)
+wait_for, START = support.wait_for, support.START
 
 
 class Arm:
@@ -79,7 +80,7 @@ def run():
         ):  # fmt: skip
             graph.hear(kind, topic, 2000, keep=100_000)
         process = graph.start("action_node", *parameters, clock=False)
-        wait_for(lambda: ": active" in process.log or "cannot configure" in process.log, "action_node up")
+        wait_for(lambda: ": active" in process.log or "cannot configure" in process.log, "action_node up", START)
         return graph, process, Arm(graph) if ": active" in process.log else None
 
     yield start

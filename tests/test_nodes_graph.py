@@ -23,6 +23,7 @@ from vla_nodes.msg import ActionChunk, PolicyStatus
 from vla_nodes.pipeline.messages import seconds, trajectory_from
 from vla_nodes.share import share_path
 
+pytestmark = pytest.mark.timeout(600)
 wait_for = support.wait_for
 COLOR, DEPTH = "camera/color", "camera/aligned_depth_to_color"
 ARM = [f"panda_joint{i}" for i in range(1, 8)]
@@ -73,7 +74,7 @@ def whole(graph):
 
 def restart(graph, name: str) -> None:
     graph.running[name] = graph.start(name, *graph.parameters.get(name, ()))
-    wait_for(lambda: "active" in graph.running[name].log, f"{name} active again")
+    wait_for(lambda: "active" in graph.running[name].log, f"{name} active again", support.START)
 
 
 def status(graph) -> PolicyStatus:

@@ -21,6 +21,7 @@ from vla_nodes.replay.bag import open_bag
 from vla_nodes.replay.bag_info import read
 from vla_nodes.replay.topics import NAMES
 
+pytestmark = pytest.mark.timeout(600)
 wait_for = support.wait_for
 LATCHED = support.LATCHED
 IMAGE = "camera/color/image_raw"
