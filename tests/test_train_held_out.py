@@ -5,13 +5,13 @@ import re
 import numpy as np
 import pytest
 
-from vla_nodes.sim import held_out, language
+from vla_nodes.sim import held_out, language, wordings
 from vla_nodes.sim.scene import Scene
 from vla_nodes.sim.tasks import kind_of
 from vla_nodes.train import frames, ground
 
-TRAINED = [text for part in (language.PHRASES, language.RELATION_WORDS) for texts in part.values() for text in texts]
-TRAINED += [*language.SUFFIXES, *language.JOINS]
+TRAINED = [text for part in (wordings.PHRASES, wordings.RELATION_WORDS) for texts in part.values() for text in texts]
+TRAINED += [*wordings.SUFFIXES, *wordings.JOINS]
 HELD_OUT = [text for texts in held_out.PHRASES.values() for text in texts]
 
 
@@ -19,7 +19,7 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]+", re.sub(r"{\w+}", "", text)))
 
 
-WORDS = set().union(held_out.SYNONYMS, *map(words, HELD_OUT)).difference(*map(words, TRAINED))
+WORDS = set().union(held_out.SYNONYMS.values(), *map(words, HELD_OUT)).difference(*map(words, TRAINED))
 
 
 def sentences(source: str, count: int):
@@ -46,5 +46,5 @@ def test_sentences_of_training(source):
     steps = [step for _, task in found for step in task.steps]
     # And they are about everything that training is to teach.
     assert {step.verb for step in steps} == {"pick", "place", "open", "close"}
-    assert {step.relation for step in steps} == {"", *language.RELATION_WORDS}
+    assert {step.relation for step in steps} == {"", *wordings.RELATION_WORDS}
     assert {kind_of(step.goal) for step in steps} == {"", "bowl", "tray", "drawer", "block", "can"}

@@ -1,16 +1,16 @@
 """What training never sees, all in one place: the evaluation of generalisation draws from here.
 
-Four axes: "pairs" of colour and shape, "phrasings" (wordings and synonyms), "placements" outside the trained region,
-and "camera" poses jittered farther than in training.
+Five axes: "pairs" of colour and shape, "phrasings" (verbs, relations, order), "synonyms" of colours, "placements"
+outside the trained region, and "camera" poses jittered farther than in training.
 """
 
 from __future__ import annotations
 
-AXES = ("pairs", "phrasings", "placements", "camera")
+AXES = ("pairs", "phrasings", "synonyms", "placements", "camera")
 PAIRS = {("block", "purple"), ("block", "orange"), ("can", "green"), ("can", "white")}  # (kind, colour)
 MARGIN = 0.025  # m around the trained region where placements are held out
 CAMERA_JITTER = (0.025, 0.04)  # m, least and most per axis of the camera's position; training stays within 0.02
-SYNONYMS = {"scarlet", "azure", "tangerine", "rose"}
+SYNONYMS = {"red": "scarlet", "blue": "azure", "orange": "tangerine", "pink": "rose"}  # one for a colour
 PHRASES = {
     "pick": ("fetch {x}", "lift {x} off the table", "seize {x}"),
     "in": ("{x} goes {in} {y}", "I want {x} {in} {y}", "deposit {x} {in} {y}"),

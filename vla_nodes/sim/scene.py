@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -181,6 +181,30 @@ def _place(kinds: list[tuple[str, str]], rng: np.random.Generator, color_noise: 
         else:
             return things
     return _place(kinds[:-1], rng, color_noise, beyond)
+
+
+UNNAMED = "unnamed"
+NAMED_APART = 0.2  # what a colour without a name differs by, in one channel at least, from every one with a name
+
+
+def unnamed(things: list[Thing], rng: np.random.Generator) -> list[Thing]:
+    """Half of what can be grasped in colours that have no name: what a block is then does not depend on its colour.
+
+    None is nearer to the colour of a held-out pair than to one that its kind is seen in.
+    """
+    known = np.array(list(COLORS.values()))
+    changed = []
+    for number, thing in enumerate(things):
+        if thing.kind in GRASPABLE and rng.random() < 0.5:
+            while True:
+                rgb = rng.random(3)
+                gap = np.abs(known - rgb)
+                nearest = list(COLORS)[int(np.linalg.norm(gap, axis=1).argmin())]
+                if gap.max(1).min() > NAMED_APART and not held_out.pair(thing.kind, nearest):
+                    break
+            thing = replace(thing, color=f"{UNNAMED}{number}", rgb=tuple(float(v) for v in rgb))
+        changed.append(thing)
+    return changed
 
 
 def rearranged(scene: Scene, rng: np.random.Generator) -> list[Thing]:

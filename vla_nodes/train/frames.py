@@ -10,17 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 from vla_nodes.data import episodes
-from vla_nodes.sim import held_out, language
+from vla_nodes.sim import language
 from vla_nodes.sim.scene import COLORS, GRASPABLE
 from vla_nodes.sim.tasks import RELATIONS, Task, destination, kind_of
 
 SHADES = (*COLORS, "")
 KINDS = ("block", "can", "bowl", "tray", "drawer", "")
+NO_NAME = 255  # in place of an index in SHADES: a colour that nothing is asked about
 
 
 def named(name: str) -> tuple[int, int]:
-    """(index in SHADES, index in KINDS) of a thing as people call it; "" is nothing."""
-    return SHADES.index(name.split()[0] if " " in name else ""), KINDS.index(kind_of(name))
+    """(index in SHADES or NO_NAME, index in KINDS) of a thing as people call it; "" is nothing."""
+    color = name.split()[0] if " " in name else ""
+    return SHADES.index(color) if color in SHADES else NO_NAME, KINDS.index(kind_of(name))
 
 
 class Frame(NamedTuple):
@@ -47,10 +49,9 @@ class Frame(NamedTuple):
 
 def random_step(things: list[str], rng: np.random.Generator) -> Task:
     """One step about a scene of ``things``: mostly doable, sometimes naming what is absent."""
-    objects = [t for t in things if kind_of(t) in GRASPABLE]
+    objects = [t for t in things if kind_of(t) in GRASPABLE and named(t)[0] != NO_NAME]
     goals = [t for t in things if t in ("bowl", "tray")]
-    known = [f"{c} {k}" for c in COLORS for k in ("block", "block", "can") if not held_out.pair(k, c)]
-    absent = [n for n in known if n not in objects]
+    absent = [n for n in language.KNOWN if n not in objects]
     alike = [t for t in absent if any(t.split()[0] == o.split()[0] for o in objects)]  # right colour, other kind
 
     def thing(avoid: str = "") -> str:
@@ -78,17 +79,23 @@ def random_step(things: list[str], rng: np.random.Generator) -> Task:
 
 def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str, Task | None]:
     """A sentence about a scene of ``things``, with one step or two; sometimes noise."""
-    if rng.random() < 0.08:
-        return language.unrelated(rng), None
+    if rng.random() < 0.10:
+        about = tuple(t for t in things if t in language.KNOWN)
+        return language.unrelated(rng, about or language.KNOWN), None
     task = random_step(things, rng)
     if rng.random() < 0.4:
         second = random_step(things, rng)
         if task.verb == "open" and rng.random() < 0.5:
-            objects = [t for t in things if kind_of(t) in GRASPABLE] or ["red block"]
+            objects = [t for t in things if kind_of(t) in GRASPABLE and named(t)[0] != NO_NAME] or ["red block"]
             second = Task("place", str(rng.choice(objects)), "drawer")
         if task.verb != "pick" and second != task:
             task = Task(task.verb, task.thing, task.goal, task.relation, second)
     return language.phrase(task, rng), task
+
+
+def imagined(rng: np.random.Generator) -> tuple[str, Task | None]:
+    """A sentence about a scene that is nowhere drawn."""
+    return random_instruction(["bowl", "tray", "drawer", *rng.permutation(language.KNOWN)[:5].tolist()], rng)
 
 
 def number(path: Path) -> int:

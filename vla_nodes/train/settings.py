@@ -80,8 +80,14 @@ BUDGET = {"what", "out", "minutes", "steps", "device", "threads", "workers", "lo
 class GroundSettings(Settings):
     """Stage 1."""
 
+    frozen: tuple[str, ...] = ()  # parts of the model that do not learn, e.g. roles
     questions: int = 6  # sentences asked of each image; 0: only what stands where, which is learnt much faster
     measure_batches: int = 4
+
+
+@dataclass(frozen=True)
+class WordsSettings(Settings):
+    """Stage 1, from words alone."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,8 @@ class ActSettings(Settings):
     carried: tuple[int, ...] = (24, 96)  # ticks, least and most, that made the state the other windows begin with
 
 
-STAGES: dict[str, type[Settings]] = {"ground": GroundSettings, "part": PartSettings, "act": ActSettings}
+STAGES: dict[str, type[Settings]] = {
+    "ground": GroundSettings, "words": WordsSettings, "part": PartSettings, "act": ActSettings}  # fmt: skip
 CHOICES = {"mixer": ("mamba2", "mamba1", "attention", None), "device": ("auto", "cpu", "cuda"),
            "precision": ("32", "bf16"), "only": ("judge", "offset")}  # fmt: skip
 
@@ -154,7 +161,7 @@ def build(values: dict[str, Any], source: str = "settings") -> Settings:
         raise SettingsError(f"{source}: set minutes or steps, or it would never end")
     if not made.out.parts:
         raise SettingsError(f"{source}: set out, the folder of the run (--out)")
-    if not made.data:
+    if not made.data and kind is not WordsSettings:
         raise SettingsError(f"{source}: set data, the folders of episodes (--data)")
     return made
 

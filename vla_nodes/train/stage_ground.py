@@ -51,7 +51,10 @@ class GroundStage:
     def __init__(self, model: VlaPolicy, settings: GroundSettings) -> None:
         self.model, self.settings = model, settings
         model.vision.encoder.to(memory_format=torch.channels_last)
-        self.parts = ground.TRAINED if settings.questions else ground.SEEING
+        parts = ground.TRAINED if settings.questions else ground.SEEING
+        if unknown := sorted(set(settings.frozen) - set(parts)):
+            raise SettingsError(f"frozen: {unknown[0]} does not learn here; what does: {', '.join(parts)}")
+        self.parts = [name for name in parts if name not in settings.frozen]
         model.requires_grad_(False)
         for name in self.parts:
             model.get_submodule(name).requires_grad_(True)

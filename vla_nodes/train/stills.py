@@ -61,11 +61,14 @@ def shuffle(world: World, rollout: Rollout, rng: np.random.Generator) -> None:
     mujoco.mj_forward(world.model, world.data)
 
 
-def still_one(job: tuple[int, Path]) -> None:
-    """PICTURES stills of scene ``seed``, in one episode file."""
-    seed, path = job
+def still_one(job: tuple[int, Path, float]) -> None:
+    """PICTURES stills of scene ``seed``, in one episode file; in the given share of scenes, unnamed colours too."""
+    seed, path, share = job
     rng = np.random.default_rng([seed, 7])
     scene = sc.Scene.random(seed) if rng.random() < 0.75 else sc.Scene.demo(seed)
+    inner = np.random.default_rng([seed, 8])
+    if inner.random() < share:
+        scene.things = sc.unnamed(scene.things, inner)
     world = World(scene)
     rollout, camera, writer = Rollout(world), Camera(world, IMAGE, IMAGE), EpisodeWriter()
     names, table = label_table(world)
@@ -88,9 +91,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures; existing ones are kept")
     parser.add_argument("--scenes", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=500_000, help="seed of the first scene (default %(default)s)")
+    parser.add_argument("--unnamed", type=float, default=0.3, metavar="SHARE",
+                        help="of scenes in which half of the objects have colours without a name (default %(default)s)")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     args = parser.parse_args(argv)
-    jobs = [(seed, args.out / f"{seed:07d}.safetensors") for seed in range(args.seed, args.seed + args.scenes)]
+    seeds = range(args.seed, args.seed + args.scenes)
+    jobs = [(seed, args.out / f"{seed:07d}.safetensors", args.unnamed) for seed in seeds]
     jobs = [job for job in jobs if not job[1].exists()]
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:

@@ -1,6 +1,7 @@
 """``python -m vla_nodes train``: one command for both stages, for the whole recipe, and for fine-tuning.
 
     train ground.yaml             stage 1: language meets vision, on still scenes
+    train words.yaml              stage 1, from words alone: many wordings for the same
     train offset.yaml, judge.yaml the small parts of stage 1, each by itself
     train act.yaml                stage 2: action chunks, from demonstrations
     train recipe.yaml             all of it: scenes, demonstrations, both stages, checkpoint, evaluation
@@ -23,7 +24,7 @@ import torch
 from vla_nodes.data.episodes import DataError
 from vla_nodes.policy.checkpoint import CheckpointError
 from vla_nodes.train import settings as reading
-from vla_nodes.train.settings import ActSettings, GroundSettings, PartSettings, Settings, SettingsError
+from vla_nodes.train.settings import ActSettings, GroundSettings, PartSettings, Settings, SettingsError, WordsSettings
 from vla_nodes.train.state import WEIGHTS, StateError
 
 FINE_TUNE = "finetune.yaml"
@@ -92,6 +93,10 @@ def run(settings: Settings) -> int:
 
         with accelerator.main_process_first():  # the others find the examples
             stage = PartStage(begun.model, settings, say)
+    elif isinstance(settings, WordsSettings):
+        from vla_nodes.train.stage_words import WordsStage
+
+        stage = WordsStage(begun.model, settings, say)
     else:
         from vla_nodes.train.stage_ground import GroundStage
 
