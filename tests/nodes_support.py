@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,16 +11,23 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
+from vla_nodes.nodes.base import BEAT_PERIOD
+from vla_nodes.nodes.demo_processes import free_domain
+
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60.0
-"""s; a loaded machine takes long to import torch. A condition that holds is seen at once."""
+"""s; a condition that holds is seen at once."""
+START = 240.0
+"""s for a process to start: importing torch takes 3 s on an idle machine, a minute where eight others want the core."""
+AGAIN = 2.0
+"""s after which something is said again that DDS loses while a listener is not discovered yet."""
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -31,6 +39,17 @@ def wait_for(condition: Callable[[], object], what: str, patience: float = PATIE
             return value
         time.sleep(0.01)
     raise AssertionError(f"not within {patience} s: {what}")
+
+
+def say(publish: Callable[[], None], taken: Callable[[], object], what: str) -> None:
+    """Publish until `taken()`, once where nothing is lost: a node just started may not have been discovered yet."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        publish()
+        with contextlib.suppress(AssertionError):
+            wait_for(taken, what, AGAIN)
+            return
+    raise AssertionError(f"not within {PATIENCE} s: {what}")
 
 
 class Process:
@@ -70,11 +89,14 @@ class Process:
             self.process.wait()
 
 
+PROBE = "probe"
+
+
 class Graph:
     """Nodes under test and a probe node that hears them, on a DDS domain of their own, loopback only."""
 
     def __init__(self) -> None:
-        self.domain = 100 + os.getpid() % 100
+        self.domain = free_domain()
         self._folder = tempfile.TemporaryDirectory(prefix="vla-nodes-test-")
         self.folder = Path(self._folder.name)
         self.environment = {
@@ -88,7 +110,7 @@ class Graph:
         self.processes: list[Process] = []
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=self.domain)
-        self.node = rclpy.create_node("probe", context=self.context)
+        self.node = rclpy.create_node(PROBE, context=self.context)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
         self.heard: dict[str, list] = defaultdict(list)
@@ -112,26 +134,70 @@ class Graph:
         return process
 
     def hear(self, kind: type, topic: str, qos: QoSProfile | int = 10, keep: int = 4000) -> list:
-        """Record a topic's messages; returns the list they are appended to (times beside it in `times`)."""
+        """Record a topic's messages; returns the list they are appended to (beside it in `times`, when each was sent,
+        in s on the machine's clock: this process may read late)."""
 
-        def callback(message) -> None:
+        def callback(message, info) -> None:
             if len(self.heard[topic]) < keep:
+                self.times[topic].append(info["source_timestamp"] * 1e-9)
                 self.heard[topic].append(message)
-                self.times[topic].append(time.monotonic())
 
         self.node.create_subscription(kind, topic, callback, qos)
         return self.heard[topic]
 
-    def publisher(self, kind: type, topic: str, qos: QoSProfile | int = 10):
-        """Publisher on which a subscriber has been found."""
+    def publisher(self, kind: type, topic: str, qos: QoSProfile | int = 10, patience: float = START):
+        """Publisher on which a subscriber has been found, other than the probe itself."""
         publisher = self.node.create_publisher(kind, topic, qos)
-        wait_for(lambda: publisher.get_subscription_count() > 0, f"a subscriber on {topic}")
+
+        def found() -> bool:
+            known = self.node.get_subscriptions_info_by_topic(publisher.topic_name)
+            return publisher.get_subscription_count() > sum(end.node_name == PROBE for end in known)
+
+        wait_for(found, f"a subscriber on {topic}", patience)
         return publisher
 
+    def wait_until_all_hear(self, names: Iterable[str]) -> None:
+        """Until each of these nodes says in its diagnostics, from now on, that it hears the others.
+
+        Before one is killed: where it was never heard it is not missed, and rightly; and DDS, which announces a node
+        some times at its start and then every 3 s, takes seconds for that where the first are lost on a busy machine.
+
+        Needs `hear(DiagnosticArray, "/diagnostics")`."""
+        names, begun, deaf = list(names), time.time(), {}
+
+        def all_hear() -> bool:
+            deaf.clear()
+            deaf.update({name: "says nothing" for name in names})
+            sent = zip(self.times["/diagnostics"], self.heard["/diagnostics"], strict=False)
+            for status in (s for at, message in sent if at > begun for s in message.status):
+                name, said = status.name.partition(":")[0], {v.key: v.value for v in status.values}
+                ages = {other: said.get(f"age of {other} [s]", "not told") for other in names if other != name}
+                deaf[name] = {other: age for other, age in ages.items() if not age[:1].isdigit() or float(age) > 1.0}
+            return not any(deaf[name] for name in names)
+
+        try:
+            wait_for(all_hear, "")
+        except AssertionError:
+            raise AssertionError(f"not within {PATIENCE} s: every node hearing every other; missing {deaf}") from None
+
+    def late(self, since: float, gone: str) -> float:
+        """s by which heartbeats came too late since then (machine's clock), at worst: what a busy machine costs. That
+        of the node that is `gone` is not awaited.
+
+        Needs `hear(String, "vla/heartbeat")`."""
+        worst, last = 0.0, {}
+        for at, message in zip(self.times["vla/heartbeat"], self.heard["vla/heartbeat"], strict=False):
+            name = message.data.partition(" ")[0]
+            if at > since and name in last:
+                worst = max(worst, at - last[name] - BEAT_PERIOD)
+            last[name] = at
+        still = [time.time() - at - BEAT_PERIOD for name, at in last.items() if name != gone]
+        return max([worst, *still])
+
     def call(self, kind: type, name: str, request=None):
-        """Call a service and return its response."""
+        """Call a service, which may be that of a node just started, and return its response."""
         client = self.node.create_client(kind, name)
-        wait_for(client.service_is_ready, f"service {name}")
+        wait_for(client.service_is_ready, f"service {name}", START)
         future = client.call_async(request or kind.Request())
         wait_for(future.done, f"an answer of {name}")
         return future.result()

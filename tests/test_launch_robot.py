@@ -19,6 +19,7 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction  # noqa: E402
 from launch_ros.actions import LifecycleNode  # noqa: E402
 
 from launch import LaunchContext, LaunchDescription  # noqa: E402
+from vla_nodes.nodes.demo_processes import free_domain  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "launch/robot.launch.py"
@@ -109,7 +110,10 @@ def run_launch(log: Path, *arguments: str) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-c", code, str(FILE), *arguments],
             stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            env=os.environ | {"ROS_DOMAIN_ID": str(70 + os.getpid() % 30), "PYTHONUNBUFFERED": "1"},
+            env=os.environ | {
+                "ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+                "PYTHONUNBUFFERED": "1",
+            },
         )  # fmt: skip
 
 
@@ -125,7 +129,7 @@ def test_the_simulated_graph_comes_up_and_ends_cleanly(tmp_path):
             time.sleep(0.1)
         assert log.read_text().count("]: active") == 4, log.read_text()[-3000:]
         os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal reaches launch and every node
-        process.wait(30)
+        process.wait(90)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -19,6 +19,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_nodes.control import report
 from vla_nodes.control.limits import Limits
+from vla_nodes.control.outputs import ForwardSampler
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.trajectory import sample
 from vla_nodes.msg import ActionChunk, PolicyStatus
@@ -27,7 +28,8 @@ from vla_nodes.pipeline.messages import trajectory_from
 from vla_nodes.share import share_path
 from vla_nodes.sim.joint_trajectory_controller import JointTrajectoryController
 
-wait_for = support.wait_for
+pytestmark = pytest.mark.timeout(600)
+wait_for, START = support.wait_for, support.START
 
 
 class Arm:
@@ -76,9 +78,9 @@ def run():
             (JointTrajectory, "arm_controller/joint_trajectory"), (Float64MultiArray, "arm_controller/commands"),
             (JointTrajectory, "vla/preview/arm_controller/joint_trajectory"), (DiagnosticArray, "/diagnostics"),
         ):  # fmt: skip
-            graph.hear(kind, topic, keep=100_000)
+            graph.hear(kind, topic, 2000, keep=100_000)
         process = graph.start("action_node", *parameters, clock=False)
-        wait_for(lambda: ": active" in process.log or "cannot configure" in process.log, "action_node up")
+        wait_for(lambda: ": active" in process.log or "cannot configure" in process.log, "action_node up", START)
         return graph, process, Arm(graph) if ": active" in process.log else None
 
     yield start
@@ -88,29 +90,43 @@ def run():
 
 
 def until(arm, condition, what, chunk=True):
-    for _ in range(300):
+    for _ in range(600):
         arm.step(chunk)
         if value := condition():
             return value
     raise AssertionError(what)
 
 
+def values(graph, since=0.0):
+    """What action_node said last in its diagnostics, of what it sent after `since` (s, the machine's clock)."""
+    newest = {}
+    for at, message in zip(graph.times["/diagnostics"], graph.heard["/diagnostics"], strict=False):
+        for status in message.status:
+            if status.name.startswith("action_node") and at > since:
+                newest = {v.key: v.value for v in status.values}
+    return newest
+
+
 def test_forward_positions_move_within_limits_and_stop_in_silence(run):
     graph, _, arm = run("output:=forward_positions", "command_rate:=100.0")
     heard, times = graph.heard["arm_controller/commands"], graph.times["arm_controller/commands"]
     until(arm, lambda: len(heard) > 150, "commands")
-    for _ in range(25):
-        arm.step(chunk=False)
-    count = len(heard)
-    arm.step(chunk=False)
-    assert len(heard) == count  # at rest, said, and silent
+    counts = []
+
+    def silent():  # for a second
+        counts.append(len(heard))
+        return len(counts) > 10 and counts[-1] == counts[-11]
+
+    until(arm, silent, "at rest, said, and silent", chunk=False)
     q = np.array([m.data for m in heard])
     assert np.abs(q[-1] - q[0]).max() > 0.01
     limits = Limits.scaled(arm.robot, 0.6, 0.3, 0.1, 0.6)
     # Commands are samples of one smooth motion; a busy machine only spaces them unevenly.
-    gaps = np.maximum(np.diff(np.array(times)), 0.01)[:, None]
+    times = np.array(times)
+    gaps = np.maximum(np.diff(times), 0.01)[:, None]
     assert (np.abs(np.diff(q, axis=0)) <= limits.velocity * (gaps + 0.1)).all()
-    assert np.abs(np.diff(q[-20:], axis=0)).max() < 1e-9
+    # Half of the time that the end is repeated: a busy machine sends late what was sampled before.
+    assert np.abs(q[times > times[-1] - 0.5 * ForwardSampler.REPEAT] - q[-1]).max() < 1e-9
     assert not graph.heard["arm_controller/joint_trajectory"]
 
 
@@ -121,15 +137,7 @@ def test_emergency_stop_from_a_plain_publisher_seams_and_diagnostics(run, tmp_pa
     estop = graph.publisher(Bool, "estop", 1)  # volatile, as `ros2 topic pub` is
     until(arm, lambda: estop.get_subscription_count() > 0, "the stop heard")
     estop.publish(Bool(data=True))
-
-    def values():
-        for message in reversed(graph.heard["/diagnostics"]):
-            for status in message.status:
-                if status.name.startswith("action_node"):
-                    return {v.key: v.value for v in status.values}
-        return {}
-
-    until(arm, lambda: values().get("held for") == "estop", "held for the emergency stop")
+    until(arm, lambda: values(graph).get("held for") == "estop", "held for the emergency stop")
     count = len(graph.heard["arm_controller/joint_trajectory"])
     last = trajectory_from(graph.heard["arm_controller/joint_trajectory"][-1])
     for _ in range(5):
@@ -139,7 +147,8 @@ def test_emergency_stop_from_a_plain_publisher_seams_and_diagnostics(run, tmp_pa
     estop.publish(Bool(data=False))
     until(arm, lambda: graph.call(Trigger, "vla/resume").success, "resumed")
     until(arm, lambda: len(graph.heard["arm_controller/joint_trajectory"]) > count + 2, "moving again")
-    said = values()
+    said = values(graph)
+    assert {said[f"age of {other} [s]"] for other in ("sim_node", "camera_node", "policy_node")} == {"not heard"}
     assert float(said["latency exposure to command p50, p99 [ms]"].split(",")[0]) > 0.0
     assert float(said["seam left in the trajectory p50, p99 [rad]"].split(",")[1]) < 1e-6
     assert int(said["chunks carried out"]) > 5 and "time starved [s]" in said
@@ -160,8 +169,8 @@ def test_dry_run_previews_and_the_deadman_must_be_held(run):
         return len(preview) > 3
 
     until(arm, held, "previews while the switch is held")
-    for _ in range(20):
-        arm.step()
+    released = time.time()
+    until(arm, lambda: values(graph, released + 1.0).get("held for") == "deadman", "held, as the switch is not")
     count = len(preview)
     for _ in range(10):
         arm.step()
@@ -254,11 +263,15 @@ def test_topic_and_action_bring_the_controller_to_the_same_end_state(run, output
     hand = Controller(graph, "gripper", names[7:], np.array([0.04]))
     body = Controller(graph, "arm", names[:7], arm.robot.rest)
     target, begun, stamp = arm.robot.rest + 0.2 * np.linspace(-1.0, 1.0, 7), time.time(), 0.0
-    while (now := time.time()) < begun + 8.0:
+    end, error = begun + 5.5, math.inf  # of the chunks: 2.5 s after the last row is reached, later on a busy machine
+    while (now := time.time()) < end + 2.5:
+        error = np.abs(np.concatenate([body.state() - target, hand.state()])).max()
+        if now > end - 0.1 and error > 1e-3 and now < begun + support.PATIENCE:
+            end = now + 0.5
         joints = JointState(name=names, position=[*body.state(), *hand.state()])
         joints.header.stamp = to_time(now)
         arm.states.publish(joints)
-        if begun + 0.5 < now < begun + 5.5 and now > stamp + 0.1:
+        if begun + 0.5 < now < end and now > stamp + 0.1:
             stamp = now
             u = np.clip((now - begun - 0.5 + 0.1 * np.arange(1, 17)) / 3.0, 0.0, 1.0)[:, None]
             rows = np.hstack([arm.robot.rest + (target - arm.robot.rest) * u * u * (3.0 - 2.0 * u), 1.0 - u])
@@ -268,7 +281,6 @@ def test_topic_and_action_bring_the_controller_to_the_same_end_state(run, output
             arm.chunks.publish(message)
         arm.status.publish(PolicyStatus(state=PolicyStatus.RUNNING))
         time.sleep(0.01)
-    error = np.abs(np.concatenate([body.state() - target, hand.state()])).max()
     print(f"{output}: {error:.1e} rad or m from the last row")
     assert error < 1e-5, process.log[-1000:]  # a chunk's numbers are float32
     if output == "follow_joint_trajectory":

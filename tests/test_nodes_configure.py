@@ -10,6 +10,7 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from sensor_msgs.msg import JointState
 
+pytestmark = pytest.mark.timeout(600)
 wait_for = support.wait_for
 T = Transition
 
@@ -59,7 +60,8 @@ def test_wrong_parameters_are_errors_that_name_them(graph):
         "policy_node": graph.start("policy_node", f"checkpoint:={truncated}"),
     }
     for name, text in expected.items():
-        line = wait_for(lambda n=name: [x for x in started[n].log.splitlines() if "cannot configure" in x], f"{name}")
+        refusal = lambda n=name: [x for x in started[n].log.splitlines() if "cannot configure" in x]  # noqa: E731
+        line = wait_for(refusal, f"{name} refusing", support.START)
         assert text in line[0] and "ERROR" in line[0]
         assert state(graph, name) == State.PRIMARY_STATE_UNCONFIGURED
     # The operator puts one right and goes on, without a restart.
@@ -80,11 +82,11 @@ def test_checkpoint_that_is_missing_or_of_another_robot(graph):
     config["joint_names"][0] = "elbow"
     (foreign / "config.json").write_text(json.dumps(config))
     other = graph.start("policy_node", f"checkpoint:={foreign}")
-    wait_for(lambda: "cannot configure" in other.log, "the refusal")
+    wait_for(lambda: "cannot configure" in other.log, "the refusal", support.START)
     assert "does not fit this robot" in other.log and "elbow" in other.log
     other.interrupt()
     missing = graph.start("policy_node", "checkpoint:=/nowhere/at/all")
-    wait_for(lambda: "cannot configure" in missing.log, "the refusal")
+    wait_for(lambda: "cannot configure" in missing.log, "the refusal", support.START)
     assert "/nowhere/at/all" in missing.log and "checkpoint parameter" in missing.log
     assert missing.interrupt() == 0
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -20,6 +21,7 @@ from vla_nodes.replay.bag import open_bag
 from vla_nodes.replay.bag_info import read
 from vla_nodes.replay.topics import NAMES
 
+pytestmark = pytest.mark.timeout(600)
 wait_for = support.wait_for
 LATCHED = support.LATCHED
 IMAGE = "camera/color/image_raw"
@@ -109,6 +111,9 @@ def test_marks_from_the_command_line(graph):
     command = [sys.executable, "-m", "vla_nodes", "record", "mark"]
     run = lambda what: subprocess.run([*command, what], env=graph.environment, capture_output=True, text=True)  # noqa: E731
     done = run("discard")
+    end = time.monotonic() + support.PATIENCE
+    while "no recorder answers" in done.stderr and time.monotonic() < end:  # a busy machine: not found in its 5 s
+        done = run("discard")
     assert done.returncode == 0 and "marked discarded" in done.stdout
     assert len(list((graph.out / "discarded").iterdir())) == 1 and len(bags(graph)) == 1
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,13 +64,17 @@ def test_a_killed_run_continues_to_the_same_curve(place, stage):
     assert train.main(command(place, stage, straight, "--steps", "40")) == 0
     argv = command(place, stage, killed, "--steps", "40")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen([sys.executable, "-m", "vla_nodes", "train", *argv], env=environment,
-                             stdout=subprocess.DEVNULL)  # fmt: skip
-    log, end = place / killed / progress.LOG, time.monotonic() + 240
-    while len(losses(place / killed)) < 17 and child.poll() is None and time.monotonic() < end:
-        time.sleep(0.002)
-    child.kill()
-    assert child.wait() == -signal.SIGKILL and 17 <= len(losses(place / killed)) < 40, log.read_text()
+    for _ in range(5):  # on a busy machine the run may be through before this process looks again: then once more
+        shutil.rmtree(place / killed, ignore_errors=True)
+        child = subprocess.Popen([sys.executable, "-m", "vla_nodes", "train", *argv], env=environment,
+                                 stdout=subprocess.DEVNULL)  # fmt: skip
+        log, end = place / killed / progress.LOG, time.monotonic() + 240
+        while len(losses(place / killed)) < 17 and child.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        child.kill()
+        if child.wait() == -signal.SIGKILL and len(losses(place / killed)) < 40:
+            break
+    assert child.returncode == -signal.SIGKILL and 17 <= len(losses(place / killed)) < 40, log.read_text()
     stopped = state.read(place / killed / state.STATE)[1]
     assert 15 <= stopped["step"] < 40 and stopped["step"] % 5 == 0 and not stopped["finished"]
     assert train.main(argv) == 0

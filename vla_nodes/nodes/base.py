@@ -2,8 +2,10 @@
 
 A node derives from `BaseNode`, lists its `params`, and fills in `configure`, `activate`, `deactivate` and `cleanup`.
 Whatever is wrong at configure is raised as an exception with one clear line; it is logged and the node stays
-unconfigured. Each node tells the others five times a second that it lives (`vla/heartbeat`), and says once, as a
-warning and in its diagnostics, when one of its inputs or another node of the suite has fallen silent.
+unconfigured. Each node tells the others five times a second that it lives (`vla/heartbeat`), shows in its diagnostics
+how long ago it heard each of them, and says once, as a warning and in its diagnostics, when one of its inputs or
+another node of the suite has fallen silent. A node that it has not heard (people run camera_node alone, and after a
+start the network may take seconds) is shown so, and is no reason for a warning.
 """
 
 from __future__ import annotations
@@ -82,6 +84,9 @@ class BaseNode(LifecycleNode):
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.inputs = Watch()
         self.peers = Watch()
+        for peer in SUITE:
+            if peer != self.get_name():
+                self.peers.expect(peer)
         self.active = False
         self.ended: int | None = None
         self._resources: list[Any] = []
@@ -316,6 +321,7 @@ class BaseNode(LifecycleNode):
             if not self.peers.is_lost(name):
                 self.get_logger().warning(f"{name} has shut down")
             self.peers.forget(name)
+            self.peers.expect(name)
             self.peer_changed(Change(name, True, 0.0))
             return
         self.peers.heard(name, time.monotonic())
@@ -350,7 +356,8 @@ class BaseNode(LifecycleNode):
         silent = self.peers.lost() + (self.inputs.lost() if self.active else [])
         if silent and level == OK:
             level, text = WARN, f"silent: {', '.join(silent)}"
-        ages = {f"age of {k} [s]": "never heard" if v is None else f"{v:.2f}" for k, v in self.inputs.ages(now).items()}
+        heard = {**self.inputs.ages(now), **self.peers.ages(now)}
+        ages = {f"age of {k} [s]": "not heard" if v is None else f"{v:.2f}" for k, v in heard.items()}
         status = DiagnosticStatus(level=level, name=f"{self.get_name()}: state", message=text, hardware_id="vla_nodes")
         merged = {"lifecycle": label, **values, **ages}
         status.values = [KeyValue(key=str(k), value=str(v)) for k, v in merged.items()]
