@@ -88,25 +88,44 @@ class RgbdEncoder(nn.Module):
 
 
 class RoleQueries(nn.Module):
-    """From token states to one query per step and role, a summary of each step, and whether there is such a step."""
+    """From token states to one query per step and role, a summary of each step, and whether there is such a step.
+
+    The thing and the goal are each asked for by a colour and a kind, which are read off words of their own and added:
+    a colour and a kind that were never heard together are asked for like any other. Which words those are follows from
+    the whole sentence; what they mean, from themselves.
+    """
+
+    NAMED = 2  # roles that words name: the thing and the goal
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
-        width, self.roles, self.steps = config.language.d_model, 2 + config.free_roles, config.steps
+        width, self.free, self.steps = config.language.d_model, config.free_roles, config.steps
+        pools = self.steps * self.NAMED * 2
         self.read = BidirectionalBlock(config.language)  # who does what in which step is more than what words mean
         self.norm = RMSNorm(width)
-        self.attend = nn.Linear(width, self.steps * (self.roles + 1))
-        self.role = nn.Parameter(torch.randn(self.roles, width) * 0.1)
-        self.query = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.feature_width))
+        self.attend = nn.Linear(width, self.steps * (self.free + 1))
+        self.point, self.point_nowhere = nn.Linear(width, pools), nn.Linear(width, pools)
+        self.nowhere = nn.Parameter(torch.randn(width) * 0.1)  # in place of a word: there is no goal, or no colour
+        self.role = nn.Parameter(torch.randn(self.NAMED + self.free, width) * 0.1)
+        self.color, self.kind, self.query = (
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.feature_width)) for _ in range(3)
+        )
         self.wanted = nn.Linear(width, 1)
 
     def forward(self, text: EncodedText) -> tuple[Tensor, Tensor, Tensor]:
         """(B, K, R, C) queries, (B, K, W) summaries and (B, K) logits that there is such a step."""
-        tokens = self.norm(self.read(text.tokens, text.mask.sum(1)))
-        weights = self.attend(tokens).masked_fill(~text.mask.unsqueeze(-1), float("-inf")).softmax(1)
-        pooled = torch.einsum("btr,btw->brw", weights, tokens).unflatten(1, (self.steps, self.roles + 1))
+        tokens, unread = self.norm(self.read(text.tokens, text.mask.sum(1))), ~text.mask.unsqueeze(-1)
+        weights = self.attend(tokens).masked_fill(unread, float("-inf")).softmax(1)
+        pooled = torch.einsum("btr,btw->brw", weights, tokens).unflatten(1, (self.steps, self.free + 1))
         summary = pooled[:, :, -1]
-        return self.query(pooled[:, :, :-1] + self.role), summary, self.wanted(summary).squeeze(-1)
+        free = self.query(pooled[:, :, :-1] + self.role[self.NAMED :])
+
+        pointed = self.point(tokens).masked_fill(unread, float("-inf"))
+        pointed = torch.cat([pointed, self.point_nowhere(tokens[:, :1])], 1).softmax(1)
+        words = torch.cat([text.tokens, self.nowhere.expand(len(tokens), 1, -1)], 1)
+        words = torch.einsum("btp,btw->bpw", pointed, words).unflatten(1, (self.steps, self.NAMED, 2))
+        color, kind = (words + self.role[: self.NAMED, None]).unbind(3)
+        return torch.cat([self.color(color) + self.kind(kind), free], 2), summary, self.wanted(summary).squeeze(-1)
 
 
 class Vision(nn.Module):

@@ -85,7 +85,7 @@ def build(scene: sc.Scene) -> mujoco.MjModel:
     _box(world, "floor", [0.4, 0.0, -0.80], [4.0, 4.0, 0.01], (0.33, 0.36, 0.40))
     _cabinet(world)
     for thing in scene.things:
-        _BUILDERS[thing.kind](_free_body(world, thing), thing)
+        _BUILDERS.get(thing.kind, _shape)(_free_body(world, thing), thing)
     model = spec.compile()
     return model
 
@@ -114,7 +114,7 @@ def _finish(geom, name, mass, quat):
 
 
 def _free_body(world, thing: sc.Thing):
-    height = {"block": sc.BLOCK_SIZE / 2, "can": sc.CAN_HEIGHT / 2}.get(thing.kind, 0.0) + 0.0005
+    height = sc.HALF_HEIGHT.get(thing.kind, 0.0) + 0.0005
     quat = [np.cos(thing.yaw / 2), 0, 0, np.sin(thing.yaw / 2)]
     body = world.add_body(name=thing.name, pos=[thing.x, thing.y, height], quat=quat)
     body.add_freejoint(name=thing.name)
@@ -128,6 +128,12 @@ def _block(body, thing):
 
 def _can(body, thing):
     _cylinder(body, None, (0, 0, 0), sc.CAN_RADIUS, sc.CAN_HEIGHT / 2, thing.rgb, mass=0.06)
+
+
+def _shape(body, thing):
+    geom, size, _ = sc.SHAPES[thing.kind]
+    kind = getattr(mujoco.mjtGeom, f"mjGEOM_{geom.upper()}")
+    _finish(body.add_geom(type=kind, size=list(size), rgba=[*thing.rgb, 1.0]), None, 0.05, None)
 
 
 def _bowl(body, thing, sides: int = 14):

@@ -39,6 +39,18 @@ HAND_HALF_WIDTH = 0.115  # along y, with margin: what a top-down grasp needs bes
 # What keeps the fingers of a top-down grasp clear of the neighbours.
 CLEARANCE = {"block": 0.050, "can": 0.050, "bowl": 0.090, "tray": 0.120}
 GRASPABLE = ("block", "can")
+# Shapes that are looked at and never asked for: geom, its size in m as MuJoCo takes it, and half its height.
+SHAPES = {
+    "ball": ("sphere", (0.023, 0.0, 0.0), 0.023),
+    "egg": ("ellipsoid", (0.018, 0.018, 0.03), 0.03),
+    "slab": ("box", (0.03, 0.03, 0.006), 0.006),
+    "post": ("box", (0.012, 0.012, 0.04), 0.04),
+    "pill": ("capsule", (0.016, 0.02, 0.0), 0.036),
+}
+CLEARANCE |= dict.fromkeys(SHAPES, 0.05)
+HALF_HEIGHT = {"block": BLOCK_SIZE / 2, "can": CAN_HEIGHT / 2, **{name: shape[2] for name, shape in SHAPES.items()}}
+UNNAMED = "unnamed"
+NAMED_APART = 0.2  # what a colour without a name differs by, in one channel at least, from every one with a name
 
 
 @dataclass
@@ -176,27 +188,24 @@ def _place(kinds: list[tuple[str, str]], rng: np.random.Generator, color_noise: 
                 break
             base = COLORS.get(color, (0.45, 0.47, 0.50) if kind == "bowl" else (0.42, 0.27, 0.16))
             rgb = np.clip(np.asarray(base) + rng.uniform(-color_noise, color_noise, 3), 0, 1)
-            yaw = rng.uniform(-0.6, 0.6) if kind in GRASPABLE else 0.0
+            yaw = rng.uniform(-0.6, 0.6) if kind in (*GRASPABLE, *SHAPES) else 0.0
             things.append(Thing(kind, color, float(x), float(y), float(yaw), tuple(float(v) for v in rgb)))
         else:
             return things
     return _place(kinds[:-1], rng, color_noise, beyond)
 
 
-UNNAMED = "unnamed"
-NAMED_APART = 0.2  # what a colour without a name differs by, in one channel at least, from every one with a name
+def strange(things: list[Thing], rng: np.random.Generator) -> list[Thing]:
+    """Most of what can be grasped changed: to a colour that has no name, or to a shape that nobody asks for.
 
-
-def unnamed(things: list[Thing], rng: np.random.Generator) -> list[Thing]:
-    """Half of what can be grasped in colours that have no name: what a block is then does not depend on its colour.
-
-    None is near a colour that some kind is never seen in: there too it would tell the kind.
+    What a block is then does not depend on its colour, nor what orange is on its shape. No unnamed colour is near one
+    that some kind is never seen in: there too it would tell the kind.
     """
-    known = np.array(list(COLORS.values()))
-    kept = {color for _, color in held_out.PAIRS}
-    changed = []
+    known, kept = np.array(list(COLORS.values())), {color for _, color in held_out.PAIRS}
+    changed: list[Thing] = []
     for number, thing in enumerate(things):
-        if thing.kind in GRASPABLE and rng.random() < 0.5:
+        draw = rng.random()
+        if thing.kind in GRASPABLE and draw < 0.3:
             while True:
                 rgb = rng.random(3)
                 gap = np.abs(known - rgb)
@@ -204,6 +213,11 @@ def unnamed(things: list[Thing], rng: np.random.Generator) -> list[Thing]:
                 if gap.max(1).min() > NAMED_APART and nearest not in kept:
                     break
             thing = replace(thing, color=f"{UNNAMED}{number}", rgb=tuple(float(v) for v in rgb))
+        elif thing.kind in GRASPABLE and draw < 0.75:
+            color = str(rng.choice(sorted(kept) if rng.random() < 0.5 else list(COLORS)))
+            rgb = np.clip(COLORS[color] + rng.uniform(-0.04, 0.04, 3), 0, 1)
+            other = replace(thing, kind=str(rng.choice(list(SHAPES))), color=color, rgb=tuple(float(v) for v in rgb))
+            thing = thing if any(other.name == done.name for done in changed) else other
         changed.append(thing)
     return changed
 

@@ -17,7 +17,6 @@ FAMILIES = ("pick-and-place", "drawer", "rearrangement", "multi-step")
 # Directions as the robot sees them from its base (REP 103): left is +y, and in front is on the robot's side, -x.
 DIRECTIONS = {"left": (0.0, 1.0), "right": (0.0, -1.0), "front": (-1.0, 0.0), "behind": (1.0, 0.0)}
 RELATIONS = (*DIRECTIONS, "beside")
-HALF_HEIGHT = {"block": sc.BLOCK_SIZE / 2, "can": sc.CAN_HEIGHT / 2}
 # Distance of the middles when something is put next to something, m along x and y.
 APART = {"block": (0.10, 0.10), "can": (0.10, 0.10), "bowl": (0.14, 0.145), "tray": (0.14, 0.16)}
 DROP = {"bowl": 0.05, "tray": 0.05, "drawer": 0.06}  # height of a thing's middle when it is let go, m over the table
@@ -108,13 +107,13 @@ def place_of(world: World, name: str) -> np.ndarray:
 
 def destination(task: Task, goal: np.ndarray) -> np.ndarray:
     """(3,) m in base where the thing's middle is let go, for a goal standing at ``goal`` (3,) (see place_of)."""
-    kind, half = kind_of(task.goal), HALF_HEIGHT[kind_of(task.thing)]
+    kind, half = kind_of(task.goal), sc.HALF_HEIGHT[kind_of(task.thing)]
     if task.relation:
         direction = DIRECTIONS[side_of(task, goal)]
         offset = np.multiply(APART[kind], direction)
         return np.array([goal[0] + offset[0], goal[1] + offset[1], half + 0.004])
-    if kind in HALF_HEIGHT:
-        return np.array([goal[0], goal[1], goal[2] + HALF_HEIGHT[kind] + half + 0.003])
+    if kind in sc.HALF_HEIGHT:
+        return np.array([goal[0], goal[1], goal[2] + sc.HALF_HEIGHT[kind] + half + 0.003])
     return np.array([goal[0] + (DRAWER_MIDDLE if kind == "drawer" else 0.0), goal[1], DROP[kind]])
 
 
@@ -131,9 +130,9 @@ def placed(world: World, task: Task) -> bool:
         return contains(world, task.goal, task.thing)
     offset = thing - world.position(task.goal)
     if not task.relation:  # stacked
-        rise = HALF_HEIGHT[kind] + HALF_HEIGHT[kind_of(task.thing)]
+        rise = sc.HALF_HEIGHT[kind] + sc.HALF_HEIGHT[kind_of(task.thing)]
         return bool(np.hypot(*offset[:2]) < 0.028 and abs(offset[2] - rise) < 0.008)
-    return bool(thing[2] < HALF_HEIGHT[kind_of(task.thing)] + 0.012 and related(task, offset))
+    return bool(thing[2] < sc.HALF_HEIGHT[kind_of(task.thing)] + 0.012 and related(task, offset))
 
 
 def related(task: Task, offset: np.ndarray) -> bool:

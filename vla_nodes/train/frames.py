@@ -16,13 +16,13 @@ from vla_nodes.sim.tasks import RELATIONS, Task, destination, kind_of
 
 SHADES = (*COLORS, "")
 KINDS = ("block", "can", "bowl", "tray", "drawer", "")
-NO_NAME = 255  # in place of an index in SHADES: a colour that nothing is asked about
+NO_NAME = 255  # in place of an index: a colour or a shape that nothing is asked about
 
 
 def named(name: str) -> tuple[int, int]:
-    """(index in SHADES or NO_NAME, index in KINDS) of a thing as people call it; "" is nothing."""
-    color = name.split()[0] if " " in name else ""
-    return SHADES.index(color) if color in SHADES else NO_NAME, KINDS.index(kind_of(name))
+    """(index in SHADES, index in KINDS) of a thing as people call it, NO_NAME where it has none; "" is nothing."""
+    color, kind = name.split()[0] if " " in name else "", kind_of(name)
+    return (SHADES.index(color) if color in SHADES else NO_NAME), (KINDS.index(kind) if kind in KINDS else NO_NAME)
 
 
 class Frame(NamedTuple):

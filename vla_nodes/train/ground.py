@@ -17,8 +17,8 @@ from torch import Tensor
 from vla_nodes.policy.model import NEARBY, Instruction, Prepared, VisualTokens, VlaPolicy
 from vla_nodes.policy.vision import Scan, Survey
 from vla_nodes.sim.builder import handle_offset
-from vla_nodes.sim.scene import CABINET_POSITION, DRAWER_TRAVEL
-from vla_nodes.sim.tasks import HALF_HEIGHT, RELATIONS, Task, destination, kind_of
+from vla_nodes.sim.scene import CABINET_POSITION, DRAWER_TRAVEL, HALF_HEIGHT
+from vla_nodes.sim.tasks import RELATIONS, Task, destination, kind_of
 from vla_nodes.train.frames import KINDS, NO_NAME, SHADES, Frame, augment, imagined, named
 
 TRAINED = ("roles", "vision", "middle", "offset", "judge")  # language stays as it was distilled

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vla_nodes.data.episodes import EpisodeWriter
 from vla_nodes.sim import scene as sc
 from vla_nodes.sim.render import Camera
-from vla_nodes.sim.tasks import HALF_HEIGHT, Task, destination, kind_of, place_of
+from vla_nodes.sim.tasks import Task, destination, kind_of, place_of
 from vla_nodes.sim.world import World
 from vla_nodes.train.collect import CELLS, IMAGE, label_table
 from vla_nodes.train.rollout import Rollout
@@ -39,7 +39,7 @@ def shuffle(world: World, rollout: Rollout, rng: np.random.Generator) -> None:
     )
     things = sc.rearranged(scene, rng)
     for thing in things:
-        put(world, thing.name, np.array([thing.x, thing.y, HALF_HEIGHT.get(thing.kind, 0.0)]), thing.yaw)
+        put(world, thing.name, np.array([thing.x, thing.y, sc.HALF_HEIGHT.get(thing.kind, 0.0)]), thing.yaw)
     tool = rng.uniform([0.32, -0.28, 0.03], [0.64, 0.27, 0.40])
     objects = [t for t in things if t.kind in sc.GRASPABLE]
     if objects and rng.random() < 0.4:  # the hand over something
@@ -62,13 +62,13 @@ def shuffle(world: World, rollout: Rollout, rng: np.random.Generator) -> None:
 
 
 def still_one(job: tuple[int, Path, float]) -> None:
-    """PICTURES stills of scene ``seed``, in one episode file; in the given share of scenes, unnamed colours too."""
+    """PICTURES stills of scene ``seed``, in one episode file; in the given share of scenes with strange things."""
     seed, path, share = job
     rng = np.random.default_rng([seed, 7])
     scene = sc.Scene.random(seed) if rng.random() < 0.75 else sc.Scene.demo(seed)
     inner = np.random.default_rng([seed, 8])
     if inner.random() < share:
-        scene.things = sc.unnamed(scene.things, inner)
+        scene.things = sc.strange(scene.things, inner)
     world = World(scene)
     rollout, camera, writer = Rollout(world), Camera(world, IMAGE, IMAGE), EpisodeWriter()
     names, table = label_table(world)
@@ -91,12 +91,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures; existing ones are kept")
     parser.add_argument("--scenes", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=500_000, help="seed of the first scene (default %(default)s)")
-    parser.add_argument("--unnamed", type=float, default=0.3, metavar="SHARE",
-                        help="of scenes in which half of the objects have colours without a name (default %(default)s)")
+    parser.add_argument("--strange", type=float, default=0.3, metavar="SHARE",
+                        help="of scenes with unnamed colours and with shapes nobody asks for (default %(default)s)")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     args = parser.parse_args(argv)
     seeds = range(args.seed, args.seed + args.scenes)
-    jobs = [(seed, args.out / f"{seed:07d}.safetensors", args.unnamed) for seed in seeds]
+    jobs = [(seed, args.out / f"{seed:07d}.safetensors", args.strange) for seed in seeds]
     jobs = [job for job in jobs if not job[1].exists()]
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
