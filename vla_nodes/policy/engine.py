@@ -170,12 +170,15 @@ def run_ticks(engine, model: VlaPolicy, ticks: int) -> tuple[list[Tensor], float
 
 
 def difference(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """Largest |a - b| over an entry's largest |b|, over all entries; infinite where shapes differ or one is NaN."""
+    """Largest |a - b| over an entry's largest |b|, over all entries; infinite where shapes differ or one is NaN.
+
+    A lone number is a logit, which may be next to zero: below 1 it counts as 1.
+    """
     worst = 0.0
     for a, b in zip(found, wanted, strict=True):
         if a.shape != b.shape or not torch.isfinite(a).all():
             return float("inf")
-        worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp(min=1e-3)))
+        worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp(min=1e-3 if b.numel() > 1 else 1.0)))
     return worst
 
 
