@@ -77,7 +77,7 @@ def plot(report: dict, path: Path) -> Path:
               xlim=(0, 1.15 * max([*left, *(row["tick"]["p50"] for row in first.values())])))  # fmt: skip
     split.tick_params(axis="y", labelsize=8)
     split.invert_yaxis()
-    split.legend(fontsize=8, loc="lower right")
+    split.legend(fontsize=8, ncol=3, frameon=False, loc="upper right", bbox_to_anchor=(1.0, -0.14))
     figure.suptitle(f"{report['preset']}, {report['device']}, {report['threads']} threads, {report['processor']}")
     lines = {line.get_label(): line for axis in (whole, core) for line in axis.get_lines()}
     figure.legend(lines.values(), lines.keys(), loc="lower left", ncol=len(lines), fontsize=9, frameon=False)
