@@ -12,7 +12,7 @@ from policy_tiny import CONFIG, observation, robot, tiny_model, write_tokenizer
 from vla_nodes.policy import runtime as runtimes
 from vla_nodes.policy import ssm
 from vla_nodes.policy.engine import example, example_instruction
-from vla_nodes.policy.language import load_tokenizer
+from vla_nodes.policy.language import EncodedText, load_tokenizer
 from vla_nodes.policy.model import Proprioception, VisualTokens
 from vla_nodes.policy.runtime import PolicyRuntime
 
@@ -227,3 +227,33 @@ def test_any_camera_size_and_bad_images(runtime):
         runtime.step(dataclasses.replace(wide, color=color.astype(np.float32)))
     with pytest.raises(ValueError, match="not aligned"):
         runtime.step(dataclasses.replace(wide, color=color, depth=depth[:50]))
+
+
+def test_a_colour_and_a_kind_are_asked_for_by_their_sum():
+    """Whatever a colour's word adds to the query of one kind, it adds to that of any other."""
+
+    class At(torch.nn.Module):
+        """Points at the same two words for every role and step."""
+
+        def __init__(self, color, kind):
+            super().__init__()
+            self.color, self.kind = color, kind
+
+        def forward(self, tokens):
+            logits = torch.full((*tokens.shape[:2], roles.steps * roles.NAMED * 2), -1e4)
+            logits[:, self.color, 0::2] = logits[:, self.kind, 1::2] = 0.0
+            return logits
+
+    roles = tiny_model().roles
+    roles.point_nowhere.weight.zero_()
+    roles.point_nowhere.bias.fill_(-1e4)
+    tokens = torch.randn(1, 6, roles.role.shape[1], generator=torch.Generator().manual_seed(0))
+    text = EncodedText(tokens, torch.ones(1, 6, dtype=torch.bool), tokens[:, 0])
+
+    def asked(color, kind):
+        roles.point = At(color, kind)
+        return roles(text)[0][:, :, : roles.NAMED]
+
+    for kind in (3, 4, 5):
+        torch.testing.assert_close(asked(1, kind) - asked(2, kind), asked(1, 2) - asked(2, 2), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(asked(1, 3), asked(2, 3), atol=1e-2)
