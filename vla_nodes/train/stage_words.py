@@ -3,7 +3,8 @@
 What a sentence means is already known to the eyes by what they are asked with plain words. Here each wording of a task
 learns to ask the same: its thing's query is the sum of a colour's part and a kind's part, both fitted to the queries of
 plain sentences, so that a colour and a kind that were never seen together are asked for rightly too; its summary is
-that of the plain sentence. No image is looked at, and nothing in sim/held_out.py is said.
+that of the plain sentence. Half of the sentences name something of a kind nobody knows, so that a colour is learnt by
+itself. No image is looked at, and nothing in sim/held_out.py is said.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vla_nodes.sim.scene import COLORS, GRASPABLE
 from vla_nodes.sim.tasks import Task, kind_of
 from vla_nodes.train import ground
 from vla_nodes.train.frames import imagined
-from vla_nodes.train.loop import Terms
+from vla_nodes.train.loop import Terms, to_device
 from vla_nodes.train.settings import WordsSettings
 
 AXES = ("pairs", "phrasings", "synonyms")  # of held_out.AXES, those that are a matter of words
@@ -70,10 +71,9 @@ class Meaning:
 
     def __init__(self, model: VlaPolicy, said: list[Said]) -> None:
         asked = ground.understand(model, [text for text, _ in said])
-        rows = [(row, at, step) for row, (_, task) in enumerate(said) for at, step in enumerate(_steps(task))]
-        row, at = (torch.tensor([r[k] for r in rows]) for k in (0, 1))
+        row, at, steps = _numbered(said)
         queries, summary = asked.queries[row, at], asked.summary[row, at]
-        made = list(zip(*(_parts(step, k) for _, k, step in rows), strict=True))
+        made = list(zip(*(_parts(step, k) for step, k in steps), strict=True))
         free = queries[:, 2:].flatten(1)
         self.parts, explained = [], []
         for words, values in zip(made, (queries[:, 0], queries[:, 1], free, summary), strict=True):
@@ -105,6 +105,13 @@ class Meaning:
 
 def _steps(task: Task | None) -> list[Task]:
     return list(task.steps) if task else [NOTHING]
+
+
+def _numbered(said: list[Said]) -> tuple[Tensor, Tensor, list[tuple[Task, int]]]:
+    """(N,) sentence and (N,) place in it of every step that is said, and the steps with their places."""
+    rows = [(row, at, step) for row, (_, task) in enumerate(said) for at, step in enumerate(_steps(task))]
+    row, at, _ = zip(*rows, strict=True)
+    return torch.tensor(row), torch.tensor(at), [(step, at) for _, at, step in rows]
 
 
 def _fit(words: Iterable[tuple[str, ...]], values: Tensor) -> tuple[dict[str, Tensor], float]:
@@ -234,9 +241,8 @@ class WordsStage:
         said.sort(key=lambda one: len(one[0]))
         groups = [self.model.language.tokenize([text for text, _ in said[i : i + TOGETHER]])
                   for i in range(0, len(said), TOGETHER)]  # fmt: skip
-        rows = [(row, at, step) for row, (_, task) in enumerate(said) for at, step in enumerate(_steps(task))]
-        queries, summary = self.meaning.of([(step, at) for _, at, step in rows])
-        row, at = (torch.tensor([r[k] for r in rows]) for k in (0, 1))
+        row, at, meant = _numbered(said)
+        queries, summary = self.meaning.of(meant)
         steps = torch.tensor([len(_steps(task)) for _, task in said])
         return Batch(groups, row, at, queries, summary, steps, noise)
 
@@ -249,7 +255,8 @@ class WordsStage:
         """On wordings of training, and on AXES."""
         found = {}
         for name, batch in self.held.items():
-            found |= {f"{name}{key}": value for key, value in self.objective(batch)[2].items()}
+            report = self.objective(to_device(batch, self.model.kind.device))[2]
+            found |= {f"{name}{key}": value for key, value in report.items()}
         return found
 
     def weights(self) -> dict[str, Tensor]:
