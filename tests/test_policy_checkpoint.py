@@ -181,6 +181,7 @@ def test_foreign_config(folder, text):
     {"policy__d_model": -1}, {"policy__d_model": "128"}, {"policy__n_layer": 60000}, {"policy__mixer": "lstm"},
     {"policy__language__n_layer": 1 << 19}, {"policy__vision_blocks": 60000}, {"policy__twin_of": "lstm"},
     {"policy__vision_widths": [1, 2]}, {"policy__vision_widths": ["a", "b", "c", "d"]}, {"policy__headdim": 0},
+    {"policy__feature_width": 15}, {"policy__vision_widths": [4, 8, 8, 15]},
     {"policy__surprise": 1}, {"policy": None}, {"surprise": 1}], ids=str)  # fmt: skip
 def test_nonsense_in_config(folder, change):
     edit_config(folder, **change)

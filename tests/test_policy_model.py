@@ -229,8 +229,26 @@ def test_any_camera_size_and_bad_images(runtime):
         runtime.step(dataclasses.replace(wide, color=color, depth=depth[:50]))
 
 
-def test_a_colour_and_a_kind_are_asked_for_by_their_sum():
-    """Whatever a colour's word adds to the query of one kind, it adds to that of any other."""
+@torch.no_grad()
+def test_the_shape_of_a_cell_does_not_depend_on_its_colour():
+    """With depth. Without, brightness takes its place, so that a can is still told from a block."""
+    model, half = tiny_model(), CONFIG.feature_width // 2
+    g = torch.Generator().manual_seed(0)
+    one, other = torch.rand(2, 1, 3, 64, 64, generator=g)
+    depth, place = 0.5 + torch.rand(1, 1, 64, 64, generator=g), torch.rand(1, 4, 16, 16, generator=g)
+
+    def seen(color, depth):
+        return model.vision.encoder(color, depth, place).split(half, 1)
+
+    (look, shape), (other_look, other_shape) = seen(one, depth), seen(other, depth)
+    assert torch.equal(shape, other_shape) and not torch.allclose(look, other_look, atol=1e-3)
+    assert not torch.allclose(seen(one, 0 * depth)[1], seen(other, 0 * depth)[1], atol=1e-4)
+    same = one.flip(1)  # as bright everywhere, in other colours
+    torch.testing.assert_close(seen(one, 0 * depth)[1], seen(same, 0 * depth)[1], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_colour_is_looked_up_in_the_look_and_a_kind_in_the_shape():
 
     class At(torch.nn.Module):
         """Points at the same two words for every role and step."""
@@ -254,6 +272,9 @@ def test_a_colour_and_a_kind_are_asked_for_by_their_sum():
         roles.point = At(color, kind)
         return roles(text)[0][:, :, : roles.NAMED]
 
-    for kind in (3, 4, 5):
-        torch.testing.assert_close(asked(1, kind) - asked(2, kind), asked(1, 2) - asked(2, 2), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(asked(1, 3), asked(2, 3), atol=1e-2)
+    red_block, blue_block, red_can = asked(1, 3), asked(2, 3), asked(1, 4)
+    (look, shape), (blue_look, same_shape), (same_look, can_shape) = (
+        query.chunk(2, -1) for query in (red_block, blue_block, red_can)
+    )
+    assert torch.equal(shape, same_shape) and torch.equal(look, same_look)
+    assert not torch.allclose(look, blue_look, atol=1e-2) and not torch.allclose(shape, can_shape, atol=1e-2)

@@ -19,7 +19,7 @@ class PolicyConfig:
     image_size: int = 224  # square RGB-D input, pixels
     vision_widths: tuple[int, int, int, int] = (16, 32, 64, 128)  # channels at strides 2, 4, 8, 16
     vision_blocks: int = 1  # residual blocks at strides 8 and 16
-    feature_width: int = 64  # channels of the feature map the roles look at
+    feature_width: int = 64  # channels of the feature map the roles look at, half of them look and half shape
     free_roles: int = 2  # visual tokens beside "thing" and "goal"
     steps: int = 2  # things an instruction may ask for, one after the other
     mixer: str = "mamba2"  # mamba2, mamba1, or attention (the twin, for comparison)
@@ -65,6 +65,9 @@ class PolicyConfig:
             least, most = (0 if name in ("free_roles", "vision_blocks") else 1), MOST.get(name, 1 << 16)
             if type(getattr(cls, name, None)) is int and (type(value) is not int or not least <= value <= most):
                 raise ValueError(f"policy config: {name} = {value!r} must be an integer between {least} and {most}")
+        if config.feature_width % 2 or any(width % 2 for width in config.vision_widths):
+            raise ValueError(f"policy config: feature_width = {config.feature_width} and vision_widths = "
+                             f"{config.vision_widths} must be even: look and shape share them")  # fmt: skip
         if config.language.n_layer > MOST["n_layer"]:
             raise ValueError(f"policy config: language n_layer = {config.language.n_layer}, at most {MOST['n_layer']}")
         return config

@@ -19,7 +19,7 @@ from .geometry import WORKSPACE_CENTRE, WORKSPACE_SIZE, centred
 from .head import ChunkHead
 from .language import EncodedText, InstructionEncoder
 from .ssm import SequenceCore
-from .vision import TOOL_PROBES, RoleQueries, Scan, Vision
+from .vision import TOOL_PROBES, RoleQueries, Scan, Vision, unit
 
 NEARBY = 0.10  # m; distances to the roles enter in this unit
 FINE = 0.03  # m; "next to" changes sides within a centimetre
@@ -134,7 +134,7 @@ class VlaPolicy(nn.Module):
 
     def evidence(self, scan: Scan, points: Tensor, summary: Tensor) -> Tensor:
         """What is judged by (B, J): what was found of thing and goal, where, and whether it is what was asked for."""
-        match = F.normalize(scan.seen, dim=-1) * scan.queries
+        match = unit(scan.seen, 2) * scan.queries
         fine = centred(points, FINE)  # a drawer is open or shut by where its handle is
         seen = torch.cat([scan.seen, scan.queries, match, scan.mass.unsqueeze(-1), fine], -1)[:, :2].flatten(1)
         return torch.cat([seen, summary], -1)

@@ -59,27 +59,23 @@ class Residual(nn.Module):
         return F.relu(x + self.second(self.first(x)))
 
 
-class RgbdEncoder(nn.Module):
-    """(B, 5, S, S) colour, depth and validity, with the points of its cells, -> (B, C, S/4, S/4)."""
+class Pyramid(nn.Module):
+    """(B, inputs, S, S) channels, with the points of their cells, -> (B, width, S/4, S/4)."""
 
-    def __init__(self, config: PolicyConfig) -> None:
+    def __init__(self, inputs: int, widths: tuple[int, ...], blocks: int, width: int) -> None:
         super().__init__()
-        a, b, c, d = config.vision_widths
-        self.stem = nn.Sequential(convolution(5, a, stride=2), convolution(a, b, stride=2))
+        a, b, c, d = widths
+        self.stem = nn.Sequential(convolution(inputs, a, stride=2), convolution(a, b, stride=2))
         self.place = nn.Conv2d(5, b, 1)  # points, their height once more, and their validity
         self.fine = Residual(b)
-        self.middle = nn.Sequential(convolution(b, c, stride=2), *(Residual(c) for _ in range(config.vision_blocks)))
-        self.deep = nn.Sequential(convolution(c, d, stride=2), *(Residual(d) for _ in range(config.vision_blocks)))
-        width = config.feature_width
+        self.middle = nn.Sequential(convolution(b, c, stride=2), *(Residual(c) for _ in range(blocks)))
+        self.deep = nn.Sequential(convolution(c, d, stride=2), *(Residual(d) for _ in range(blocks)))
         self.from_stem, self.from_middle, self.from_deep = (nn.Conv2d(n, width, 1) for n in (b, c, d))
         self.mix = nn.Sequential(
             nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False), nn.BatchNorm2d(width),
             convolution(width, width, 1), nn.Conv2d(width, width, 1))  # fmt: skip
 
-    def forward(self, image: Tensor, points: Tensor) -> Tensor:
-        """points (B, 4, S/4, S/4): m in base, and validity 0/1."""
-        height = (points[:, 2:3] / HEIGHT_SCALE).clamp(-1, 4)
-        place = torch.cat([centred(points[:, :3].movedim(1, -1)).movedim(-1, 1), height, points[:, 3:]], 1)
+    def forward(self, image: Tensor, place: Tensor) -> Tensor:
         fine = self.fine(self.stem(image) + self.place(place))
         middle = self.middle(fine)
         deep = self.deep(middle)
@@ -87,12 +83,42 @@ class RgbdEncoder(nn.Module):
         return self.mix(self.from_stem(fine) + F.interpolate(coarse, scale_factor=2.0, mode="nearest"))
 
 
+class RgbdEncoder(nn.Module):
+    """RGB-D -> (B, C, S/4, S/4): half of the channels are the look of a cell, half its shape.
+
+    The look comes of colour and depth. The shape comes of depth alone (of brightness where there is none): what a can
+    is then cannot depend on its colour, so that a can of a colour no can ever had is a can like any other.
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        half, blocks = config.feature_width // 2, config.vision_blocks
+        self.look = Pyramid(5, config.vision_widths, blocks, half)
+        self.shape = Pyramid(3, tuple(width // 2 for width in config.vision_widths), blocks, half)
+
+    def forward(self, color: Tensor, depth: Tensor, points: Tensor) -> Tensor:
+        """color (B, 3, S, S) 0..1, depth (B, 1, S, S) m, points (B, 4, S/4, S/4): m in base, and validity 0/1."""
+        seen = (depth > 0).to(depth.dtype)
+        range_image = torch.cat([(depth - 1.0) * seen / DEPTH_SCALE, seen], 1)
+        height = (points[:, 2:3] / HEIGHT_SCALE).clamp(-1, 4)
+        place = torch.cat([centred(points[:, :3].movedim(1, -1)).movedim(-1, 1), height, points[:, 3:]], 1)
+        brightness = (color.mean(1, keepdim=True) - 0.5) * (1 - seen)
+        return torch.cat([self.look(torch.cat([color - 0.5, range_image], 1), place),
+                          self.shape(torch.cat([range_image, brightness], 1), place)], 1)  # fmt: skip
+
+
+def unit(features: Tensor, dim: int) -> Tensor:
+    """Features along ``dim`` >= 0, their look and their shape each of length 1."""
+    halves = features.unflatten(dim, (2, -1))
+    return F.normalize(halves, dim=dim + 1).flatten(dim, dim + 1)
+
+
 class RoleQueries(nn.Module):
     """From token states to one query per step and role, a summary of each step, and whether there is such a step.
 
-    The thing and the goal are each asked for by a colour and a kind, which are read off words of their own and added:
-    a colour and a kind that were never heard together are asked for like any other. Which words those are follows from
-    the whole sentence; what they mean, from themselves.
+    The thing and the goal are each asked for by a colour, which is looked up in the look of a cell, and by a kind, which
+    is in its shape. Each is read off words of its own, so a colour and a kind that were never heard together are asked
+    for like any other. Which words those are follows from the whole sentence; what they mean, from themselves.
     """
 
     NAMED = 2  # roles that words name: the thing and the goal
@@ -107,8 +133,10 @@ class RoleQueries(nn.Module):
         self.point, self.point_nowhere = nn.Linear(width, pools), nn.Linear(width, pools)
         self.nowhere = nn.Parameter(torch.randn(width) * 0.1)  # in place of a word: there is no goal, or no colour
         self.role = nn.Parameter(torch.randn(self.NAMED + self.free, width) * 0.1)
+        half = config.feature_width // 2
         self.color, self.kind, self.query = (
-            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.feature_width)) for _ in range(3)
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs))
+            for outputs in (half, half, config.feature_width)
         )
         self.wanted = nn.Linear(width, 1)
 
@@ -125,7 +153,8 @@ class RoleQueries(nn.Module):
         words = torch.cat([text.tokens, self.nowhere.expand(len(tokens), 1, -1)], 1)
         words = torch.einsum("btp,btw->bpw", pointed, words).unflatten(1, (self.steps, self.NAMED, 2))
         color, kind = (words + self.role[: self.NAMED, None]).unbind(3)
-        return torch.cat([self.color(color) + self.kind(kind), free], 2), summary, self.wanted(summary).squeeze(-1)
+        named = torch.cat([self.color(color), self.kind(kind)], -1)
+        return torch.cat([named, free], 2), summary, self.wanted(summary).squeeze(-1)
 
 
 class Vision(nn.Module):
@@ -139,9 +168,7 @@ class Vision(nn.Module):
     def survey(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor) -> Survey:
         """color (B, 3, S, S) 0..1, depth (B, S, S) m with 0 = invalid."""
         points, valid = point_map(depth, intrinsics, camera_pose)
-        seen = (depth > 0).to(depth.dtype)
-        channels = torch.stack([(depth - 1.0) * seen / DEPTH_SCALE, seen], 1)
-        return Survey(self.encoder(torch.cat([color - 0.5, channels], 1), torch.cat([points, valid], 1)), points)
+        return Survey(self.encoder(color, depth.unsqueeze(1), torch.cat([points, valid], 1)), points)
 
     def forward(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
                 queries: Tensor) -> Scan:  # fmt: skip
@@ -154,7 +181,7 @@ class Vision(nn.Module):
         images, questions = len(color), len(queries) // len(color)
         flat = features.flatten(2)  # (B, C, cells)
         asked = queries.view(images, -1, queries.shape[-1])  # (B, n R, C)
-        logits = self.scale * torch.einsum("brc,bcn->brn", asked, F.normalize(flat, dim=1))
+        logits = self.scale * torch.einsum("brc,bcn->brn", asked, unit(flat, 1))
         log_attention = torch.cat([logits, self.sink(asked)], -1).log_softmax(-1)
         attention = log_attention[..., :-1].exp()
         mass = attention.sum(-1)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vla_nodes.policy.model import NEARBY, Instruction, Prepared, VisualTokens, VlaPolicy
-from vla_nodes.policy.vision import Scan, Survey
+from vla_nodes.policy.vision import Scan, Survey, unit
 from vla_nodes.sim.builder import handle_offset
 from vla_nodes.sim.scene import CABINET_POSITION, DRAWER_TRAVEL, HALF_HEIGHT
 from vla_nodes.sim.tasks import RELATIONS, Task, destination, kind_of
@@ -126,6 +126,19 @@ WEIGHTS = {"thing mask": 1.0, "goal mask": 1.0, "thing point": 2.0, "goal point"
            "grounding": 2.0, "words": 1.0, "where": 1.0, "cells": 1.0, "centres": 2.0}
 
 
+class Thing(torch.nn.Module):
+    """Training only: from (..., C) features or queries to logits (..., SHADES) and (..., KINDS)."""
+
+    def __init__(self, model: VlaPolicy) -> None:
+        super().__init__()
+        half = model.config.feature_width // 2
+        self.color, self.kind = torch.nn.Linear(half, len(SHADES)), torch.nn.Linear(half, len(KINDS))
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        look, shape = values.chunk(2, -1)
+        return self.color(look), self.kind(shape)
+
+
 class Cells(torch.nn.Module):
     """Training only: the colour, the kind and the middle of what stands in every cell, read off the map.
 
@@ -136,7 +149,7 @@ class Cells(torch.nn.Module):
     def __init__(self, model: VlaPolicy) -> None:
         super().__init__()
         self.scale = torch.nn.Parameter(torch.tensor(8.0))
-        self.thing = torch.nn.Linear(model.config.feature_width, len(SHADES) + len(KINDS))
+        self.thing = Thing(model)
 
     def loss(self, model: VlaPolicy, survey: Survey, batch: dict) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Things and the table weigh the same, however many cells each has."""
@@ -145,7 +158,7 @@ class Cells(torch.nn.Module):
         thing = shown[:, 1] != KINDS.index("")
         if not thing.any():
             return {"cells": features.sum() * 0, "centres": features.sum() * 0}, {"cells right": 1.0, "centres cm": 0.0}
-        said = self.thing(self.scale * F.normalize(features, dim=-1)).split([len(SHADES), len(KINDS)], -1)
+        said = self.thing(self.scale * unit(features, 2))
         total, right = features.new_zeros(()), torch.ones_like(thing)
         for logits, answer in zip(said, shown.unbind(1), strict=True):
             wrong = F.cross_entropy(logits.flatten(0, 1), answer.flatten(), ignore_index=NO_NAME, reduction="none")
@@ -170,9 +183,8 @@ class Words(torch.nn.Module):
 
     def __init__(self, model: VlaPolicy) -> None:
         super().__init__()
-        width, language = model.config.feature_width, model.config.language.d_model
-        self.thing = torch.nn.Linear(width, len(SHADES) + len(KINDS))
-        self.verb = torch.nn.Linear(language, len(self.VERBS))
+        self.thing = Thing(model)
+        self.verb = torch.nn.Linear(model.config.language.d_model, len(self.VERBS))
 
     def loss(self, model: VlaPolicy, sentences: list[tuple[str, Task]], asked: Instruction | None = None
              ) -> tuple[Tensor, float]:  # fmt: skip
@@ -184,7 +196,7 @@ class Words(torch.nn.Module):
         row, at = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
         for role in range(2):
             names = [(step.thing, step.goal)[role] for _, _, step in rows]
-            said = self.thing(asked.queries[row, at, role]).split([len(SHADES), len(KINDS)], -1)
+            said = self.thing(asked.queries[row, at, role])
             for logits, answer in zip(said, torch.tensor([named(n) for n in names]).T, strict=True):
                 total.append(F.cross_entropy(logits, answer))
                 right.append(logits.argmax(1) == answer)

@@ -80,10 +80,13 @@ class Meaning:
             part, share = _fit(words, values)
             self.parts.append(part)
             explained.append(share)
-        for role in (0, 1):  # what is of no known kind is nowhere, in its colour
+        half = queries.shape[2] // 2
+        for role in (0, 1):  # what is of no known kind looks like all of its colour, in a shape that is nowhere
             part = self.parts[role]
-            colors = torch.stack([part[f"color {color}"] for color in COLORS])
-            part[UNKNOWN] = part["color "] + part[""] - colors.mean(0)
+            colors, kinds = ([part[name] for name in names]
+                             for names in ([f"color {color}" for color in COLORS], GRASPABLE))  # fmt: skip
+            nowhere = part["color "] + part[""] - sum(colors) / len(colors)
+            part[UNKNOWN] = torch.cat([(sum(kinds) / len(kinds))[:half], nowhere[half:]])
         self.explained = dict(zip(("thing", "goal", "free", "summary"), explained, strict=True))
         self.spread = {"queries": queries.var(0), "summary": summary.var(0)}
         self.shape = queries.shape[1:]
