@@ -116,9 +116,9 @@ def unit(features: Tensor, dim: int) -> Tensor:
 class RoleQueries(nn.Module):
     """From token states to one query per step and role, a summary of each step, and whether there is such a step.
 
-    The thing and the goal are each asked for by a colour, which is looked up in the look of a cell, and by a kind, which
-    is in its shape. Each is read off words of its own, so a colour and a kind that were never heard together are asked
-    for like any other. Which words those are follows from the whole sentence; what they mean, from themselves.
+    The thing and the goal are each asked for by a colour, which is looked up in the look of a cell, and by a kind,
+    which is in its shape. Each is read off words of its own, so a colour and a kind that were never heard together are
+    asked for like any other. Which words those are follows from the whole sentence; what they mean, from themselves.
     """
 
     NAMED = 2  # roles that words name: the thing and the goal
