@@ -242,8 +242,9 @@ def write_checkpoint(folder: Path, grounding: float = 8.0, dy: float = 0.1) -> P
     torch.manual_seed(0)
     model = VlaPolicy(config, tokenizer)
     with torch.no_grad():
-        model.judge[-1].weight.zero_()
-        model.judge[-1].bias.fill_(grounding)
+        for part in model.judge.parts:
+            part[-1].weight.zero_()
+            part[-1].bias.fill_(grounding)
         model.head.shared.weight.zero_()
         model.head.parts.zero_()
         row = torch.tensor([0.0, dy, 0.0, 0.0, 0.0, 0.0, 8.0])

@@ -146,8 +146,9 @@ def write_checkpoint(folder: Path, seed: int = 0) -> Path:
     write_tokenizer(folder.parent / "words.json")
     model = tiny_model(CONFIG, seed)
     with torch.no_grad():
-        model.judge[-1].weight.zero_()
-        model.judge[-1].bias.fill_(8.0)
+        for part in model.judge.parts:
+            part[-1].weight.zero_()
+            part[-1].bias.fill_(8.0)
         model.head.shared.weight.mul_(0.02)
         model.head.parts.mul_(0.02)
         model.head.shared.bias.copy_(torch.tensor([0.01, 0.02, 0.0, 0.0, 0.0, 0.0, 8.0]).repeat(CONFIG.horizon))

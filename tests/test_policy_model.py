@@ -278,3 +278,21 @@ def test_a_colour_is_looked_up_in_the_look_and_a_kind_in_the_shape():
     )
     assert torch.equal(shape, same_shape) and torch.equal(look, same_look)
     assert not torch.allclose(look, blue_look, atol=1e-2) and not torch.allclose(shape, can_shape, atol=1e-2)
+
+
+@torch.no_grad()
+def test_the_look_and_the_shape_are_judged_without_each_other():
+    """What a look adds to the doubt is the same in every shape, so a pair needs not to have been seen together."""
+    judge = tiny_model().judge.double()
+    one, other = torch.randn(2, sum(judge.sizes), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def doubt(look, shape):
+        parts = list(one.split(judge.sizes))
+        parts[0], parts[1] = look.split(judge.sizes)[0], shape.split(judge.sizes)[1]
+        return torch.exp(-judge(torch.cat(parts)))
+
+    assert torch.allclose(doubt(one, one) - doubt(other, one), doubt(one, other) - doubt(other, other))
+    assert all(not torch.allclose(doubt(one, one), doubt(*other_one)) for other_one in ((other, one), (one, other)))
+    surest = [-torch.log(doubt(a, b)) for a in (one, other) for b in (one, other)]
+    for part, seen in zip(judge.parts[2:], one.split(judge.sizes)[2:], strict=True):
+        assert all(logit < part(seen) for logit in surest)  # no surer than any part

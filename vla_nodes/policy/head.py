@@ -1,4 +1,6 @@
-"""From the core's last token to a chunk of actions, the primitive a person can read, and whether the step is done."""
+"""What is read off at the end: from the core's last token a chunk of actions, the primitive a person can read and
+whether the step is done; from what the eyes found, whether all of it is there.
+"""
 
 from __future__ import annotations
 
@@ -34,3 +36,24 @@ class ChunkHead(nn.Module):
         parts = torch.einsum("...p,...r,pro->...o", logits.softmax(-1), self.narrow(hidden), self.parts)
         actions = (self.shared(hidden) + parts).unflatten(-1, (self.horizon, self.action_dim))
         return actions, logits, self.done(hidden).squeeze(-1)
+
+
+class Judge(nn.Module):
+    """Whether all of it is there and can be done: as doubtful as the most doubtful of its parts (a soft minimum).
+
+    The look and the shape of the thing and of the goal are each compared with what was asked for without knowing the
+    others. A colour and a kind that never stood together are then judged like any others.
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.sizes = (*(3 * config.feature_width // 2,) * 4, 2 * 4 + config.language.d_model)
+        self.parts = nn.ModuleList(
+            nn.Sequential(nn.Linear(size, 64), nn.SiLU(), nn.Linear(64, 32), nn.SiLU(), nn.Linear(32, 1))
+            for size in self.sizes
+        )
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """(..., J), see `VlaPolicy.evidence`, to a logit (..., 1)."""
+        logits = [part(seen) for part, seen in zip(self.parts, evidence.split(self.sizes, -1), strict=True)]
+        return -torch.logsumexp(-torch.cat(logits, -1), -1, keepdim=True)

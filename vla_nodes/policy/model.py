@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .config import PolicyConfig
 from .geometry import WORKSPACE_CENTRE, WORKSPACE_SIZE, centred
-from .head import ChunkHead
+from .head import ChunkHead, Judge
 from .language import EncodedText, InstructionEncoder
 from .ssm import SequenceCore
 from .vision import TOOL_PROBES, RoleQueries, Scan, Vision, unit
@@ -100,9 +100,7 @@ class VlaPolicy(nn.Module):
         self.offset = nn.Sequential(
             nn.Linear(config.language.d_model + 3, 128), nn.SiLU(),
             nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 3))  # fmt: skip
-        self.judge = nn.Sequential(
-            nn.Linear(2 * (3 * width + 1 + 3) + config.language.d_model, 128), nn.SiLU(),
-            nn.Linear(128, 64), nn.SiLU(), nn.Linear(64, 1))  # fmt: skip
+        self.judge = Judge(config)
         self.embed_state, self.embed_change = nn.Linear(STATE_WIDTH, d), nn.Linear(CHANGE_WIDTH, d)
         self.embed_tool = nn.Linear(len(TOOL_PROBES) * width, d)
         self.embed_view = nn.Linear(width + 8, d)
@@ -132,11 +130,15 @@ class VlaPolicy(nn.Module):
         return VisualTokens(scan.seen, points, scan.mass, scan.spread, scan.tool, aim, grounding), scan
 
     def evidence(self, scan: Scan, points: Tensor, summary: Tensor) -> Tensor:
-        """What is judged by (B, J): what was found of thing and goal, where, and whether it is what was asked for."""
-        match = unit(scan.seen, 2) * scan.queries
+        """What is judged by (B, J): of thing and goal what was found, what was asked for and how they agree, first the
+        look of each and then its shape; how much was found and where; and what the step says.
+        """
+        seen = unit(scan.seen, 2)
+        named = torch.stack([seen, scan.queries, seen * scan.queries], 2)[:, :2]  # (B, role, 3, C)
+        halves = named.unflatten(3, (2, -1)).transpose(2, 3)  # (B, role, half, 3, C / 2)
         fine = centred(points, FINE)  # a drawer is open or shut by where its handle is
-        seen = torch.cat([scan.seen, scan.queries, match, scan.mass.unsqueeze(-1), fine], -1)[:, :2].flatten(1)
-        return torch.cat([seen, summary], -1)
+        found = torch.cat([scan.mass.unsqueeze(-1), fine], -1)[:, :2]
+        return torch.cat([halves.flatten(1), found.flatten(1), summary], -1)
 
     def aim(self, goal: Tensor, summary: Tensor) -> Tensor:
         """Where the thing's middle goes, m in base (..., 3), for a goal at (..., 3) and what the step says (..., W)."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vla_nodes.data.episodes import DataError
+from vla_nodes.policy.head import Judge
 from vla_nodes.policy.model import NEARBY, VlaPolicy
 from vla_nodes.policy.runtime import CERTAIN
 from vla_nodes.train import cache, ground
@@ -112,7 +113,7 @@ def examples(model: VlaPolicy, settings: PartSettings, held: bool) -> Examples:
 class Objective(nn.Module):
     """The part, behind inputs that are brought to one spread."""
 
-    def __init__(self, only: str, part: nn.Sequential, inputs: Tensor) -> None:
+    def __init__(self, only: str, part: nn.Module, inputs: Tensor) -> None:
         super().__init__()
         self.only, self.part = only, part
         self.register_buffer("mean", inputs.mean(0))
@@ -133,9 +134,15 @@ class Objective(nn.Module):
 
     def folded(self) -> dict[str, Tensor]:
         """The part's weights for inputs as they come."""
-        first: nn.Linear = self.part[0]
-        weight = first.weight / self.spread
-        return {**self.part.state_dict(), "0.weight": weight, "0.bias": first.bias - weight @ self.mean}
+        several = isinstance(self.part, Judge)
+        firsts = {f"parts.{k}.0": one[0] for k, one in enumerate(self.part.parts)} if several else {"0": self.part[0]}
+        folded, sizes = self.part.state_dict(), [first.in_features for first in firsts.values()]
+        for (name, first), mean, spread in zip(
+            firsts.items(), self.mean.split(sizes), self.spread.split(sizes), strict=True
+        ):
+            weight = first.weight / spread
+            folded |= {f"{name}.weight": weight, f"{name}.bias": first.bias - weight @ mean}
+        return folded
 
 
 def _share(right: Tensor) -> float:
