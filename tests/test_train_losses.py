@@ -35,22 +35,24 @@ def model():
 
 
 def frame(text: str, thing: int | None, goal: int | None, wanted: tuple, present: tuple) -> Frame:
-    """A grey table with a bright patch at columns ``thing`` and ``goal`` of the cells."""
+    """A grey table with a bright patch at columns ``thing`` and ``goal`` of the cells, the thing higher than the goal."""
     rng = np.random.default_rng(3)
     color = np.full((SIZE, SIZE, 3), 90, np.uint8) + rng.integers(0, 20, (SIZE, SIZE, 3), dtype=np.uint8)
     cells, middle = np.zeros((CELLS, CELLS), np.uint8), np.zeros((2, 3), np.float32)
     shown = np.tile(np.array(named(""), np.uint8)[:, None, None], (1, CELLS, CELLS))
     centre = np.zeros((3, CELLS, CELLS), np.float32)
-    for role, (column, rgb) in enumerate(((thing, (220, 30, 30)), (goal, (30, 30, 220)))):
+    depth = np.full((SIZE, SIZE), 0.95, np.float32)
+    for role, (column, rgb, height) in enumerate(((thing, (220, 30, 30), 0.06), (goal, (30, 30, 220), 0.03))):
         if column is not None:
             cells[6:8, column : column + 2] = role + 1
             color[24:32, 4 * column : 4 * column + 8] = rgb
+            depth[24:32, 4 * column : 4 * column + 8] -= height
             middle[role] = [0.5, 0.02 * (column - 8), 0.02]
             shown[:, cells == role + 1] = np.array(named(("red block", "bowl")[role]))[:, None]
             centre[:, cells == role + 1] = middle[role][:, None]
     pose = optical_pose(View()).astype(np.float32)
     k = np.array([[70, 0, 31.5], [0, 70, 31.5], [0, 0, 1]], np.float32)
-    depth, tool = np.full((SIZE, SIZE), 0.95, np.float32), np.array([0.45, 0, 0.3], np.float32)
+    tool = np.array([0.45, 0, 0.3], np.float32)
     grounded = any(wanted) and wanted == present
     aim = middle[1] + np.float32([0, 0, 0.05]) if goal is not None else np.full(3, np.nan, np.float32)
     said = np.array(wanted), np.array(present)

@@ -151,8 +151,9 @@ _MENTION = re.compile(rf"(?:\b({_COLOR})(?:[- ]colou?red)?\s+(?:(?:{_LOOK})\s+)?
 _TURNED = re.compile(rf"\b({_KIND}) (?:that|which) is (?:(?:{'|'.join(SHADES)}) )?({_COLOR})\b")  # "cube that is red"
 _RELATION = re.compile(
     r"\b(?:(?P<left>left(?:[- ]hand)?(?: side)? of)|(?P<right>right(?:[- ]hand)?(?: side)? of)|"
-    r"(?P<front>in front of|(?:to|at) the front of|on the near side of)|"
-    r"(?P<behind>behind|beyond|in back of|(?:at|to) the (?:back|rear) of|on the far side of)|"
+    r"(?P<front>in front of|(?:to|at) the front of|(?:on|to) the (?:near|front) side of)|"
+    r"(?P<behind>behind|beyond|further back than|in back of|(?:at|to) the (?:back|rear) of|"
+    r"(?:on|to) the (?:far|back) side of)|"
     r"(?P<beside>next to|beside|near|close to|close by|alongside|adjacent to|(?:at|to) the side of|neighbouring|by))\b")
 _NO_REQUEST = re.compile(r"^\W*(where|what|who|which|why|when|how|is|are|i like)\b|\b(not|never)\b|\b(don|won|can)'t\b")
 _NO_PICK = re.compile(
