@@ -35,7 +35,7 @@ def model():
 
 
 def frame(text: str, thing: int | None, goal: int | None, wanted: tuple, present: tuple) -> Frame:
-    """A grey table with a bright patch at columns ``thing`` and ``goal`` of the cells, the thing higher than the goal."""
+    """A grey table with bright patches at columns ``thing`` and ``goal`` of the cells, the thing the higher one."""
     rng = np.random.default_rng(3)
     color = np.full((SIZE, SIZE, 3), 90, np.uint8) + rng.integers(0, 20, (SIZE, SIZE, 3), dtype=np.uint8)
     cells, middle = np.zeros((CELLS, CELLS), np.uint8), np.zeros((2, 3), np.float32)
