@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vla_nodes.data.episodes import DataError
-from vla_nodes.policy.head import Judge
 from vla_nodes.policy.model import NEARBY, VlaPolicy
 from vla_nodes.policy.runtime import CERTAIN
 from vla_nodes.train import cache, ground
@@ -133,13 +132,12 @@ class Objective(nn.Module):
         return loss, {}, report
 
     def folded(self) -> dict[str, Tensor]:
-        """The part's weights for inputs as they come."""
-        several = isinstance(self.part, Judge)
-        firsts = {f"parts.{k}.0": one[0] for k, one in enumerate(self.part.parts)} if several else {"0": self.part[0]}
+        """The part's weights for inputs as they come: layer 0 of each of its stacks takes its share of them."""
+        firsts = {name: layer for name, layer in self.part.named_modules()
+                  if isinstance(layer, nn.Linear) and name.split(".")[-1] == "0"}  # fmt: skip
         folded, sizes = self.part.state_dict(), [first.in_features for first in firsts.values()]
-        for (name, first), mean, spread in zip(
-            firsts.items(), self.mean.split(sizes), self.spread.split(sizes), strict=True
-        ):
+        spans = zip(firsts.items(), self.mean.split(sizes), self.spread.split(sizes), strict=True)
+        for (name, first), mean, spread in spans:
             weight = first.weight / spread
             folded |= {f"{name}.weight": weight, f"{name}.bias": first.bias - weight @ mean}
         return folded
