@@ -232,7 +232,7 @@ def test_any_camera_size_and_bad_images(runtime):
 @torch.no_grad()
 def test_the_shape_of_a_cell_does_not_depend_on_its_colour():
     """With depth. Without, brightness takes its place, so that a can is still told from a block."""
-    model, half = tiny_model(), CONFIG.feature_width // 2
+    model, half = tiny_model(), CONFIG.half_width
     g = torch.Generator().manual_seed(0)
     one, other = torch.rand(2, 1, 3, 64, 64, generator=g)
     depth, place = 0.5 + torch.rand(1, 1, 64, 64, generator=g), torch.rand(1, 4, 16, 16, generator=g)

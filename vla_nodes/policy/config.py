@@ -41,6 +41,11 @@ class PolicyConfig:
         """Side of the square feature map."""
         return self.image_size // CELL
 
+    @property
+    def half_width(self) -> int:
+        """Channels of the feature map that are look; as many are shape."""
+        return self.feature_width // 2
+
     def to_dict(self) -> dict:
         return asdict(self)
 

@@ -47,7 +47,7 @@ class Judge(nn.Module):
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
-        self.sizes = (*(3 * config.feature_width // 2,) * 4, 2 * 4 + config.language.d_model)
+        self.sizes = (*(3 * config.half_width,) * 4, 2 * 4 + config.language.d_model)
         self.parts = nn.ModuleList(
             nn.Sequential(nn.Linear(size, 64), nn.SiLU(), nn.Linear(64, 32), nn.SiLU(), nn.Linear(32, 1))
             for size in self.sizes

@@ -92,7 +92,7 @@ class RgbdEncoder(nn.Module):
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
-        half, blocks = config.feature_width // 2, config.vision_blocks
+        half, blocks = config.half_width, config.vision_blocks
         self.look = Pyramid(5, config.vision_widths, blocks, half)
         self.shape = Pyramid(3, tuple(width // 2 for width in config.vision_widths), blocks, half)
 
@@ -133,7 +133,7 @@ class RoleQueries(nn.Module):
         self.point, self.point_nowhere = nn.Linear(width, pools), nn.Linear(width, pools)
         self.nowhere = nn.Parameter(torch.randn(width) * 0.1)  # in place of a word: there is no goal, or no colour
         self.role = nn.Parameter(torch.randn(self.NAMED + self.free, width) * 0.1)
-        half = config.feature_width // 2
+        half = config.half_width
         self.color, self.kind, self.query = (
             nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs))
             for outputs in (half, half, config.feature_width)

@@ -131,7 +131,7 @@ class Thing(torch.nn.Module):
 
     def __init__(self, model: VlaPolicy) -> None:
         super().__init__()
-        half = model.config.feature_width // 2
+        half = model.config.half_width
         self.color, self.kind = torch.nn.Linear(half, len(SHADES)), torch.nn.Linear(half, len(KINDS))
 
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
