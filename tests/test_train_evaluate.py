@@ -152,11 +152,20 @@ def test_the_expert_closes_a_drawer():
 @pytest.mark.parametrize("arguments", [
     ("--suite", "everything"), ("--episodes", "0"), ("--expert", "--ros"), ("--expert", "--suite", "absent"),
     ("--instruction", "pick up the pink block", "--expert"), ("--checkpoint", "/none"),
+    ("--engine", "tensorrt"),
 ])  # fmt: skip
 def test_wrong_options_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         evaluate.main(list(arguments))
     assert caught.value.code == 2 and capsys.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_said_once_before_anything_is_simulated(tmp_path, capsys, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(evaluate, "run", lambda *_: pytest.fail("it began"))
+    with pytest.raises(SystemExit):
+        evaluate.main(["--checkpoint", str(tmp_path), "--episodes", "3"])
+    assert capsys.readouterr().err.count("config.json") == 1
 
 
 def test_interrupted_it_prints_the_table_so_far(tmp_path):

@@ -46,8 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--engines", default="auto", metavar="E,E",
                         help="CPU engines beside eager torch: auto (the best one installed), all, none, or of "
                              + ", ".join(engines.EXPORTED))  # fmt: skip
-    parser.add_argument("--precision", default="f32", metavar="P,P",
-                        help="of exported engines, each a contender: f32, int8, bf16 (default f32)")
+    parser.add_argument("--precision", default="auto", metavar="P,P",
+                        help="of exported engines, each a contender: f32, int8, bf16 (default auto: f32, and int8 "
+                             "where the checkpoint brings its ranges)")  # fmt: skip
     parser.add_argument("--dtype", choices=("f32", "bf16"), help="of the core in torch (default f32; bf16 on cuda)")
     parser.add_argument("--no-twin", action="store_true", help="without the transformer of the same size")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default out/bench")
@@ -127,8 +128,11 @@ def check(args: argparse.Namespace) -> tuple[list[int], list[str]]:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, and this machine has none that torch can use; take --device cpu")
     precisions = args.precision.split(",")
+    if args.precision == "auto":
+        ranges = args.checkpoint and (args.checkpoint / quantise.FILE).is_file() and engine_files.exact_int8()
+        precisions = ["f32", "int8"] if ranges else ["f32"]
     if other := [p for p in precisions if p not in engines.TOLERANCE]:
-        raise ValueError(f"--precision {other[0]!r} is none of {', '.join(engines.TOLERANCE)}")
+        raise ValueError(f"--precision {other[0]!r} is none of {', '.join(engines.PRECISIONS)}")
     named = args.engines.split(",")
     if other := [n for n in named if n not in (*engines.EXPORTED, "auto", "all", "none")]:
         raise ValueError(f"--engines {other[0]!r} is none of auto, all, none, {', '.join(engines.EXPORTED)}")
@@ -263,7 +267,7 @@ def row_of(run: parts.Run, limits: dict) -> dict:
 
 
 def ratios(rows: list[dict]) -> dict[str, float]:
-    """What the issue asks for, from medians of one run: growth over history, and the fast core against eager ones."""
+    """From medians of one run: growth over history, and the fast core against eager ones."""
     found: dict[str, float] = {}
     for part in ("tick", "core"):
         for name in dict.fromkeys(row["name"] for row in rows if part in row):

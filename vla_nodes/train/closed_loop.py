@@ -54,8 +54,8 @@ class Score:
             self.write(self.folder / "checkpoint")
         self._json.unlink(missing_ok=True)
         command = ["eval", "--checkpoint", str(self.folder / "checkpoint"),
-                   "--episodes", str(self.settings.score_episodes), "--workers", "1", "--save", str(self.folder),
-                   *shlex.split(self.settings.score_args)]  # fmt: skip
+                   "--episodes", str(self.settings.score_episodes), "--workers", "1", "--engine", "torch",
+                   "--save", str(self.folder), *shlex.split(self.settings.score_args)]  # fmt: skip
         self._step = loop.step
         with open(self.folder / "log.txt", "w") as log:
             self._child = child.start(command, nice=10, stdout=log, stderr=log)

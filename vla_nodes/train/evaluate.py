@@ -39,13 +39,13 @@ def jobs_of(suite: str, episodes: int, seed: int, instruction: str | None = None
     return [(name, s) for s in range(seed, seed + episodes) for name in names]
 
 
-def _job(checkpoint: str, suite: str, seed: int, instruction: str | None, limit: float | None) -> Outcome:
+def _job(checkpoint: str, engine: str, suite: str, seed: int, instruction: str | None, limit: float | None) -> Outcome:
     """An episode that breaks is a failed one: hours of others do not go with it."""
     family = text = suite
     try:
         scene, task, text = suites.episode(suite, seed, instruction)
         family = task.family
-        result, frames = trials.run(trials.driver(checkpoint), suite, scene, task, text, limit)
+        result, frames = trials.run(trials.driver(checkpoint, engine), suite, scene, task, text, limit)
         result.seed = seed  # the suite's, from which its scene's was drawn
         return result, frames
     except Exception as error:
@@ -68,12 +68,12 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def run(checkpoint: str, jobs: list[tuple[str, int]], instruction: str | None = None, workers: int = 1,
-        limit: float | None = None) -> list[Outcome]:  # fmt: skip
+        limit: float | None = None, engine: str = "torch") -> list[Outcome]:  # fmt: skip
     """Every job by ``workers`` processes, with a progress bar; Ctrl-C ends it early with what there is."""
     outcomes: dict[Future, Outcome] = {}
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_worker_starts)
-    futures = [pool.submit(_job, checkpoint, suite, seed, instruction, limit) for suite, seed in jobs]
+    futures = [pool.submit(_job, checkpoint, engine, suite, seed, instruction, limit) for suite, seed in jobs]
     try:
         with tqdm(total=len(jobs), unit="episode", smoothing=0.1) as bar:
             for future in as_completed(futures):
@@ -112,6 +112,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0, help="of the first episode (training uses 100000 and up)")
     made.add_argument("--time-limit", type=float,
                       help=f"simulated s for an episode (default {suites.STEP_LIMIT:g} for each step)")  # fmt: skip
+    made.add_argument("--engine", default="auto",
+                      help="torch, openvino, onnxruntime or auto, as policy_node chooses (default %(default)s)")
     made.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     made.add_argument("--save", type=Path, help="folder for eval.json and the contact sheet of failures")
     made.add_argument("--ros", action="store_true", help="through the real ROS 2 nodes, as ./run --suite does")
@@ -151,13 +153,17 @@ def main(argv: list[str] | None = None) -> int:
     if checkpoint and not Path(checkpoint, "config.json").is_file():
         made.error(f"--checkpoint {checkpoint}: no checkpoint folder (it has no config.json)")
     signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        trials.driver(checkpoint, args.engine)  # what is wrong with it is said once; and the workers find its graphs
+    except ValueError as error:
+        made.error(str(error))
     started = time.monotonic()
-    outcomes = run(checkpoint, jobs, args.instruction, args.workers, args.time_limit)
+    outcomes = run(checkpoint, jobs, args.instruction, args.workers, args.time_limit, args.engine)
     took = time.monotonic() - started
     written = []
     if args.save:  # before anything is printed: whoever reads that may have gone
         about = {"checkpoint": checkpoint or "expert", "suite": args.suite, "seed": args.seed, "through": "rollout",
-                 "instruction": args.instruction, "seconds": round(took, 1)}  # fmt: skip
+                 "engine": args.engine, "instruction": args.instruction, "seconds": round(took, 1)}  # fmt: skip
         written = save(args.save, outcomes, **about)
     if outcomes:
         print(table([result for result, _ in outcomes]))

@@ -74,13 +74,16 @@ class ExpertDriver:
 
 
 @lru_cache(maxsize=1)
-def driver(checkpoint: str) -> Driver:
-    """The policy of a checkpoint folder, or for "" the expert."""
+def driver(checkpoint: str, engine: str = "torch") -> Driver:
+    """The policy of a checkpoint folder, computed by this engine (policy/engine.py), or for "" the expert.
+
+    CheckpointError or ValueError, one line, when it cannot be loaded or run here.
+    """
     if not checkpoint:
         return ExpertDriver()
     from vla_nodes.policy.runtime import PolicyRuntime
 
-    return PolicyDriver(PolicyRuntime.load(Path(checkpoint), device="cpu", threads=1))
+    return PolicyDriver(PolicyRuntime.load(Path(checkpoint), device="cpu", threads=1, engine=engine))
 
 
 def run(who: Driver, suite: str, scene: Scene, task: Task, text: str, limit: float | None = None
