@@ -65,11 +65,11 @@ def torch_core(model: VlaPolicy) -> Callable[[Tensor, tuple], tuple]:
 
 
 def exported_core(name: str, model: VlaPolicy, threads: int, folder: Path) -> Callable[[Tensor, tuple], tuple]:
-    """The core alone as a graph of this engine, in f32 (the engine itself holds it inside `think`)."""
+    """The core alone as a graph of this engine, in f32, on as many threads as inside of the engine's `think`."""
     start = model.core.init_state(1)
     inputs = (torch.randn(1, model.tokens, model.config.d_model), *engines.flatten(start))
     engine_files.EXPORTERS[name](CoreOnly(model.core).eval(), inputs, folder / f"core-{name}")
-    graph = engine_files.open_graph(name, folder / f"core-{name}", threads, "f32")
+    graph = engine_files.open_graph(name, folder / f"core-{name}", engines.core_threads(model, threads), "f32")
 
     def call(tokens: Tensor, state: tuple) -> tuple:
         out, *after = graph((tokens, *engines.flatten(state)))

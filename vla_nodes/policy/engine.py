@@ -298,9 +298,13 @@ def _open(name: str, model: VlaPolicy, threads: int, checkpoint: Path | None, pr
         folder = engine_files.write(name, folder, parts(exported, arguments), anew=fresh)
         log.info("exported the policy to %s in %.1f s: %s", name, time.perf_counter() - started, folder)
     look = engine_files.open_graph(name, folder / "look", threads, precision)
-    small = sum(p.numel() for p in model.core.parameters()) < SMALL_CORE
-    think = engine_files.open_graph(name, folder / "think", 1 if small else threads, precision)
+    think = engine_files.open_graph(name, folder / "think", core_threads(model, threads), precision)
     return ExportedEngine(name, precision, look, think, outputs, arguments["think"][-1])
+
+
+def core_threads(model: VlaPolicy, threads: int) -> int:
+    """How many of these threads the core is given."""
+    return 1 if sum(p.numel() for p in model.core.parameters()) < SMALL_CORE else threads
 
 
 @torch.no_grad()
