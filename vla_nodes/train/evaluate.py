@@ -150,8 +150,6 @@ def main(argv: list[str] | None = None) -> int:
         except ValueError as error:
             made.error(str(error))
     checkpoint = "" if args.expert else str(args.checkpoint or share_path(SHIPPED))
-    if checkpoint and not Path(checkpoint, "config.json").is_file():
-        made.error(f"--checkpoint {checkpoint}: no checkpoint folder (it has no config.json)")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         trials.driver(checkpoint, args.engine)  # what is wrong with it is said once; and the workers find its graphs
