@@ -247,6 +247,38 @@ def test_the_shape_of_a_cell_does_not_depend_on_its_colour():
     torch.testing.assert_close(seen(one, 0 * depth)[1], seen(same, 0 * depth)[1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("mixer", MODELS)
+@torch.no_grad()
+def test_the_hand_goes_by_shapes_and_not_by_colours(mixer):
+    """Other looks of the thing, the goal and what is at the tool change no action, other shapes do."""
+    model = MODELS[mixer]
+    body, view, summary = history(model, 4)
+    plain = model.think(body, view, summary, None)[0]
+    for at, same in ((0, True), (1, False)):
+        changed = {}
+        for name in ("features", "tool"):
+            halves = list(getattr(view, name).chunk(2, -1))
+            halves[at] = halves[at].flip(1) + 1.0
+            changed[name] = torch.cat(halves, -1)
+        other = model.think(body, view._replace(**changed), summary, None)[0]
+        assert torch.equal(other.actions, plain.actions) == torch.equal(other.done, plain.done) == same
+
+
+@torch.no_grad()
+def test_the_hand_trusts_what_is_found_with_little_attention():
+    """A thing and a goal seen with a third of the attention are nearly as there; seen with none, they are not."""
+    model = MODELS["mamba2"]
+    body, view, summary = history(model, 4)
+
+    def actions(mass):
+        features = view.features / view.mass.unsqueeze(-1) * mass
+        return model.think(body, view._replace(mass=torch.full_like(view.mass, mass), features=features), summary, None
+                           )[0].actions  # fmt: skip
+
+    whole = actions(1.0)
+    assert error(actions(1 / 3), whole) < 0.25 * error(actions(0.0), whole)
+
+
 @torch.no_grad()
 def test_a_colour_is_looked_up_in_the_look_and_a_kind_in_the_shape():
 

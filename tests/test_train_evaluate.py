@@ -152,7 +152,7 @@ def test_the_expert_closes_a_drawer():
 @pytest.mark.parametrize("arguments", [
     ("--suite", "everything"), ("--episodes", "0"), ("--expert", "--ros"), ("--expert", "--suite", "absent"),
     ("--instruction", "pick up the pink block", "--expert"), ("--checkpoint", "/none"),
-    ("--engine", "tensorrt"),
+    ("--engine", "tensorrt"), ("--engine", "torch", "--ros"),
 ])  # fmt: skip
 def test_wrong_options_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as caught:

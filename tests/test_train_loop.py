@@ -323,11 +323,13 @@ def test_ablations_differ_in_what_they_say(tmp_path, capsys):
     assert ablations.main(argv[:4]) == 2 and "give --stills" in capsys.readouterr().err
     for name, won in (("full", 3), ("no-memory", 1)):
         rows = [{"success": i < won} for i in range(4)]
-        (tmp_path / name / "eval").mkdir(parents=True)
-        (tmp_path / name / "eval" / "eval.json").write_text(json.dumps({"episodes": rows}))
+        made = {"held out": {"end mm": 12.4}} if name == "full" else {"held out": {}}
+        for file, content in (("eval/eval.json", {"episodes": rows}), ("checkpoint/config.json", {"provenance": made})):
+            (tmp_path / name / file).parent.mkdir(parents=True)
+            (tmp_path / name / file).write_text(json.dumps(content))
     table = ablations.table(ablations.read(ROOT / "config/train/ablations"), tmp_path)
-    assert "| the full design | 3/4 = 75% | 30% to 95% |  |" in table
-    assert "| 1/4 = 25% | 5% to 70% | -50 points |" in table and "| transformer twin | not done | | |" in table
+    assert "| the full design | 3/4 = 75% | 30% to 95% |  | 12 mm off |" in table
+    assert "| 1/4 = 25% | 5% to 70% | -50 points |  |" in table and "| transformer twin | not done | | | |" in table
 
 
 def test_the_rate_rises_and_falls():

@@ -269,6 +269,24 @@ def test_noise_touches_inputs_only(model):
     assert (other["view_points"] - batch["view_points"]).abs().max() < 0.012  # m
 
 
+def test_a_role_that_is_mistaken_for_another_is_so_for_a_while_and_faintly(model):
+    """Only what the thing or the goal sees, in some windows, never at their beginning; the labels stay."""
+    rng, ticks = np.random.default_rng(0), 30
+    batch = act.stack([act.window(episode(model, ticks, seed), ticks, rng) for seed in range(200)])
+    other = act.mistaken(batch, torch.Generator().manual_seed(0))
+    changed = {k for k in batch if not torch.equal(batch[k], other[k])}
+    assert changed == {"view_points", "view_features", "view_mass", "view_spread", "view_aim"}
+    where = (other["view_points"] != batch["view_points"]).any(-1)  # (B, T, R)
+    assert not where[:, : act.SURE].any() and not where[..., 2:].any()
+    assert not (where[..., 0].any(1) & where[..., 1].any(1)).any()  # one of them at a time
+    assert torch.equal((other["view_aim"] != batch["view_aim"]).any(-1), where[..., 1])  # it follows from the goal
+    begins = where.any(-1).int().diff(dim=1, prepend=torch.zeros(200, 1, dtype=torch.int32)) == 1
+    assert (begins.sum(1) <= 1).all() and 0.15 < float(begins.any(1).float().mean()) < 0.45
+    assert other["view_mass"][where].max() <= act.FAINT
+    points = {tuple(p) for p in batch["view_points"][:, :, :2].flatten(0, 2).tolist()}
+    assert all(tuple(p) in points for p in other["view_points"][where].tolist())
+
+
 def test_labels_that_are_not_there_do_not_count(model):
     """Half the ticks without labels: the terms are those of the other half; without any they are zero, not NaN."""
     tokens = {**episode(model, 6, 0)}

@@ -22,6 +22,7 @@ from .vision import TOOL_PROBES, RoleQueries, Scan, Vision, unit
 
 NEARBY = 0.10  # m; distances to the roles enter in this unit
 FINE = 0.03  # m; "next to" changes sides within a centimetre
+FAITH = 20.0  # the odds that a role found something, as the hand takes them, to those that its attention gives
 MOVE_SCALE, TURN_SCALE = 0.016, 0.05  # m and rad per row that a normalised action of 1 stands for
 STATE_WIDTH = 17  # tool position 3, rotation 6 (its first two columns), gripper 1, joints 7
 CHANGE_WIDTH = 11  # tool velocity 3, gripper rate 1, joint velocities 7
@@ -86,6 +87,11 @@ class VisualTokens(NamedTuple):
     grounding: Tensor  # (...,) logit
 
 
+def shape_of(features: Tensor) -> Tensor:
+    """The half of features of the map (..., C) that does not come of colours (`RgbdEncoder`): (..., C / 2)."""
+    return features.chunk(2, -1)[1]
+
+
 class VlaPolicy(nn.Module):
     def __init__(self, config: PolicyConfig, tokenizer=None) -> None:
         super().__init__()
@@ -102,8 +108,10 @@ class VlaPolicy(nn.Module):
             nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 3))  # fmt: skip
         self.judge = Judge(config)
         self.embed_state, self.embed_change = nn.Linear(STATE_WIDTH, d), nn.Linear(CHANGE_WIDTH, d)
-        self.embed_tool = nn.Linear(len(TOOL_PROBES) * width, d)
-        self.embed_view = nn.Linear(width + 8, d)
+        # Colours have done their work when a thing is found: to move it, only shapes count (see `shape_of`). A thing of
+        # a colour that its kind never had is then moved like any other.
+        self.embed_tool = nn.Linear(len(TOOL_PROBES) * config.half_width, d)
+        self.embed_view = nn.Linear(config.half_width + 8, d)
         self.embed_summary = nn.Linear(config.language.d_model + 6, d)
         self.kind = nn.Parameter(torch.randn(self.tokens, d) * 0.02)
         self.core = SequenceCore(d, config.n_layer, config.mixer, config.d_state, config.headdim, config.expand,
@@ -160,15 +168,16 @@ class VlaPolicy(nn.Module):
         position = body.state[..., None, :3] * WORKSPACE_SIZE + body.state.new_tensor(WORKSPACE_CENTRE)
         relative = (view.points - position) / NEARBY
         place = centred(view.points)
-        found = view.mass.unsqueeze(-1)
-        seen = torch.cat([view.features, relative.clamp(-4, 4) * found, place * found, found,
+        trust = FAITH / (1 + (FAITH - 1) * view.mass.unsqueeze(-1))
+        found = trust * view.mass.unsqueeze(-1)
+        seen = torch.cat([trust * shape_of(view.features), relative.clamp(-4, 4) * found, place * found, found,
                           view.spread.unsqueeze(-1) / NEARBY], -1)  # fmt: skip
         to_aim = ((view.aim - position.squeeze(2)) / NEARBY).clamp(-4, 4) * found[..., 1, :]
         aim = centred(view.aim) * found[..., 1, :]
         summary = summary if summary.dim() == 3 else summary.unsqueeze(1).expand(-1, ticks, -1)
         tokens = torch.cat([
             self.embed_state(body.state).unsqueeze(2), self.embed_change(body.change).unsqueeze(2),
-            self.embed_tool(view.tool).unsqueeze(2), self.embed_view(seen),
+            self.embed_tool(shape_of(view.tool)).unsqueeze(2), self.embed_view(seen),
             self.embed_summary(torch.cat([summary, to_aim, aim], -1)).unsqueeze(2)], 2) + self.kind  # fmt: skip
         # Without memory every tick is a sequence of its own.
         rows, state = (tokens.flatten(1, 2), state) if self.config.memory else (tokens.flatten(0, 1), None)

@@ -8,6 +8,7 @@ and written. The same command again goes on where the last one ended.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -43,7 +44,8 @@ def steps_of(name: str, values: dict[str, Any], folder: Path, args: argparse.Nam
         elif not args.stills:
             raise SettingsError(f"{name} trains eyes of its own: give --stills, or name others with --only")
         else:
-            steps.append(_train(config, weights.parent, args.stills, args.eyes_minutes, None, pairs))
+            begun = [f"start={args.grounded}"] if args.grounded else []
+            steps.append(_train(config, weights.parent, args.stills, args.eyes_minutes, None, [*pairs, *begun]))
         pairs = [*pairs, f"grounded={weights}", f"cache={args.out}/cache/{eyes}"]
     steps.append(_train(folder / f"{name}.yaml", out, args.data, args.minutes, args.steps, pairs))
     steps.append(shlex.join(["eval", "--checkpoint", str(out / "checkpoint"), "--suite", args.suite, "--episodes",
@@ -58,23 +60,28 @@ def _train(config: Path, out: Path, data: list[str], minutes: float, steps: int 
 
 
 def table(names: dict[str, dict[str, Any]], out: Path) -> str:
-    """Markdown: one row per ablation, with its difference to the full design in points."""
+    """Markdown: one row per ablation, with its difference to the full design in points.
+
+    Its last column says how far off the end of a chunk is in demonstrations that are held out.
+    """
     from vla_nodes.train.score import wilson
 
-    lines = ["| design | success | 95 % interval | difference |", "| --- | --- | --- | --- |"]
+    lines = ["| design | success | 95 % interval | difference | end of a chunk |", "| --- | --- | --- | --- | --- |"]
     whole = None
     for name, values in names.items():
         what = values.get("what") or name
         try:
             won, count = successes(out / name / "eval" / "eval.json")
         except ValueError:
-            lines.append(f"| {what} | not done | | |")
+            lines.append(f"| {what} | not done | | | |")
             continue
         low, high = wilson(won, count)
         rate = won / max(1, count)
         whole = rate if name == FULL else whole
         change = "" if whole is None or name == FULL else f"{100 * (rate - whole):+.0f} points"
-        lines.append(f"| {what} | {won}/{count} = {rate:.0%} | {low:.0%} to {high:.0%} | {change} |")
+        made = json.loads((out / name / "checkpoint/config.json").read_text())["provenance"]
+        end = f"{made['held out']['end mm']:.0f} mm off" if made.get("held out") else ""
+        lines.append(f"| {what} | {won}/{count} = {rate:.0%} | {low:.0%} to {high:.0%} | {change} | {end} |")
     return "\n".join(lines)
 
 
@@ -83,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--data", nargs="+", required=True, help="folders of demonstrations")
     parser.add_argument("--stills", nargs="+", help="folders of still scenes, to train eyes on")
-    parser.add_argument("--grounded", type=Path, help="stage 1 weights of the full design, in place of training them")
+    parser.add_argument("--grounded", type=Path, help="stage 1 weights of the full design, in place of training them; "
+                        "eyes of an ablation's own begin with them")
     parser.add_argument("--language", type=Path, help="as the key of act.yaml")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=15.0, help="stage 2 of each (default %(default)s)")

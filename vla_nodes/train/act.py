@@ -16,6 +16,8 @@ from vla_nodes.policy.model import Proprioception, VisualTokens, VlaPolicy
 
 TRAINED = ("embed_state", "embed_change", "embed_tool", "embed_view", "embed_summary", "kind", "core", "head")
 LAMBDA_ACC = 0.25
+MISTAKEN, FAINT = 0.3, 0.6  # share of windows in which a role is lost for a while; most of its mass that is left
+SURE, LONGEST = 3, 40  # ticks of a window before that, and most of it
 
 
 def window(tokens: dict[str, Tensor], length: int, rng: np.random.Generator, before: int = 0) -> dict[str, Tensor]:
@@ -45,6 +47,33 @@ def noisy(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Ten
             "view_features": jitter(batch["view_features"], 0.02), "view_tool": jitter(batch["view_tool"], 0.02),
             "state": jitter(batch["state"], 0.003),
             "change": jitter(batch["change"], 0.02)}  # fmt: skip
+
+
+def mistaken(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """In some windows the thing or the goal is lost from sight for a while, and faintly something else taken for it.
+
+    So it goes where the hand hides it. What else it may be is what another window's role sees.
+    """
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    rows, ticks, roles = batch["view_mass"].shape
+    first = SURE + random(rows, 1) * (ticks - SURE)
+    tick = torch.arange(ticks).expand(rows, -1)
+    lost = (tick >= first) & (tick < first + LONGEST * random(rows, 1)) & (random(rows, 1) < MISTAKEN)
+    role = torch.randint(0, 2, (rows, 1, 1), generator=generator)
+    lost = lost.unsqueeze(-1) & (role == torch.arange(roles))  # (B, T, R)
+    other, faint = torch.randperm(rows, generator=generator), FAINT * random(rows, 1, 1)
+
+    def instead(name: str, factor: Tensor | float = 1.0) -> Tensor:
+        value = batch[name]
+        where = lost.view(*lost.shape, *[1] * (value.dim() - 3)) if name != "view_aim" else lost[:, :, 1:2]
+        return torch.where(where, factor * value[other], value)
+
+    return {**batch, "view_mass": instead("view_mass", faint), "view_points": instead("view_points"),
+            "view_features": instead("view_features", faint.unsqueeze(-1)), "view_spread": instead("view_spread"),
+            "view_aim": instead("view_aim")}  # fmt: skip
 
 
 def losses(model: VlaPolicy, batch: dict[str, Tensor], state: tuple | None = None

@@ -136,6 +136,8 @@ def main(argv: list[str] | None = None) -> int:
         made.error("--episodes and --workers must be 1 or more, --seed 0 or more")
     if args.expert and (args.ros or args.checkpoint):
         made.error("--expert drives without a policy and without ROS")
+    if args.ros and args.engine != made.get_default("engine"):
+        made.error("--ros: policy_node chooses by its own parameter engine (config/panda/params.yaml)")
     if args.ros:
         return through_ros(args)
     jobs = jobs_of(args.suite, args.episodes, args.seed, args.instruction)

@@ -97,7 +97,8 @@ class ActStage:
                 before, pool = 0, self.training
         chosen = [pool[i] for i in rng.integers(0, len(pool), settings.batch)]
         rows = act.stack([act.window(tokens, settings.length, rng, before) for tokens in chosen])
-        return act.noisy(rows, torch.Generator().manual_seed(int(rng.integers(2**62)))), before
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        return act.noisy(act.mistaken(rows, generator), generator), before
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
