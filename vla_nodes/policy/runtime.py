@@ -18,7 +18,7 @@ from . import engine as engines
 from .config import PRIMITIVES
 from .model import Instruction, Prepared, VisualTokens, proprioception
 
-CERTAIN = 0.55  # grounding probability above which the robot may start
+CERTAIN = 0.4  # grounding probability above which the robot may start
 LOST = 0.1  # and below which a running task is given up, when it stays there
 DECIDE_TICKS = 3  # observations the first decision is averaged over
 HELD = (0.1, 0.9)  # gripper openings between which it has something in hand, which the hand may hide
