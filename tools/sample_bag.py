@@ -28,16 +28,27 @@ LIMIT = 5_000_000
 """bytes that the sample may take in the repository."""
 LEVEL = 12
 CHUNK = 64 << 20
+IMAGES = ("/camera/color/image_raw", "/camera/aligned_depth_to_color/image_raw")
+
+
+def _stamp(item) -> bytes:
+    """The header's stamp of a message, as CDR has it behind its four bytes of encapsulation."""
+    return bytes(item.message.data[4:12])
 
 
 def pack(source: Path, folder: Path, seconds: float) -> None:
-    """The first `seconds` of a recording's one file, compressed as well as zstd can."""
+    """The first `seconds` of a recording's one file, compressed as well as zstd can.
+
+    A recording begins and ends amid a pair of images: what has no partner is left out.
+    """
     (file,) = source.glob("*.mcap")
     custom = {k: v for k, v in bag_info.read(source)["custom_data"].items() if k != "recorder"}
     scan = Scan(file)
+    kept = [item for item in scan if item.message.log_time <= scan.found.start + seconds * 1e9]
+    paired = set.intersection(*({_stamp(item) for item in kept if item.topic.name == name} for name in IMAGES))
     with BagWriter(folder, level=LEVEL, chunk_bytes=CHUNK, background=False, custom=custom, min_free=0) as bag:
-        for item in scan:
-            if item.message.log_time <= scan.found.start + seconds * 1e9:
+        for item in kept:
+            if item.topic.name not in IMAGES or _stamp(item) in paired:
                 bag.add_topic(item.topic)
                 bag.write(item.topic.name, item.message.log_time, item.message.data, item.message.publish_time)
         for name, values in scan.metadata:
