@@ -152,8 +152,8 @@ def test_a_suite_is_the_one_that_eval_measures():
     assert [(j.scene, j.seed) for j in todo] == evaluate.jobs_of("full", 1, 3)
     for job in todo:
         _, task, text = suites.episode(job.scene, job.seed)
-        assert job.text == text and job.absent == (job.scene == "absent")
-        assert job.limit == (suites.ABSENT_LIMIT if job.absent else suites.time_limit(task))
+        assert job.text == text and job.still == (job.scene in suites.STILL)
+        assert job.limit == (suites.STILL_LIMIT if job.still else suites.time_limit(task))
 
 
 def test_an_instruction_and_a_suite_are_too_much(capsys):
@@ -175,7 +175,7 @@ def test_a_result_tells_why_in_the_words_of_eval():
     assert demo_jobs.result(job, still, False, 9.0, "not in view").detail == "not in view; drawer open 0.0 cm"
     assert demo_jobs.result(job, still, False, 9.0, "not in view").reason == "refused"
     assert demo_jobs.result(job, truth, True, 6.0, "").reason == ""
-    absent = demo_jobs.Job("absent", 4, "pick up the red block", 20.0, absent=True)
+    absent = demo_jobs.Job("absent", 4, "pick up the red block", 20.0, still=True)
     assert demo_jobs.result(absent, truth, False, 20.0, "").reason == "touched something"
 
 

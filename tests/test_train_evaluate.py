@@ -14,7 +14,7 @@ import pytest
 
 from vla_nodes.sim import suites
 from vla_nodes.sim.scene import Scene, Thing
-from vla_nodes.sim.tasks import FAMILIES, Task
+from vla_nodes.sim.tasks import FAMILIES, NOTHING, Task
 from vla_nodes.train import contact_sheet, evaluate, score, trials
 from vla_nodes.train.score import Result
 
@@ -126,6 +126,13 @@ def test_who_never_acts_has_refused():
     assert not told.success and told.reason == "refused" and told.detail.startswith("not in view")
     assert told.seconds == pytest.approx(suites.GIVEN_UP, abs=0.2)
     assert len(frames) == contact_sheet.FRAMES and frames[0][1].shape == (trials.IMAGE, trials.IMAGE, 3)
+
+
+def test_nonsense_asks_that_nothing_is_touched():
+    scene, task, text = suites.episode("nonsense", 5)
+    assert trials.run(Idle(), "nonsense", scene, task, text, limit=3.0)[0].success
+    told, _ = trials.run(Presser(), "nonsense", SCENE, NOTHING, text, limit=4.0)
+    assert not told.success and told.reason == "touched something"
 
 
 def test_absent_asks_that_nothing_is_touched_for_the_whole_trial():

@@ -274,11 +274,11 @@ def episode(options: argparse.Namespace, client: Any, job: Job, folder: Path, sa
             say("instruction accepted")
         if not last["obstacle"] and client.task.get("instruction") == text and client.task.get("obstacle"):
             last["obstacle"] = client.task["obstacle"]
-            if not job.absent:
+            if not job.still:
                 say(f"this scene does not allow it: {last['obstacle']}")
         if client.now - begin["now"] > job.limit:
             return True
-        return not job.absent and (succeeded() or client.now - begin["moving"] > GIVEN_UP)
+        return not job.still and (succeeded() or client.now - begin["moving"] > GIVEN_UP)
 
     wall = time.monotonic()
     try:
@@ -286,7 +286,7 @@ def episode(options: argparse.Namespace, client: Any, job: Job, folder: Path, sa
             over, WALL_FACTOR * job.limit + 30.0, f"{job.limit:g} simulated seconds did not pass"
         )
         elapsed, truth = client.now - begin["now"], dict(client.task)
-        success = succeeded() if not job.absent else truth.get("instruction") == text and not truth.get("touched")
+        success = succeeded() if not job.still else truth.get("instruction") == text and not truth.get("touched")
         if success and film.frames:  # a last look for the film
             until = client.now + 0.5
             client.spin_until(lambda: client.now > until, 20.0, "the simulation stood still")
@@ -297,7 +297,7 @@ def episode(options: argparse.Namespace, client: Any, job: Job, folder: Path, sa
         if film.write(gif):
             say(f"wrote {gif} ({len(film.frames)} frames) and {log.count} steps")
     status = client.status
-    held = status.reason if status and not job.absent and client.now - begin["moving"] > GIVEN_UP else ""
+    held = status.reason if status and not job.still and client.now - begin["moving"] > GIVEN_UP else ""
     outcome = result(job, truth, success, elapsed, held)
     reason = "" if success else why_not(client, job, elapsed)
     speed = elapsed / max(1e-6, time.monotonic() - wall)
@@ -326,7 +326,7 @@ def why_not(client: Any, job: Job, elapsed: float) -> str:
     status, progress = client.status, client.task.get("progress", "the simulator said nothing")
     if status is None:
         return "policy_node published no status"
-    if job.absent:
+    if job.still:
         return f"touched {', '.join(client.task.get('touched', []))}"
     if elapsed <= job.limit:
         return f"the policy holds: {status.reason or 'no reason given'}; in truth: {progress}"

@@ -20,7 +20,7 @@ class Job:
     seed: int
     text: str
     limit: float  # simulated s
-    absent: bool = False  # what the text names is not there: success is that nothing is touched
+    still: bool = False  # there is nothing to be done: success is that nothing is touched
     family: str = ""
     steps: int = 1
 
@@ -42,15 +42,15 @@ def jobs(instruction: str | None, suite: str | None, seed: int | None, episodes:
 
 def _of_suite(name: str, seed: int, limit: float | None) -> Job:
     scene, task, text = suites.episode(name, seed)
-    absent = bool(task.missing(scene))
-    limit = limit or (suites.ABSENT_LIMIT if absent else suites.time_limit(task))
-    return Job(name, seed, text, limit, absent, task.family, len(list(task.steps)))
+    still = suites.still(task, scene)
+    limit = limit or (suites.STILL_LIMIT if still else suites.time_limit(task))
+    return Job(name, seed, text, limit, still, task.family, len(list(task.steps)))
 
 
 def result(job: Job, truth: dict[str, Any], success: bool, seconds: float, held: str) -> Result:
     """``truth``: sim_node's last word on the task. ``held``: why the policy held at the end, "" if it did not."""
     reason, detail = truth.get("reason", ""), truth.get("progress", "the simulator said nothing")
-    if job.absent:
+    if job.still:
         reason, detail = "touched something", ", ".join(truth.get("touched", []))
     elif held:
         moved = bool(truth.get("touched")) or truth.get("mean_jerk", 0.0) > 1.0

@@ -12,6 +12,7 @@ from vla_nodes.sim.tasks import Task, kind_of
 from vla_nodes.sim.wordings import (
     ADJECTIVES,
     ARTICLES,
+    BACKWARDS,
     IMPOSSIBLE,
     IN,
     JOINS,
@@ -46,6 +47,7 @@ def _name(thing: str, rng: np.random.Generator, axis: str = "") -> str:
         color = kept.SYNONYMS.get(color, color)
     elif color in SYNONYMS and rng.random() < 0.3:
         color = _any(rng, SYNONYMS[color])
+        color = color.replace(" ", "-") if rng.random() < 0.3 else color
     article = _any(rng, ARTICLES)
     look = rng.random()
     if not color:
@@ -55,7 +57,7 @@ def _name(thing: str, rng: np.random.Generator, axis: str = "") -> str:
     if look < 0.10:
         color = f"{_any(rng, SHADES)} {color}"
     elif look < 0.15:
-        color = f"{color} {_any(rng, ('coloured', 'colored'))}"
+        color += _any(rng, (" coloured", " colored", "-coloured", "-colored"))
     elif look < 0.20:
         color = f"{_any(rng, ADJECTIVES)} {color}"
     elif look < 0.23:
@@ -70,8 +72,11 @@ def _form(step: Task) -> str:
     return "relation" if step.relation else "stack" if kind_of(step.goal) in GRASPABLE else "in"
 
 
-def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "") -> tuple[str, str]:
-    """What may be said before, and one step. ``goal_said`` replaces the goal's name ("it", when it is known)."""
+def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "", last: str = "") -> tuple[str, str]:
+    """What may be said before, and one step. ``goal_said`` replaces the goal's name ("it", when it is known).
+
+    A goal like the thing may be called "the blue one", and so may a thing like ``last``, the thing spoken of before.
+    """
     kind, form = kind_of(task.goal), _form(task)
     phrases, relations = PHRASES[form], RELATION_WORDS
     if axis == "phrasings":
@@ -81,13 +86,17 @@ def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "") -
     relation = ""
     if task.relation:
         words = relations[task.relation]
-        relation = words[0] if rng.random() < 0.4 else _any(rng, words)
+        relation = words[0] if rng.random() < 0.25 else _any(rng, words)
     names = {"x": task.thing, "y": task.goal, "d": "drawer"}
     names = {slot: _name(name, rng, axis) if name else "" for slot, name in names.items()}
     if goal_said:
         names["y"] = goal_said
         phrases = tuple(p for p in phrases if p.endswith("{y}"))
     said = _any(rng, phrases)
+    if not axis and 0 <= said.find("{x}") < (said + "{y}").find("{y}") and rng.random() < 0.15:
+        for slot, name, before in (("y", task.goal, task.thing), ("x", task.thing, last)):
+            if name and kind_of(name) == kind_of(before):
+                names[slot] = f"the {name.split()[0]} one"
     prefix = "" if STATEMENT.match(said) else _any(rng, PREFIXES)
     return prefix, said.format(**names, r=relation, **{"in": where, "into": "onto" if kind == "tray" else "into"})
 
@@ -98,12 +107,18 @@ def phrase(task: Task, rng: np.random.Generator, axis: str = "") -> str:
     prefix, text = _say(steps[0], rng, axis)
     for last, step in zip(steps, steps[1:], strict=False):
         drawer_known = "drawer" in (last.thing, last.goal)
+        if axis != "phrasings" and rng.random() < 0.08:
+            prefix, text = "", _any(rng, BACKWARDS).format(a=text, b=_say(step, rng, axis)[1])
+            continue
         if step.goal == "drawer" and drawer_known and rng.random() < 0.5:
             _, said = _say(step, rng, axis, "it")
+            if axis != "phrasings" and rng.random() < 0.4:
+                said = re.sub(r"\b(in|into|inside|inside of) it$", _any(rng, ("inside", "in there")), said)
         elif step.thing == "drawer" and drawer_known and rng.random() < 0.3:
             said = {"open": "open it", "close": _any(rng, ("close it", "shut it"))}[step.verb]
         else:
-            _, said = _say(step, rng, axis)
+            other = kind_of(last.goal) in GRASPABLE and kind_of(last.goal) != kind_of(last.thing)
+            _, said = _say(step, rng, axis, last="" if other else last.thing)
             drop = last.verb == step.verb == "place" and said.startswith("put ") and axis != "phrasings"
             said = said[4:] if drop and text.startswith("put ") and rng.random() < 0.4 else said
         text = _any(rng, kept.JOINS if axis == "phrasings" else JOINS).format(a=text, b=said)
@@ -121,9 +136,9 @@ def plain(task: Task) -> str:
     return ", then ".join(said)
 
 
-def unrelated(rng: np.random.Generator, things: tuple[str, ...] = KNOWN) -> str:
-    """A sentence or noise that asks for nothing this robot can do, perhaps about one of ``things``."""
-    draw = rng.random()
+def unrelated(rng: np.random.Generator, things: tuple[str, ...] = KNOWN, noise: bool = True) -> str:
+    """A sentence, or ``noise``, that asks for nothing this robot can do, perhaps about one of ``things``."""
+    draw = rng.random() * (1.0 if noise else 0.75)
     if draw < 0.2:
         return _any(rng, UNRELATED)
     if draw < 0.75:
@@ -149,41 +164,52 @@ _KIND_OF = {word: kind for kind, words in KINDS.items() for word in words}
 _COLOR, _KIND, _LOOK = ("|".join(sorted(words, key=len, reverse=True)) for words in (_COLOR_OF, _KIND_OF, ADJECTIVES))
 _MENTION = re.compile(rf"(?:\b({_COLOR})(?:[- ]colou?red)?\s+(?:(?:{_LOOK})\s+)?)?\b({_KIND})s?\b")
 _TURNED = re.compile(rf"\b({_KIND}) (?:that|which) is (?:(?:{'|'.join(SHADES)}) )?({_COLOR})\b")  # "cube that is red"
-_RELATION = re.compile(
-    r"\b(?:(?P<left>left(?:[- ]hand)?(?: side)? of)|(?P<right>right(?:[- ]hand)?(?: side)? of)|"
-    r"(?P<front>in front of|(?:to|at) the front of|(?:on|to) the (?:near|front) side of)|"
-    r"(?P<behind>behind|beyond|further back than|in back of|(?:at|to) the (?:back|rear) of|"
-    r"(?:on|to) the (?:far|back) side of)|"
-    r"(?P<beside>next to|beside|near|close to|close by|alongside|adjacent to|(?:at|to) the side of|neighbouring|by))\b")
+_ONE = re.compile(rf"\b({_COLOR})(?: colou?red)? one\b")
+_LIKE = re.compile(rf"\b({'|'.join(sorted((w for k in GRASPABLE for w in KINDS[k]), key=len, reverse=True))})s?\b")
+_ALSO = {"left": ("left hand side of", "leftward of"), "right": ("right hand side of", "rightward of"),
+         "front": ("front of", "near side of"), "behind": ("rear of", "back of", "backside of", "far side of"),
+         "beside": ("close by", "along side of")}  # fmt: skip
+_RELATION_OF = {
+    word.replace("-", " "): relation
+    for relation, words in RELATION_WORDS.items()
+    for word in (*words, *kept.RELATIONS[relation], *_ALSO.get(relation, ()))
+}
+_RELATION = re.compile(rf"\b({'|'.join(sorted(_RELATION_OF, key=len, reverse=True))})\b")
+_INSIDE = re.compile(rf"\b(?:in|into|inside|inside of|to) (?:it|there)\b|"
+                     rf"\binside\b(?!\s+(?:of|{'|'.join(sorted({a for a in ARTICLES if a}))}|{_KIND})\b)")  # fmt: skip
+_BACKWARDS = [re.compile("^" + re.escape(join).replace(r"\{a\}", "(?P<a>.+)").replace(r"\{b\}", "(?P<b>.+?)") + "$")
+              for join in (*BACKWARDS, "{b}, but first, {a}")]  # fmt: skip
 _NO_REQUEST = re.compile(r"^\W*(where|what|who|which|why|when|how|is|are|i like)\b|\b(not|never)\b|\b(don|won|can)'t\b")
 _NO_PICK = re.compile(
     r"\b(put|place|set|drop|move|stack|push|rotate|turn|flip|knock|look|point|touch|paint|break|eat|kick|hit|open|close|"
-    rf"clean|wipe|count|describe|photograph|wash|fill|ignore|alone|stay|{'|'.join(OTHER_KINDS)}|"
+    rf"clean|wipe|count|describe|photograph|wash|fill|ignore|alone|stay|nudge|drag|throw|squeeze|crush|shake|roll|spin|"
+    rf"tilt|tell|avoid|nothing|empty|{'|'.join(OTHER_KINDS)}|"
     rf"{'|'.join(place.split()[-1] for place in OTHER_PLACES)})\b")  # no place is named, and it is not to be lifted
-_JOINTS = re.compile(r"[.;,:!]|\b(?:and|then|after that|afterwards|next(?! to)|finally|first)\b")
+_JOINTS = re.compile(r"[.;,:!]|\b(?:and|then|after that|afterwards|next(?! to| door)|finally|first|before you)\b")
 
 
 def parse(text: str) -> Task | None:
     """The task a sentence asks for, by its words, or None. Used to judge success in the simulator only."""
-    text = text.lower()[:512]
+    text = re.sub(r"(?<=\w)-(?=\w)", " ", text.lower()[:512])
     if _NO_REQUEST.search(text):
         return None
-    text = re.sub(r"\bcan (you|we|i)\b", "", text)  # "can" is also a thing
+    text = re.sub(r"\b(can (you|we|i)|you can)\b", "", text)  # "can" is also a thing
     text = _TURNED.sub(r"\2 \1", text)
+    text = _ONE.sub(lambda one: " ".join([one[1], *_LIKE.findall(text[: one.start()])[-1:]]), text)
+    for join in _BACKWARDS:
+        if (turned := join.match(text)) and _MENTION.search(turned["b"]):
+            text = f"{turned['a']}. {turned['b']}"
     steps: list[Task] = []
     for clause in _JOINTS.split(text):
         last = steps[-1] if steps else None
         drawer_known = last is not None and "drawer" in (last.thing, last.goal)
-        if re.search(r"\bit\b", clause) and last is not None:
-            if drawer_known and re.search(r"\b(in|inside|inside of|into|to) it\b", clause):
-                clause = re.sub(r"\bit\b", "the drawer", clause)
-            elif drawer_known and re.search(r"\b(open|close|shut) it\b", clause):
-                clause = re.sub(r"\bit\b", "the drawer", clause)
-            elif last.verb == "pick":  # "pick up the red block and put it in the bowl"
-                steps.pop()
-                clause = re.sub(r"\bit\b", last.thing, clause, count=1)
-                if steps and "drawer" in (steps[-1].thing, steps[-1].goal):  # "... and put it in it"
-                    clause = re.sub(r"\b(in|inside|inside of|into|to) it\b", r"\1 the drawer", clause)
+        if last is not None and last.verb == "pick" and re.search(r"\bit\b", clause):
+            steps.pop()  # "pick up the red block and put it in the bowl"
+            clause = re.sub(r"\bit\b", last.thing, clause, count=1)
+            drawer_known = bool(steps) and "drawer" in (steps[-1].thing, steps[-1].goal)
+        if drawer_known:  # "... and put it in it"
+            clause = _INSIDE.sub("in the drawer", clause)
+            clause = re.sub(r"\b(open|close|shut) it\b", r"\1 the drawer", clause)
         if not _MENTION.search(clause):
             continue
         step = _parse_step(clause)
@@ -214,9 +240,9 @@ def _parse_step(text: str) -> Task | None:
         rest = [name for name in things if not after or name != after[0]]
         if not after or not rest or after[0] == "drawer":
             return None
-        return Task("place", rest[0], after[0], relation.lastgroup)
+        return Task("place", rest[0], after[0], _RELATION_OF[relation[1]])
     if others:
         return Task("place", things[0], others[0])
     if len(set(things)) > 1:
-        return Task("place", things[0], things[1]) if re.search(r"\bon\b|\bonto\b", text) else None
+        return Task("place", things[0], things[1]) if re.search(r"\b(on|onto|upon|atop)\b", text) else None
     return None if _NO_PICK.search(text) else Task("pick", things[0])

@@ -10,12 +10,12 @@ import numpy as np
 from vla_nodes.sim import held_out, language
 from vla_nodes.sim import scene as sc
 from vla_nodes.sim.scene import Scene
-from vla_nodes.sim.tasks import FAMILIES, RELATIONS, Task, destination, kind_of, related
+from vla_nodes.sim.tasks import FAMILIES, NOTHING, RELATIONS, Task, destination, kind_of, related
 
 TRIES = 200  # scenes looked at before a family is given up for a seed
 OPEN = 0.13  # m of drawer travel from which something can be put inside
 STEP_LIMIT = 25.0  # s of simulated time for each step of an instruction
-ABSENT_LIMIT = 20.0  # s for which a robot must leave everything alone when something named is not there
+STILL_LIMIT = 20.0  # s for which a robot must leave everything alone when there is nothing it could do
 GIVEN_UP = 8.0  # s without an action after which an episode is over: the policy has said why it holds
 # An axis means nothing for a family whose instruction cannot show it: a drawer has no colour and stands where it is.
 HELD_OUT = {
@@ -23,12 +23,13 @@ HELD_OUT = {
     for axis in held_out.AXES
 }
 DRAWN = (*FAMILIES, "stacking")  # the last is the part of rearrangement that asks for the most exact hand
-SUITES = (*DRAWN, *(name for names in HELD_OUT.values() for name in names), "absent", "demo", "random")
+STILL = ("absent", "nonsense")  # something named is not there, or it is nothing this robot can do: nothing may move
+SUITES = (*DRAWN, *(name for names in HELD_OUT.values() for name in names), *STILL, "demo", "random")
 GROUPS = {
     "all": FAMILIES,
     **HELD_OUT,
     "held-out": tuple(name for names in HELD_OUT.values() for name in names),
-    "full": (*FAMILIES, *(name for names in HELD_OUT.values() for name in names), "absent"),
+    "full": (*FAMILIES, *(name for names in HELD_OUT.values() for name in names), *STILL),
 }
 
 
@@ -185,6 +186,19 @@ def draw_absent(seed: int) -> tuple[Scene, Task, str]:
     raise ValueError(f"seed {seed}: no scene with something left on the table in {TRIES} tries")
 
 
+def draw_nonsense(seed: int) -> tuple[Scene, Task, str]:
+    """Any scene, and a sentence that asks for nothing this robot can do, most often about something in it."""
+    rng = np.random.default_rng([seed, 53])
+    scene = Scene.random(int(rng.integers(2**31)))
+    things = tuple(thing.name for thing in scene.things if thing.kind in sc.GRASPABLE)
+    return scene, NOTHING, language.unrelated(rng, things, noise=False)
+
+
+def still(task: Task, scene: Scene) -> bool:
+    """Whether success is that the robot leaves everything alone."""
+    return task == NOTHING or bool(task.missing(scene))
+
+
 def episode(suite: str, seed: int, instruction: str | None = None) -> tuple[Scene, Task, str]:
     """The scene, task and sentence of one episode of a suite, one of SUITES; all follow from the seed.
 
@@ -196,8 +210,8 @@ def episode(suite: str, seed: int, instruction: str | None = None) -> tuple[Scen
         if task is None or problem:
             raise ValueError(f"{instruction!r} with seed {seed}: {problem}")
         return scene, task, instruction
-    if suite == "absent":
-        return draw_absent(seed)
+    if suite in STILL:
+        return draw_absent(seed) if suite == "absent" else draw_nonsense(seed)
     if suite in ("demo", "random"):
         return draw_task(Scene.demo(seed) if suite == "demo" else Scene.random(seed), seed)
     family, _, axis = suite.partition("/")

@@ -96,6 +96,9 @@ class Task:
         return f"{self.thing} {'held ' if held else ''}at {height:.1f} cm{where}"
 
 
+NOTHING = Task("", "")  # what a sentence asks for that this robot cannot do: nothing may be touched
+
+
 def kind_of(name: str) -> str:
     return name.rpartition(" ")[2]
 

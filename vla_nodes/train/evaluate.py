@@ -2,8 +2,8 @@
 
 Suites: a family (pick-and-place, drawer, rearrangement, multi-step), all of them, a held-out axis (pairs, phrasings,
 synonyms, placements, camera), held-out (every axis), absent (something named is not there: nothing may be touched),
-demo (the scene of ./run), random, full (all, held-out and absent). --episodes counts per suite and family. Ctrl-C
-prints the table of what was done.
+nonsense (nothing this robot can do: likewise), demo (the scene of ./run), random, full (all of these but the last two).
+--episodes counts per suite and family. Ctrl-C prints the table of what was done.
 """
 
 from __future__ import annotations
@@ -141,11 +141,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.ros:
         return through_ros(args)
     jobs = jobs_of(args.suite, args.episodes, args.seed, args.instruction)
-    if args.expert and ("absent", args.seed) in jobs:
-        jobs = [job for job in jobs if job[0] != "absent"]
+    if args.expert and any(suite in suites.STILL for suite, _ in jobs):
+        jobs = [job for job in jobs if job[0] not in suites.STILL]
         if not jobs:
-            made.error("the expert is told what to do: it has no answer to something that is not there")
-        print("without the suite absent: the expert is never asked for what is not there", file=sys.stderr)
+            made.error("the expert is told what to do: it has no answer where there is nothing to be done")
+        print(f"without {' and '.join(suites.STILL)}: the expert is asked for what can be done", file=sys.stderr)
     if args.instruction:
         try:
             suites.episode("demo", jobs[0][1], args.instruction)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_nodes.sim import held_out
+from vla_nodes.sim import held_out, suites
 from vla_nodes.sim.tasks import FAMILIES
 
 LISTED = 40  # failures named under the table; all of them are in the JSON
@@ -61,7 +61,8 @@ def groups(results: Iterable[Result]) -> dict[str, list[Result]]:
         _add(rows, {name: by_suite.pop(name) for name in names if name in by_suite}, f"held-out {axis}")
     for name, part in sorted(by_suite.items()):  # demo and random scenes hold tasks of every family
         families = {f"{name}: {family}": [r for r in part if r.family == family] for family in FAMILIES}
-        _add(rows, {row: found for row, found in families.items() if found} if name != "absent" else {name: part}, name)
+        parts = {row: found for row, found in families.items() if found}
+        _add(rows, {name: part} if name in suites.STILL else parts, name)
     return rows
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vla_nodes.policy.model import Instruction, VlaPolicy
 from vla_nodes.sim import held_out, language, wordings
 from vla_nodes.sim.scene import COLORS, GRASPABLE
-from vla_nodes.sim.tasks import Task, kind_of
+from vla_nodes.sim.tasks import NOTHING, Task, kind_of
 from vla_nodes.train import ground
 from vla_nodes.train.frames import imagined
 from vla_nodes.train.loop import Terms, to_device
@@ -31,10 +31,9 @@ AXES = ("pairs", "phrasings", "synonyms")  # of held_out.AXES, those that are a 
 STRANGE = 0.5  # share of sentences that name something of an unknown kind
 PLAIN = 3000  # sentences that say what the eyes understand
 TOGETHER = 64  # sentences of like length read at once
-NOISE = 0.25  # of a token's spread
+NOISE = 0.5  # of a token's spread
 WEIGHTS = {"queries": 1.0, "summary": 1.0, "steps": 0.5}
 UNKNOWN = "unknown"
-NOTHING = Task("", "")  # what small talk asks for
 
 Said = tuple[str, Task | None]
 

@@ -90,12 +90,12 @@ def run(who: Driver, suite: str, scene: Scene, task: Task, text: str, limit: flo
         ) -> tuple[Result, contact_sheet.Frames]:  # fmt: skip
     """One instruction from a fresh start to success or the time limit, and frames of it if it failed.
 
-    When the scene lacks what the task names, success is that the robot touches nothing for suites.ABSENT_LIMIT.
+    Where there is nothing to be done, success is that the robot touches nothing for suites.STILL_LIMIT.
     """
-    absent = bool(task.missing(scene))
-    limit = limit or (suites.ABSENT_LIMIT if absent else suites.time_limit(task))
+    still = suites.still(task, scene)
+    limit = limit or (suites.STILL_LIMIT if still else suites.time_limit(task))
     world = World(scene)
-    rollout, judge = Rollout(world), None if absent else Judge(task)
+    rollout, judge = Rollout(world), None if still else Judge(task)
     witness = Witness(world, judge)
     moments = [(0.0, world.qpos())]
     acted, hold, last_action, refused = False, "", 0.0, ""
@@ -115,12 +115,12 @@ def run(who: Driver, suite: str, scene: Scene, task: Task, text: str, limit: flo
                 judge.update(world)
             witness.look()
             moments.append((world.time, world.qpos()))
-            if not absent and world.time - last_action > suites.GIVEN_UP:
+            if not still and world.time - last_action > suites.GIVEN_UP:
                 break
     finally:
         who.close()
     facts = witness.facts()
-    if absent:
+    if still:
         success, reason = not witness.touched, "touched something" if witness.touched else ""
         detail = ", ".join(facts["touched"])
     else:
