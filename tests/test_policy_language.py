@@ -68,6 +68,12 @@ def test_what_stands_in_the_padding_cannot_be_seen(encoder):
     assert torch.equal(encoder(ids, mask).tokens, encoder(other, mask).tokens)
 
 
+def test_a_hyphen_within_a_word_is_no_pause(encoder):
+    said, plain = encoder.encode(["the left-hand side"]), encoder.encode(["the left hand side"])
+    assert torch.equal(said.tokens, plain.tokens)
+    assert not torch.equal(encoder.tokenize(["open - the drawer"])[0], encoder.tokenize(["open the drawer"])[0])
+
+
 def test_every_token_sees_both_sides_and_order_matters(encoder):
     a, b = encoder.encode(["pick up the red block"]).tokens[0], encoder.encode(["pick up the red bowl"]).tokens[0]
     assert (a[0] - b[0]).abs().max() > 1e-4  # the first token knows of the last

@@ -7,6 +7,7 @@ the teacher's own WordPiece file, `tokenizer.json`, which lives beside the check
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from .ssm import Mamba2, RMSNorm
 
 MAX_TOKENIZER_BYTES = 8 << 20
+HYPHEN = re.compile(r"(?<=\w)-(?=\w)")
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class InstructionEncoder(nn.Module):
             return "the instruction is empty"
         if len(text) > self.config.max_characters:
             return f"the instruction has {len(text)} characters, at most {self.config.max_characters} are read"
-        encoding = self._tokenizer().encode(text)
+        encoding = self._tokenizer().encode(_words(text))
         if len(encoding.ids) > self.config.max_tokens:
             return f"the instruction has {len(encoding.ids)} tokens, at most {self.config.max_tokens} are read"
         if all(special or token == "[UNK]" for special, token in
@@ -141,7 +143,7 @@ class InstructionEncoder(nn.Module):
         for text in texts:
             if reason := self.check(text):
                 raise ValueError(f"{reason}: {text[:60]!r}")
-        rows = [encoding.ids for encoding in self._tokenizer().encode_batch(list(texts))]
+        rows = [encoding.ids for encoding in self._tokenizer().encode_batch([_words(text) for text in texts])]
         return pad_rows(rows, self.embedding.weight.device)
 
     @torch.no_grad()
@@ -164,6 +166,11 @@ class InstructionEncoder(nn.Module):
         if self.tokenizer is None:
             raise RuntimeError("this encoder has no tokeniser: build it with from_config(config, tokenizer_file)")
         return self.tokenizer
+
+
+def _words(text: str) -> str:
+    """What is read of a text: "left-hand side" says no more than "left hand side", and no pause."""
+    return HYPHEN.sub(" ", text)
 
 
 def pad_rows(rows: list[list[int]], device=None) -> tuple[Tensor, Tensor]:
