@@ -86,7 +86,7 @@ def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "", l
     relation = ""
     if task.relation:
         words = relations[task.relation]
-        relation = words[0] if rng.random() < 0.25 else _any(rng, words)
+        relation = words[0] if rng.random() < 0.15 else _any(rng, words)
     names = {"x": task.thing, "y": task.goal, "d": "drawer"}
     names = {slot: _name(name, rng, axis) if name else "" for slot, name in names.items()}
     if goal_said:

@@ -149,10 +149,12 @@ PREFIXES = ("",) * 20 + ("please ", "please ", "can you ", "could you ", "robot,
                          "slowly ", "hey, ", "hi robot, ", "try to ", "let's ", "we need you to ", "you have to ",
                          "do me a favour and ", "could you please ", "can you please ", "i'd like you to ",
                          "would you be so kind as to ", "it would be great if you could ", "using your gripper, ",
+                         "with your hand, ", "use your hand to ", "using your right arm, ",
                          "use your arm to ", "here is your task: ", "go ahead and ", "proceed to ")  # fmt: skip
 SUFFIXES = ("",) * 18 + (" please", " now", ".", " for me", "!", " carefully", ", thanks", " right away", ", will you",
                          " if you can", " if possible", " as soon as possible", " gently", ", robot", "?", " quickly",
-                         ", thank you", ", would you", " for us", ", please")  # fmt: skip
+                         ", thank you", ", would you", " for us", ", please", " with your hand",
+                         " using your gripper")  # fmt: skip
 
 SMALL_TALK = ("what time is it", "hello robot", "how are you today", "sing a song", "the weather is nice",
               "tell me a joke", "who won the game last night", "make me a coffee", "turn on the lights",

@@ -30,8 +30,8 @@ from vla_nodes.train.settings import WordsSettings
 AXES = ("pairs", "phrasings", "synonyms")  # of held_out.AXES, those that are a matter of words
 STRANGE = 0.5  # share of sentences that name something of an unknown kind
 PLAIN = 3000  # sentences that say what the eyes understand
-TOGETHER = 64  # sentences of like length read at once
-NOISE = 0.5  # of a token's spread
+TOGETHER = 32  # sentences of like length read at once
+NOISE = 0.6  # of a token's spread
 WEIGHTS = {"queries": 1.0, "summary": 1.0, "steps": 0.5}
 UNKNOWN = "unknown"
 
@@ -240,9 +240,12 @@ class WordsStage:
     def _batch(self, said: list[Said], noise: int) -> Batch:
         said = [(text, task) for text, task in said if not self.model.language.check(text)
                 and all(self.meaning.knows(step, at) for at, step in enumerate(_steps(task)))]  # fmt: skip
-        said.sort(key=lambda one: len(one[0]))
-        groups = [self.model.language.tokenize([text for text, _ in said[i : i + TOGETHER]])
-                  for i in range(0, len(said), TOGETHER)]  # fmt: skip
+        ids, mask = self.model.language.tokenize([text for text, _ in said])
+        order = mask.sum(1).argsort()
+        said, groups = [said[row] for row in order.tolist()], []
+        for rows in order.split(TOGETHER):  # padding costs as much as words
+            longest = int(mask[rows[-1]].sum())
+            groups.append((ids[rows, :longest], mask[rows, :longest]))
         row, at, meant = _numbered(said)
         queries, summary = self.meaning.of(meant)
         steps = torch.tensor([len(_steps(task)) for _, task in said])
