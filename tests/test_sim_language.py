@@ -65,7 +65,7 @@ def test_every_word_for_a_relation_is_understood(words):
             assert parse(f"put the red block {said} the tray") == Task("place", "red block", "tray", relation), said
 
 
-@pytest.mark.parametrize("join", [*wordings.JOINS, *kept.JOINS])
+@pytest.mark.parametrize("join", [*wordings.JOINS, *wordings.BACKWARDS, *kept.JOINS])
 def test_every_join_keeps_both_steps(join):
     said = join.format(a="put the red block in the bowl", b="open the drawer")
     assert parse(said) == Task("place", "red block", "bowl", then=Task("open", "drawer"))
@@ -77,7 +77,8 @@ def words_of(templates) -> set[str]:
 
 TRAINED = [t for part in (wordings.PHRASES, wordings.RELATION_WORDS, wordings.IN, wordings.KINDS)
            for texts in part.values() for t in texts]  # fmt: skip
-TRAINED += [*wordings.JOINS, *wordings.PREFIXES, *wordings.SUFFIXES, "it", "close it", "shut it", "open it"]
+TRAINED += [*wordings.JOINS, *wordings.BACKWARDS, *wordings.PREFIXES, *wordings.SUFFIXES, *wordings.ADJECTIVES,
+            "it", "close it", "shut it", "open it", "inside", "in there", "the one"]  # fmt: skip
 UNHEARD = set(kept.SYNONYMS.values())
 ONLY_HELD_OUT = words_of(t for texts in kept.PHRASES.values() for t in texts) - words_of(TRAINED) - {"i"}
 
@@ -163,6 +164,20 @@ def test_noise_is_no_task(seed):
     ("put the red block and the blue block in the bowl", None),
     ("open the drawer and pick up the blue block and put it in it",
      Task("open", "drawer", then=Task("place", "blue block", "drawer"))),
+    ("open the drawer, then put the blue block inside",
+     Task("open", "drawer", then=Task("place", "blue block", "drawer"))),
+    ("before you close the drawer, put the blue block in there",
+     Task("place", "blue block", "drawer", then=Task("close", "drawer"))),
+    ("put the blue block in there", None),  # in where?
+    ("stack the red block on the blue one", Task("place", "red block", "blue block")),
+    ("put the red can in the bowl and the blue one on the tray",
+     Task("place", "red can", "bowl", then=Task("place", "blue can", "tray"))),
+    ("pick up the red one", None),  # the red what?
+    ("put the sky-blue cube on the left-hand side of the tray", Task("place", "cyan block", "tray", "left")),
+    ("close the drawer, but first put the red block in the bowl",
+     Task("place", "red block", "bowl", then=Task("close", "drawer"))),
+    ("close the drawer after you put the red block in it",
+     Task("place", "red block", "drawer", then=Task("close", "drawer"))),
 ])  # fmt: skip
 def test_sentences(text, task):
     assert parse(text) == task

@@ -108,6 +108,8 @@ def phrase(task: Task, rng: np.random.Generator, axis: str = "") -> str:
     for last, step in zip(steps, steps[1:], strict=False):
         drawer_known = "drawer" in (last.thing, last.goal)
         if axis != "phrasings" and rng.random() < 0.08:
+            if last.goal == step.thing == "drawer" and rng.random() < 0.5:
+                _, text = _say(last, rng, axis, "it")
             prefix, text = "", _any(rng, BACKWARDS).format(a=text, b=_say(step, rng, axis)[1])
             continue
         if step.goal == "drawer" and drawer_known and rng.random() < 0.5:
@@ -198,7 +200,8 @@ def parse(text: str) -> Task | None:
     text = _ONE.sub(lambda one: " ".join([one[1], *_LIKE.findall(text[: one.start()])[-1:]]), text)
     for join in _BACKWARDS:
         if (turned := join.match(text)) and _MENTION.search(turned["b"]):
-            text = f"{turned['a']}. {turned['b']}"
+            first, later = turned["a"], turned["b"]
+            text = f"{_INSIDE.sub('in the drawer', first) if 'drawer' in later else first}. {later}"
     steps: list[Task] = []
     for clause in _JOINTS.split(text):
         last = steps[-1] if steps else None
