@@ -67,7 +67,8 @@ def test_every_word_for_a_relation_is_understood(words):
 
 @pytest.mark.parametrize("join", [*wordings.JOINS, *wordings.BACKWARDS, *kept.JOINS])
 def test_every_join_keeps_both_steps(join):
-    said = join.format(a="put the red block in the bowl", b="open the drawer")
+    said = join.format(a="put the red block in the bowl", a_doing="putting the red block in the bowl",
+                       b="open the drawer", b_doing="opening the drawer")  # fmt: skip
     assert parse(said) == Task("place", "red block", "bowl", then=Task("open", "drawer"))
 
 
@@ -175,6 +176,10 @@ def test_noise_is_no_task(seed):
     ("pick up the red one", None),  # the red what?
     ("put the sky-blue cube on the left-hand side of the tray", Task("place", "cyan block", "tray", "left")),
     ("close the drawer, but first put the red block in the bowl",
+     Task("place", "red block", "bowl", then=Task("close", "drawer"))),
+    ("put the red block in the bowl before closing the drawer",
+     Task("place", "red block", "bowl", then=Task("close", "drawer"))),
+    ("close the drawer after putting the red block in the bowl",
      Task("place", "red block", "bowl", then=Task("close", "drawer"))),
     ("close the drawer after you put the red block in it",
      Task("place", "red block", "drawer", then=Task("close", "drawer"))),

@@ -13,6 +13,7 @@ from vla_nodes.sim.wordings import (
     ADJECTIVES,
     ARTICLES,
     BACKWARDS,
+    DOING,
     IMPOSSIBLE,
     IN,
     JOINS,
@@ -101,6 +102,16 @@ def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "", l
     return prefix, said.format(**names, r=relation, **{"in": where, "into": "onto" if kind == "tray" else "into"})
 
 
+def _join(first: str, later: str, rng: np.random.Generator, joins: tuple[str, ...]) -> str:
+    """Two steps in one sentence."""
+    said = {"a": first, "b": later}
+    for slot in ("a", "b"):
+        verb, _, rest = said[slot].partition(" ")
+        if verb in DOING:
+            said[f"{slot}_doing"] = f"{DOING[verb]} {rest}"
+    return _any(rng, tuple(j for j in joins if set(re.findall(r"{(\w+)}", j)) <= set(said))).format(**said)
+
+
 def phrase(task: Task, rng: np.random.Generator, axis: str = "") -> str:
     """One way of saying a task. ``axis``: "phrasings" or "synonyms" for the words of held_out.py, not of training."""
     steps = list(task.steps)
@@ -110,7 +121,7 @@ def phrase(task: Task, rng: np.random.Generator, axis: str = "") -> str:
         if axis != "phrasings" and rng.random() < 0.08:
             if last.goal == step.thing == "drawer" and rng.random() < 0.5:
                 _, text = _say(last, rng, axis, "it")
-            prefix, text = "", _any(rng, BACKWARDS).format(a=text, b=_say(step, rng, axis)[1])
+            prefix, text = "", _join(text, _say(step, rng, axis)[1], rng, BACKWARDS)
             continue
         if step.goal == "drawer" and drawer_known and rng.random() < 0.5:
             _, said = _say(step, rng, axis, "it")
@@ -123,7 +134,7 @@ def phrase(task: Task, rng: np.random.Generator, axis: str = "") -> str:
             _, said = _say(step, rng, axis, last="" if other else last.thing)
             drop = last.verb == step.verb == "place" and said.startswith("put ") and axis != "phrasings"
             said = said[4:] if drop and text.startswith("put ") and rng.random() < 0.4 else said
-        text = _any(rng, kept.JOINS if axis == "phrasings" else JOINS).format(a=text, b=said)
+        text = _join(text, said, rng, kept.JOINS if axis == "phrasings" else JOINS)
     return prefix + text + _any(rng, SUFFIXES)
 
 
@@ -179,15 +190,21 @@ _RELATION_OF = {
 _RELATION = re.compile(rf"\b({'|'.join(sorted(_RELATION_OF, key=len, reverse=True))})\b")
 _INSIDE = re.compile(rf"\b(?:in|into|inside|inside of|to) (?:it|there)\b|"
                      rf"\binside\b(?!\s+(?:of|{'|'.join(sorted({a for a in ARTICLES if a}))}|{_KIND})\b)")  # fmt: skip
-_BACKWARDS = [re.compile("^" + re.escape(join).replace(r"\{a\}", "(?P<a>.+)").replace(r"\{b\}", "(?P<b>.+?)") + "$")
-              for join in (*BACKWARDS, "{b}, but first, {a}")]  # fmt: skip
+_DOES = {doing: verb for verb, doing in DOING.items()}
+_DOING = re.compile(rf"\b({'|'.join(_DOES)})\b")
+_SLOTS = {"a": ".+", "b": ".+?"}
+_SLOTS |= {f"{slot}_doing": rf"(?:{'|'.join(DOING)})\b{rest}" for slot, rest in _SLOTS.items()}
+_BACKWARDS = [
+    re.compile(re.sub(r"{(\w+)}", lambda slot: f"(?P<{slot[1][0]}>{_SLOTS[slot[1]]})", join) + "$")
+    for join in (*BACKWARDS, "{b}, but first, {a}")
+]
 _NO_REQUEST = re.compile(r"^\W*(where|what|who|which|why|when|how|is|are|i like)\b|\b(not|never)\b|\b(don|won|can)'t\b")
 _NO_PICK = re.compile(
     r"\b(put|place|set|drop|move|stack|push|rotate|turn|flip|knock|look|point|touch|paint|break|eat|kick|hit|open|close|"
     rf"clean|wipe|count|describe|photograph|wash|fill|ignore|alone|stay|nudge|drag|throw|squeeze|crush|shake|roll|spin|"
     rf"tilt|tell|avoid|nothing|empty|{'|'.join(OTHER_KINDS)}|"
     rf"{'|'.join(place.split()[-1] for place in OTHER_PLACES)})\b")  # no place is named, and it is not to be lifted
-_JOINTS = re.compile(r"[.;,:!]|\b(?:and|then|after that|afterwards|next(?! to| door)|finally|first|before you)\b")
+_JOINTS = re.compile(r"[.;,:!]|\b(?:and|then|after that|afterwards|next(?! to| door)|finally|first|before(?: you)?|followed by)\b")
 
 
 def parse(text: str) -> Task | None:
@@ -196,7 +213,7 @@ def parse(text: str) -> Task | None:
     if _NO_REQUEST.search(text):
         return None
     text = re.sub(r"\b(can (you|we|i)|you can)\b", "", text)  # "can" is also a thing
-    text = _TURNED.sub(r"\2 \1", text)
+    text = _DOING.sub(lambda said: _DOES[said[1]], _TURNED.sub(r"\2 \1", text))
     text = _ONE.sub(lambda one: " ".join([one[1], *_LIKE.findall(text[: one.start()])[-1:]]), text)
     for join in _BACKWARDS:
         if (turned := join.match(text)) and _MENTION.search(turned["b"]):
