@@ -204,7 +204,8 @@ _NO_PICK = re.compile(
     rf"clean|wipe|count|describe|photograph|wash|fill|ignore|alone|stay|nudge|drag|throw|squeeze|crush|shake|roll|spin|"
     rf"tilt|tell|avoid|nothing|empty|{'|'.join(OTHER_KINDS)}|"
     rf"{'|'.join(place.split()[-1] for place in OTHER_PLACES)})\b")  # no place is named, and it is not to be lifted
-_JOINTS = re.compile(r"[.;,:!]|\b(?:and|then|after that|afterwards|next(?! to| door)|finally|first|before(?: you)?|followed by)\b")
+_JOINTS = re.compile(r"[.;,:!]|\b(?:and|then|after that|afterwards|next(?! to| door)|finally|first|before(?: you)?|"
+                     r"followed by)\b")  # fmt: skip
 
 
 def parse(text: str) -> Task | None:
