@@ -173,6 +173,8 @@ def test_noise_is_no_task(seed):
     ("stack the red block on the blue one", Task("place", "red block", "blue block")),
     ("put the red can in the bowl and the blue one on the tray",
      Task("place", "red can", "bowl", then=Task("place", "blue can", "tray"))),
+    ("have the red block on the blue block's left", Task("place", "red block", "blue block", "left")),
+    ("put the red block at the tray's back", Task("place", "red block", "tray", "behind")),
     ("pick up the red one", None),  # the red what?
     ("put the sky-blue cube on the left-hand side of the tray", Task("place", "cyan block", "tray", "left")),
     ("close the drawer, but first put the red block in the bowl",

@@ -16,6 +16,7 @@ from vla_nodes.sim.wordings import (
     DOING,
     IMPOSSIBLE,
     IN,
+    ITS,
     JOINS,
     KINDS,
     OTHER_KINDS,
@@ -94,6 +95,8 @@ def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "", l
         names["y"] = goal_said
         phrases = tuple(p for p in phrases if p.endswith("{y}"))
     said = _any(rng, phrases)
+    if task.relation and axis != "phrasings" and rng.random() < 0.06:
+        said = said.replace("{r} {y}", _any(rng, ITS[task.relation]))
     if not axis and 0 <= said.find("{x}") < (said + "{y}").find("{y}") and rng.random() < 0.15:
         for slot, name, before in (("y", task.goal, task.thing), ("x", task.thing, last)):
             if name and kind_of(name) == kind_of(before):
@@ -181,13 +184,14 @@ _ONE = re.compile(rf"\b({_COLOR})(?: colou?red)? one\b")
 _LIKE = re.compile(rf"\b({'|'.join(sorted((w for k in GRASPABLE for w in KINDS[k]), key=len, reverse=True))})s?\b")
 _ALSO = {"left": ("left hand side of", "leftward of"), "right": ("right hand side of", "rightward of"),
          "front": ("front of", "near side of"), "behind": ("rear of", "back of", "backside of", "far side of"),
-         "beside": ("close by", "along side of")}  # fmt: skip
+         "beside": ("close by", "along side of", "side of")}  # fmt: skip
 _RELATION_OF = {
     word.replace("-", " "): relation
     for relation, words in RELATION_WORDS.items()
     for word in (*words, *kept.RELATIONS[relation], *_ALSO.get(relation, ()))
 }
 _RELATION = re.compile(rf"\b({'|'.join(sorted(_RELATION_OF, key=len, reverse=True))})\b")
+_ITS = re.compile(r"\b(?:to|on|at) ((?:\w+ ){0,4}?\w+)'s (left|right|front|back|side)(?: side)?\b(?! of)")
 _INSIDE = re.compile(rf"\b(?:in|into|inside|inside of|to) (?:it|there)\b|"
                      rf"\binside\b(?!\s+(?:of|{'|'.join(sorted({a for a in ARTICLES if a}))}|{_KIND})\b)")  # fmt: skip
 _DOES = {doing: verb for verb, doing in DOING.items()}
@@ -216,6 +220,7 @@ def parse(text: str) -> Task | None:
     text = re.sub(r"\b(can (you|we|i)|you can)\b", "", text)  # "can" is also a thing
     text = _DOING.sub(lambda said: _DOES[said[1]], _TURNED.sub(r"\2 \1", text))
     text = _ONE.sub(lambda one: " ".join([one[1], *_LIKE.findall(text[: one.start()])[-1:]]), text)
+    text = _ITS.sub(r"\2 of \1", text)
     for join in _BACKWARDS:
         if (turned := join.match(text)) and _MENTION.search(turned["b"]):
             first, later = turned["a"], turned["b"]

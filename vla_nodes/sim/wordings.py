@@ -134,6 +134,11 @@ RELATION_WORDS = {
                "side by side with", "close beside", "adjoining", "next door to", "along the side of", "flanking",
                "right up next to", "near to", "besides", "just beside"),
 }  # fmt: skip
+ITS = {  # in place of "{r} {y}"
+    "left": ("to {y}'s left", "on {y}'s left", "on {y}'s left side"),
+    "right": ("to {y}'s right", "on {y}'s right", "on {y}'s right side"),
+    "front": ("at {y}'s front",), "behind": ("at {y}'s back",), "beside": ("at {y}'s side",),
+}  # fmt: skip
 JOINS = ("{a}, then {b}", "{a} and then {b}", "{a} then {b}", "{a} and {b}", "{a}, after that {b}", "{a}, and {b}",
          "{a}. then {b}", "first {a}, then {b}", "first {a} and then {b}", "{a}. after that, {b}", "{a}. {b}",
          "{a}, {b}", "{a}, and after that {b}", "{a}, and finally {b}", "{a}. once that is done, {b}",

@@ -31,7 +31,7 @@ AXES = ("pairs", "phrasings", "synonyms")  # of held_out.AXES, those that are a 
 STRANGE = 0.5  # share of sentences that name something of an unknown kind
 PLAIN = 3000  # sentences that say what the eyes understand
 TOGETHER = 32  # sentences of like length read at once
-NOISE = 0.6  # of a token's spread
+NOISE = 0.6  # of a token's spread at most: some sentences are clear, others like words that were never heard
 WEIGHTS = {"queries": 1.0, "summary": 1.0, "steps": 0.5}
 UNKNOWN = "unknown"
 
@@ -204,7 +204,8 @@ class Objective(nn.Module):
             text = self.model.language(ids, mask)
             if random is not None:
                 noise = torch.randn(text.tokens.shape, generator=random, device="cpu").to(text.tokens.device)
-                text = text._replace(tokens=text.tokens + NOISE * noise * mask.unsqueeze(-1))
+                level = NOISE * torch.rand(len(noise), 1, 1, generator=random).to(noise.device)
+                text = text._replace(tokens=text.tokens + level * noise * mask.unsqueeze(-1))
         return self.model.prepare(text)
 
 
