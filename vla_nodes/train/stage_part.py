@@ -33,8 +33,7 @@ IMAGES, QUESTIONS = 100, 10  # of each image, in one file of the judge's
 BATCH = 10  # images looked at together
 SENTENCES = 100  # in one file of the offset's
 SOFT = 0.01  # what a label may be wrong by
-NOISE = {"judge": 0.05, "offset": 0.3}  # of the inputs' spread: words never heard fall between those that were
-EXACT = 0.01  # of the spread of where the goal is, for the offset: that is measured
+NOISE = {"judge": 0.05, "offset": 0.01}  # of the inputs' spread
 
 
 class Examples(NamedTuple):
@@ -158,9 +157,6 @@ class PartStage:
         self.training = examples(model, settings, held=False)
         part = model.get_submodule(settings.only).requires_grad_(True)
         self.objective = Objective(settings.only, part, self.training.inputs)
-        self.noise = torch.full(self.held.inputs.shape[1:], NOISE[settings.only])
-        if settings.only == "offset":
-            self.noise[-3:] = EXACT  # see VlaPolicy.placing
         self.trained = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
         self.data = {"examples": len(self.training.inputs), "held out": len(self.held.inputs)}
         say(f"{self.data['examples']} examples to learn from, {self.data['held out']} held out")
@@ -170,7 +166,7 @@ class PartStage:
         random = torch.Generator().manual_seed(int(seed))
         rows = torch.randint(0, len(self.training.inputs), (self.settings.batch,), generator=random)
         inputs, answers = (part[rows] for part in self.training)
-        return inputs, answers, self.noise * torch.randn(inputs.shape, generator=random)
+        return inputs, answers, NOISE[self.settings.only] * torch.randn(inputs.shape, generator=random)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
