@@ -31,7 +31,7 @@ from vla_nodes.sim.wordings import (
 )
 
 KNOWN = tuple(f"{c} {k}" for c in COLORS for k in GRASPABLE if not kept.pair(k, c))  # things that training names
-STATEMENT = re.compile(r"\{(x|d|in|r)\}|(i|we) ")  # how a phrase begins that is no request to someone
+STATEMENT = re.compile(r"\{(x|d|in|r)\}|([iI]|we) ")  # how a phrase begins that is no request to someone
 
 
 def _any(rng: np.random.Generator, options: tuple[str, ...]) -> str:
