@@ -5,7 +5,7 @@ import pytest
 import torch
 import train_tiny
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vla_nodes.sim import held_out, language
 from vla_nodes.sim.tasks import Task
@@ -61,6 +61,23 @@ def test_wordings_learn_and_nothing_else_does(values, stage):
     after = load_file(values.out / "weights.safetensors")
     assert {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])} == {"roles"}
     assert {"steps right", "pairs: thing right", "phrasings: thing right"} <= set(stage.measure())
+
+
+def test_who_goes_on_with_words_keeps_what_the_eyes_mean(values, stage, tmp_path):
+    torch.nn.init.normal_(stage.model.roles.role)
+    other = train_tiny.write_checkpoint(tmp_path / "second" / "start")
+    save_file(stage.model.state_dict(), other / "model.safetensors")
+    drifted = settings.build({**settings.plain(values), "start": str(other)})
+    kept = settings.build({**settings.plain(drifted), "meaning": str(values.start)})
+
+    own = stage.meaning.of([(Task("pick", "red block"), 0)])[0]
+
+    def thing(values):
+        stage = stage_words.WordsStage(models.begin(values, print).model, values, lambda _: None)
+        return stage.meaning.of([(Task("pick", "red block"), 0)])[0]
+
+    torch.testing.assert_close(thing(kept), own)
+    assert (thing(drifted) - own).norm() > 0.1 * own.norm()
 
 
 def test_held_out_sentences_are_held_out():

@@ -89,6 +89,8 @@ class GroundSettings(Settings):
 class WordsSettings(Settings):
     """Stage 1, from words alone."""
 
+    meaning: Path | None = None  # the eyes' own weights, to go on from a start that learnt words before; null: start
+
 
 @dataclass(frozen=True)
 class PartSettings(Settings):

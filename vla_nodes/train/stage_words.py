@@ -25,6 +25,7 @@ from vla_nodes.sim.tasks import NOTHING, Task, kind_of
 from vla_nodes.train import ground
 from vla_nodes.train.frames import imagined
 from vla_nodes.train.loop import Terms, to_device
+from vla_nodes.train.models import begin
 from vla_nodes.train.settings import WordsSettings
 
 AXES = ("pairs", "phrasings", "synonyms")  # of held_out.AXES, those that are a matter of words
@@ -225,8 +226,10 @@ class WordsStage:
     def __init__(self, model: VlaPolicy, settings: WordsSettings, say: Callable[[str], None] = print) -> None:
         self.model, self.settings = model, settings
         model.eval().requires_grad_(False)
+        # What is meant must not come from a reading that goes on learning, or its mistakes become what is meant.
+        eyes = model if settings.meaning is None else begin(replace(settings, start=settings.meaning), say).model
         with torch.no_grad():
-            self.meaning = Meaning(model, plain_sentences(np.random.default_rng([settings.seed, 11]), PLAIN))
+            self.meaning = Meaning(eyes.eval(), plain_sentences(np.random.default_rng([settings.seed, 11]), PLAIN))
         explained = ", ".join(f"{name} {share:.1%}" for name, share in self.meaning.explained.items())
         say(f"parts that add up explain, of what {PLAIN} plain sentences ask with: {explained}")
         model.roles.requires_grad_(True)
