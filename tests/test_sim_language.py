@@ -67,8 +67,9 @@ def test_every_word_for_a_relation_is_understood(words):
 
 @pytest.mark.parametrize("join", [*wordings.JOINS, *wordings.BACKWARDS, *kept.JOINS])
 def test_every_join_keeps_both_steps(join):
-    said = join.format(a="put the red block in the bowl", a_doing="putting the red block in the bowl",
-                       b="open the drawer", b_doing="opening the drawer")  # fmt: skip
+    said = join.format(a="put the red block in the bowl", a_do="put the red block in the bowl", b="open the drawer",
+                       b_do="open the drawer", a_doing="putting the red block in the bowl",
+                       b_doing="opening the drawer")  # fmt: skip
     assert parse(said) == Task("place", "red block", "bowl", then=Task("open", "drawer"))
 
 

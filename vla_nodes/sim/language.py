@@ -31,7 +31,7 @@ from vla_nodes.sim.wordings import (
 )
 
 KNOWN = tuple(f"{c} {k}" for c in COLORS for k in GRASPABLE if not kept.pair(k, c))  # things that training names
-STATEMENT = re.compile(r"\{(x|d|in|r)\}|([iI]|we) ")  # how a phrase begins that is no request to someone
+STATEMENT = re.compile(r"\{(x|y|d|in|r)\}|([iI]|we) ")  # how a phrase begins that is no request to someone
 
 
 def _any(rng: np.random.Generator, options: tuple[str, ...]) -> str:
@@ -74,8 +74,9 @@ def _form(step: Task) -> str:
     return "relation" if step.relation else "stack" if kind_of(step.goal) in GRASPABLE else "in"
 
 
-def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "", last: str = "") -> tuple[str, str]:
-    """What may be said before, and one step. ``goal_said`` replaces the goal's name ("it", when it is known).
+def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "", last: str = ""
+         ) -> tuple[bool, str]:  # fmt: skip
+    """Whether it is said as a request, and one step. ``goal_said`` replaces the goal's name ("it", when it is known).
 
     A goal like the thing may be called "the blue one", and so may a thing like ``last``, the thing spoken of before.
     """
@@ -101,15 +102,17 @@ def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "", l
         for slot, name, before in (("y", task.goal, task.thing), ("x", task.thing, last)):
             if name and kind_of(name) == kind_of(before):
                 names[slot] = f"the {name.split()[0]} one"
-    prefix = "" if STATEMENT.match(said) else _any(rng, PREFIXES)
-    return prefix, said.format(**names, r=relation, **{"in": where, "into": "onto" if kind == "tray" else "into"})
+    text = said.format(**names, r=relation, **{"in": where, "into": "onto" if kind == "tray" else "into"})
+    return not STATEMENT.match(said), text
 
 
-def _join(first: str, later: str, rng: np.random.Generator, joins: tuple[str, ...]) -> str:
-    """Two steps in one sentence."""
-    said = {"a": first, "b": later}
-    for slot in ("a", "b"):
-        verb, _, rest = said[slot].partition(" ")
+def _join(first: tuple[bool, str], later: tuple[bool, str], rng: np.random.Generator, joins: tuple[str, ...]) -> str:
+    """Two steps, as `_say` gives them, in one sentence."""
+    said = {"a": first[1], "b": later[1]}
+    for slot, (request, text) in (("a", first), ("b", later)):
+        verb, _, rest = text.partition(" ")
+        if request:
+            said[f"{slot}_do"] = text
         if verb in DOING:
             said[f"{slot}_doing"] = f"{DOING[verb]} {rest}"
     return _any(rng, tuple(j for j in joins if set(re.findall(r"{(\w+)}", j)) <= set(said))).format(**said)
@@ -118,26 +121,28 @@ def _join(first: str, later: str, rng: np.random.Generator, joins: tuple[str, ..
 def phrase(task: Task, rng: np.random.Generator, axis: str = "") -> str:
     """One way of saying a task. ``axis``: "phrasings" or "synonyms" for the words of held_out.py, not of training."""
     steps = list(task.steps)
-    prefix, text = _say(steps[0], rng, axis)
+    request, text = _say(steps[0], rng, axis)
+    prefix = _any(rng, PREFIXES) if request else ""
     for last, step in zip(steps, steps[1:], strict=False):
         drawer_known = "drawer" in (last.thing, last.goal)
         if axis != "phrasings" and rng.random() < 0.08:
             if last.goal == step.thing == "drawer" and rng.random() < 0.5:
-                _, text = _say(last, rng, axis, "it")
-            prefix, text = "", _join(text, _say(step, rng, axis)[1], rng, BACKWARDS)
+                request, text = _say(last, rng, axis, "it")
+            prefix, text = "", _join((request, text), _say(step, rng, axis), rng, BACKWARDS)
             continue
         if step.goal == "drawer" and drawer_known and rng.random() < 0.5:
-            _, said = _say(step, rng, axis, "it")
+            asked, said = _say(step, rng, axis, "it")
             if axis != "phrasings" and rng.random() < 0.4:
                 said = re.sub(r"\b(in|into|inside|inside of) it$", _any(rng, ("inside", "in there")), said)
         elif step.thing == "drawer" and drawer_known and rng.random() < 0.3:
-            said = {"open": "open it", "close": _any(rng, ("close it", "shut it"))}[step.verb]
+            asked, said = True, {"open": "open it", "close": _any(rng, ("close it", "shut it"))}[step.verb]
         else:
             other = kind_of(last.goal) in GRASPABLE and kind_of(last.goal) != kind_of(last.thing)
-            _, said = _say(step, rng, axis, last="" if other else last.thing)
+            asked, said = _say(step, rng, axis, last="" if other else last.thing)
             drop = last.verb == step.verb == "place" and said.startswith("put ") and axis != "phrasings"
-            said = said[4:] if drop and text.startswith("put ") and rng.random() < 0.4 else said
-        text = _join(text, said, rng, kept.JOINS if axis == "phrasings" else JOINS)
+            if drop and text.startswith("put ") and rng.random() < 0.4:
+                asked, said = False, said[4:]
+        text = _join((request, text), (asked, said), rng, kept.JOINS if axis == "phrasings" else JOINS)
     return prefix + text + _any(rng, SUFFIXES)
 
 
@@ -196,8 +201,8 @@ _INSIDE = re.compile(rf"\b(?:in|into|inside|inside of|to) (?:it|there)\b|"
                      rf"\binside\b(?!\s+(?:of|{'|'.join(sorted({a for a in ARTICLES if a}))}|{_KIND})\b)")  # fmt: skip
 _DOES = {doing: verb for verb, doing in DOING.items()}
 _DOING = re.compile(rf"\b({'|'.join(_DOES)})\b")
-_SLOTS = {"a": ".+", "b": ".+?"}
-_SLOTS |= {f"{slot}_doing": rf"(?:{'|'.join(DOING)})\b{rest}" for slot, rest in _SLOTS.items()}
+_SLOTS = {"a": ".+", "b": ".+?", "a_do": ".+", "b_do": ".+?"}
+_SLOTS |= {f"{slot}_doing": rf"(?:{'|'.join(DOING)})\b{rest}" for slot, rest in (("a", ".+"), ("b", ".+?"))}
 _BACKWARDS = [
     re.compile(re.sub(r"{(\w+)}", lambda slot: f"(?P<{slot[1][0]}>{_SLOTS[slot[1]]})", join) + "$")
     for join in (*BACKWARDS, "{b}, but first, {a}")

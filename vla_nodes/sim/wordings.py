@@ -147,14 +147,14 @@ JOINS = ("{a}, then {b}", "{a} and then {b}", "{a} then {b}", "{a} and {b}", "{a
          "{a}. then {b}", "first {a}, then {b}", "first {a} and then {b}", "{a}. after that, {b}", "{a}. {b}",
          "{a}, {b}", "{a}, and after that {b}", "{a}, and finally {b}", "{a}. once that is done, {b}",
          "{a}. when that is done {b}", "{a}, later {b}", "{a}, subsequently {b}", "start with this: {a}, then {b}",
-         "after you {a}, {b}", "{a} and also {b}", "{a}, thereafter {b}", "{a}, with that done {b}",
+         "after you {a_do}, {b}", "{a} and also {b}", "{a}, thereafter {b}", "{a}, with that done {b}",
          "two things: {a} and {b}", "{a} and when you are done {b}", "{a}. finally, {b}", "{a}, and once done {b}",
-         "step one: {a}, step two: {b}", "{a} before you {b}", "1. {a} 2. {b}", "once you {a}, {b}",
+         "step one: {a}, step two: {b}", "{a} before you {b_do}", "1. {a} 2. {b}", "once you {a_do}, {b}",
          "{a}. and then {b}", "after {a_doing}, {b}", "{a}, followed by {b_doing}", "{a} before {b_doing}")  # fmt: skip
-# In what joins two steps, {a_doing} and {b_doing} are those that begin with one of these, said like "putting ...".
+# In what joins two steps, {a_do} and {b_do} are requests; {a_doing} and {b_doing} begin with one of these, said so.
 DOING = {"put": "putting", "place": "placing", "move": "moving", "set": "setting", "stack": "stacking",
          "drop": "dropping", "pick": "picking", "open": "opening", "close": "closing", "shut": "shutting"}  # fmt: skip
-BACKWARDS = ("before you {b}, {a}", "{b}, but first {a}", "{b}, but before that {a}", "{b} after you {a}",
+BACKWARDS = ("before you {b_do}, {a}", "{b}, but first {a}", "{b}, but before that {a}", "{b} after you {a_do}",
              "before {b_doing}, {a}", "{b} after {a_doing}")  # fmt: skip
 PREFIXES = ("",) * 20 + ("please ", "please ", "can you ", "could you ", "robot, ", "now ", "go and ", "would you ",
                          "i would like you to ", "i need you to ", "you should ", "kindly ", "your task is to ", "ok, ",
