@@ -77,9 +77,10 @@ def words_of(templates) -> set[str]:
     return set(re.findall(r"[a-z]+", " ".join(re.sub(r"{\w+}", "", t) for t in templates)))
 
 
-TRAINED = [t for part in (wordings.PHRASES, wordings.RELATION_WORDS, wordings.IN, wordings.KINDS)
+TRAINED = [t for part in (wordings.PHRASES, wordings.RELATION_WORDS, wordings.ITS, wordings.IN, wordings.KINDS)
            for texts in part.values() for t in texts]  # fmt: skip
 TRAINED += [*wordings.JOINS, *wordings.BACKWARDS, *wordings.PREFIXES, *wordings.SUFFIXES, *wordings.ADJECTIVES,
+            *wordings.SHADES, *wordings.DOING.values(),
             "it", "close it", "shut it", "open it", "inside", "in there", "the one"]  # fmt: skip
 UNHEARD = set(kept.SYNONYMS.values())
 ONLY_HELD_OUT = words_of(t for texts in kept.PHRASES.values() for t in texts) - words_of(TRAINED) - {"i"}
