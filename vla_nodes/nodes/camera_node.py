@@ -10,13 +10,13 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image
 
-from vla_nodes.data.images import encode_depth
+from vla_nodes.messages.convert import seconds
+from vla_nodes.messages.images import encode_depth
 from vla_nodes.nodes.base import ERROR, LATCHED, OK, WARN, BaseNode, run
 from vla_nodes.nodes.camera_sources import SOURCES, Frame
-from vla_nodes.nodes.convert import camera_info, image, pose
+from vla_nodes.nodes.liveness import Change, Rate
 from vla_nodes.nodes.parameters import Param
-from vla_nodes.nodes.peers import Change, Rate
-from vla_nodes.pipeline.messages import seconds
+from vla_nodes.nodes.to_messages import camera_info, image, pose
 
 DEPTH_TOPIC = "camera/aligned_depth_to_color"
 
