@@ -279,7 +279,7 @@ def test_the_closed_loop_score_comes_from_a_child_while_training_goes_on(place, 
         child.wait()
         return child
 
-    monkeypatch.setattr(closed_loop_score.child, "start", start)
+    monkeypatch.setattr(closed_loop_score.subprocess_cli, "start", start)
     argv = command(place, "act", "scored", "--steps", "8", score_minutes=1e-9, score_args="--suite drawer")
     assert cli.main(argv) == 0
     assert asked[0][0] == "eval" and asked[0][-2:] == ["--suite", "drawer"]
