@@ -116,7 +116,8 @@ def test_commands_exist(page, options):
 @pytest.mark.parametrize(
     "line",
     ["python -m vla_nodes replai bag", "python -m vla_nodes replay bag --golde x", "./run --sede 3",
-     "./check -k nosuch" + "test", "python tools/nothing.py", "ros2 launch vla_nodes robot.launch.py robott:=ur5e", "ros2 run vla_nodes no_node"],
+     "./check -k nosuch" + "test", "python tools/nothing.py",
+     "ros2 launch vla_nodes robot.launch.py robott:=ur5e", "ros2 run vla_nodes no_node"],
 )  # fmt: skip
 def test_a_command_that_does_not_exist_is_found(line, options):
     assert wrong(line, options)
