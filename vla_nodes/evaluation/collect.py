@@ -176,8 +176,11 @@ def collect(args: cli.Options) -> None:
         print(f"{noted} seeds failed before and are left out; delete {args.out / THROWN_AWAY} to try them again")
     started, thrown = time.monotonic(), 0
     args.out.mkdir(parents=True, exist_ok=True)
-    with (multiprocessing.get_context("spawn").Pool(args.workers) as pool,
-          progress(total=len(jobs), unit="episodes") as bar, open(args.out / THROWN_AWAY, "a") as failures):  # fmt: skip
+    with (
+        multiprocessing.get_context("spawn").Pool(args.workers) as pool,
+        progress(total=len(jobs), unit="episodes") as bar,
+        open(args.out / THROWN_AWAY, "a") as failures,
+    ):
         for seed, reason in pool.imap_unordered(_job, jobs):
             bar.update()
             bar.set_postfix_str(f"{60 * bar.n / max(time.monotonic() - started, 1e-9):.1f} a minute", refresh=False)
