@@ -141,6 +141,8 @@ def option(*names: str, help: str, **settings: Any) -> Option:
     """An option; ``type``, ``default``, ``is_flag``, ``multiple``, ``metavar`` and so on as click.Option has them."""
     if settings.get("default") == "":
         settings["show_default"] = False
+    if settings.get("default") is None:  # to click, even None is a value that is given
+        settings.pop("default", None)
     return Option(names, help=help, **settings)
 
 

@@ -34,7 +34,7 @@ def progress(of: Iterable[Any] | None = None, total: float | None = None, unit: 
     ``unit`` is the noun, in the plural, of what is counted; ``bar`` and ``line`` are tqdm's bar_format, on a terminal
     and elsewhere.
     """
-    common = dict(total=total, desc=label or None, disable=not show, smoothing=0.1)
+    common = dict(total=total, desc=f"{label}: " if label else None, disable=not show, smoothing=0.1)
     if sys.stderr.isatty():
         return tqdm(of, unit=f" {unit}", dynamic_ncols=True, mininterval=0.2, bar_format=bar, **common)
     return tqdm(of, unit=unit, bar_format=line, file=_Lines(sys.stderr), delay=LOG_PERIOD, mininterval=LOG_PERIOD,

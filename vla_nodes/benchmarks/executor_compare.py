@@ -292,8 +292,8 @@ command = cli.Command(
         mean        the same, with the exponentially weighted mean of recent chunks (ACT, Zhao et al. 2023, IV.B)
 
     Jerk is that of the measured tool at 100 Hz, except while the hand touches the drawer or the table: these then set
-    it, slipping and sticking, whatever the executor does. The tracking error is the tool's distance from where the newest
-    observed chunk wanted it at that instant.
+    it, slipping and sticking, whatever the executor does. The tracking error is the tool's distance from where the
+    newest observed chunk wanted it at that instant.
     
 
     A recorded episode and one in closed loop take about half a minute of a core each, a replayed one some seconds; the

@@ -299,8 +299,8 @@ command = cli.Command(
         cli.option("--preset", type=click.Choice(list(PRESETS)), default="nano", help="sizes, with random weights"),
         cli.checkpoint("a checkpoint folder in place of a preset; its twin has random weights", default=None),
         cli.option("--engine", type=cli.Several(choices=(*engines.EXPORTED, "auto", "all", "none")), default="auto",
-                   metavar="NAME,NAME", help=f"CPU engines beside eager torch: of {', '.join(engines.EXPORTED)}, all, none, "
-                   "or auto, the best one installed"),
+                   metavar="NAME,NAME", help=f"CPU engines beside eager torch: {', '.join(engines.EXPORTED)}, all, "
+                   "none, or auto, the best one installed"),
         cli.option("--precision", type=cli.Several(choices=engines.PRECISIONS), metavar="NAME,NAME", default="auto",
                    help="of exported engines, each a contender: f32, int8, bf16, or auto, f32 and int8 where the "
                    "checkpoint brings its ranges"),

@@ -108,7 +108,8 @@ def _build(args: cli.Options) -> int:
     ticks = sum(result.ticks for result in results)
     print(f"{count} episodes, {ticks} observations ({ticks * config.tick:.1f} s) in {args.out}")
     if not count:
-        raise DataError("no episode came of it")
+        errors = [result.error for result in results if result.error]
+        raise DataError(f"no episode came of it{f': {errors[0]}' if errors else ''}")
     if args.lerobot:
         _to_lerobot(folder.written, args.lerobot, config, robot)
     return cli.ExitStatus.FAILED if any(result.error for result in results) else cli.ExitStatus.DONE
@@ -132,7 +133,8 @@ def _report(results: list[BagResult], left_out: Counter[str]) -> None:
 def _to_lerobot(paths: list[Path], folder: Path, config: CheckpointConfig, robot: RobotModel) -> None:
     from vla_nodes.datasets.lerobot_convert import export
 
-    writer = export(paths, folder, config, robot.name, print)
+    each = progress(paths, unit="episodes", label="to LeRobot")
+    writer = export(each, folder, config, robot.name, say)
     print(f"{folder}: LeRobotDataset v3.0, {writer.frames} frames at {writer.fps} fps")
     if writer.out_of_range:
         far = writer.coding.far

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Mapping:
 
 
 def export(
-    paths: Sequence[Path], folder: Path, config: CheckpointConfig, robot_type: str, report: Callable[[str], None]
+    paths: Iterable[Path], folder: Path, config: CheckpointConfig, robot_type: str, report: Callable[[str], None]
 ) -> LeRobotWriter:
     """Write episodes as a LeRobot folder. Damaged ones are reported and left out; DataError when none is left."""
     writer = LeRobotWriter(folder, config.tick, config.period, config.joint_names, config.camera, robot_type)

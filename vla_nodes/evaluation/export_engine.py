@@ -73,7 +73,7 @@ def replay(model, config, engine, episodes: list[Episode]) -> list:
     """The outputs of this engine for every tick of the episodes."""
     runtime = PolicyRuntime(model, config, engine=engine)
     outputs = []
-    for text, observations in episodes:
+    for text, observations in progress(episodes, unit="episodes", label=f"through {engine.name} {engine.precision}"):
         runtime.set_instruction(text)
         outputs += [runtime.step(observation) for observation in observations]
     return outputs
