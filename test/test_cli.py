@@ -121,7 +121,9 @@ def test_the_examples_of_a_help_are_right(name, monkeypatch):
                     assert "--help" in line
 
 
-@pytest.mark.parametrize("file", ["README.md", *sorted(str(f.relative_to(ROOT)) for f in (ROOT / "docs").rglob("*.md"))])
+@pytest.mark.parametrize(
+    "file", ["README.md", *sorted(str(f.relative_to(ROOT)) for f in (ROOT / "docs").rglob("*.md"))]
+)
 def test_what_the_docs_tell_to_type_is_right(file, monkeypatch):
     for line in command_lines((ROOT / file).read_text()):
         try:
@@ -295,13 +297,13 @@ def test_completion_knows_commands_options_and_choices(typed, found):
 
 
 def test_the_tools_are_commands_too():
-    for tool in ("sample_bag", "kernels_on_cpu"):
-        run = subprocess.run([sys.executable, f"tools/{tool}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    for tool in ("sample_bag.py", "kernels_on_cpu.py", "reference"):
+        run = subprocess.run([sys.executable, f"tools/{tool}", "--help"], cwd=ROOT, capture_output=True, text=True)
         assert run.returncode == 0 and "Examples:" in run.stdout, run.stderr
 
 
 def test_there_is_one_library_of_each():
-    for file in [*ROOT.glob("vla_nodes/**/*.py"), *ROOT.glob("tools/*.py")]:
+    for file in [*ROOT.glob("vla_nodes/**/*.py"), *ROOT.glob("tools/**/*.py")]:
         text = file.read_text()
         # bootstrap.py runs before anything is installed
         assert "import argparse" not in text or file.name == "bootstrap.py", file

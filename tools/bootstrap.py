@@ -348,7 +348,7 @@ def make_engine() -> None:
 
 def installed_files() -> list[str]:
     """Names of the share files and executables, which the build links one by one: a new one needs an install."""
-    folders = ("launch", "config", "resource/executables")
+    folders = ("launch", "config", "resource/executables", "resource/bin")
     return sorted(
         str(f.relative_to(ROOT))
         for folder in folders
