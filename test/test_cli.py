@@ -158,7 +158,7 @@ def test_a_checkpoint_that_is_not_there_is_said_before_anything_starts(name, tmp
     assert call(name, "--checkpoint", str(tmp_path / "none")) == 2
     assert "none: no such checkpoint folder" in one_line(capsys.readouterr().err, name)
     assert call(name, "--checkpoint", str(tmp_path)) == 2
-    assert "no config.json" in one_line(capsys.readouterr().err, name)
+    assert "it has no config.json" in one_line(capsys.readouterr().err, name)
 
 
 @pytest.mark.parametrize("name", [name for name in LEAVES if any(p.required for p in COMMANDS[name].params)])

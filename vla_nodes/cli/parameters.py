@@ -37,8 +37,8 @@ class Existing(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(value)
         if not (path / self.holds).exists():
-            lacks = f"{path}: no such {self.what}" if not path.exists() else f"{path}: no {self.what}, no {self.holds}"
-            self.fail(f"{lacks}: is the path right?", param, ctx)
+            lacks = f"no such {self.what}" if not path.exists() else f"no {self.what}: it has no {self.holds}"
+            self.fail(f"{path}: {lacks}", param, ctx)
         return path
 
 
