@@ -347,7 +347,7 @@ def test_repair_says_what_it_cannot_do(tmp_path, capsys):
         ("nowhere", "x", "no such bag"), ("empty", "x", "no .mcap file"), ("text.mcap", "x", "not an MCAP file"),
         ("good", "taken", "exists"),
     ):  # fmt: skip
-        assert record(["--repair", str(tmp_path / bag), "--out", str(tmp_path / out)]) == 1
+        assert record(["--repair", str(tmp_path / bag), "--out", str(tmp_path / out)]) == 2
         error = capsys.readouterr().err
         assert why in error and error.count("\n") == 1
         assert not (tmp_path / "x").exists()
@@ -415,6 +415,6 @@ def test_types_that_are_installed_here_only(tmp_path, monkeypatch):
 
 def test_recording_without_ros_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "rclpy", None)
-    assert record(["--out", str(tmp_path)]) == 1
+    assert record(["--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "needs ROS 2" in error and error.count("\n") == 1

@@ -271,7 +271,7 @@ def test_the_closed_loop_score_comes_from_a_child_while_training_goes_on(place, 
 
     def start(arguments, nice, **options):
         asked.append(arguments)
-        where = Path(arguments[arguments.index("--save") + 1])
+        where = Path(arguments[arguments.index("--out") + 1])
         checkpoint.load(Path(arguments[arguments.index("--checkpoint") + 1]))
         rows = json.dumps({"episodes": [{"success": True}, {"success": False}]})
         text = f"open({str(where / 'eval.json')!r}, 'w').write({rows!r})" if len(asked) == 1 else "raise SystemExit(3)"

@@ -33,7 +33,7 @@ def commands() -> str:
     for name, command in every():
         with click.Context(command, info_name=name, **command.context_settings) as ctx:
             usage = command.collect_usage_pieces(ctx)
-            parts += [f"## {name}\n", f"    {' '.join([name, *usage])}\n", _text(command)]
+            parts += [f"## {name}\n", f"```text\n{' '.join([name, *usage])}\n```\n", _text(command)]
             rows: dict[str, list[list[str]]] = {}
             for parameter in command.get_params(ctx):
                 if "--help" not in parameter.opts and (record := parameter.get_help_record(ctx)):

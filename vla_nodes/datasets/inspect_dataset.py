@@ -15,6 +15,7 @@ from vla_nodes.datasets.episode import DataError
 from vla_nodes.datasets.lerobot_read import LeRobotFolder
 from vla_nodes.messages.convert import seconds
 from vla_nodes.pipeline.observe import color_pixels
+from vla_nodes.progress import progress
 from vla_nodes.rosbag.read import BagError, open_bag
 from vla_nodes.rosbag.topics import resolve
 
@@ -104,7 +105,7 @@ def _episodes(folder: Path, say: Say) -> list[Strip]:
     strips: list[Strip] = []
     damaged, ticks, blind = [], 0, 0
     paths = episodes.files(folder)
-    for path in paths:
+    for path in progress(paths, unit="episodes", label="reading"):
         try:
             episode = episodes.read(path)
             episode.require("joint_positions", "gripper", "ee_pose", "actions")

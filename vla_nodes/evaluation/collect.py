@@ -5,16 +5,16 @@ Every episode is made from its seed alone, so a folder can be filled by several 
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import time
 from dataclasses import asdict
 from pathlib import Path
 
+import click
 import numpy as np
-from tqdm import tqdm
 
+from vla_nodes import cli
 from vla_nodes.datasets.episode import EpisodeWriter
 from vla_nodes.envs.tabletop import suites
 from vla_nodes.envs.tabletop.camera import Camera
@@ -23,6 +23,7 @@ from vla_nodes.envs.tabletop.rollout import Rollout
 from vla_nodes.envs.tabletop.tasks import Judge
 from vla_nodes.envs.tabletop.world import World
 from vla_nodes.policy.runtime import PolicyRuntime
+from vla_nodes.progress import progress, say
 
 HORIZON, PERIOD, TICK = 16, 0.05, 0.10  # rows of a chunk, s between them, s between observations
 IMAGE, CELLS = 224, 56  # camera image and label resolution
@@ -168,33 +169,57 @@ def open_jobs(out: Path, seeds: range, policy: Path | None, only: str | None = N
     return [job for job in left if job[0] not in failed], sum(job[0] in failed for job in left)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes collect", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the episodes; existing ones are kept")
-    parser.add_argument("--episodes", type=int, default=800)
-    parser.add_argument("--seed", type=int, default=100_000, help="seed of the first episode (default %(default)s)")
-    parser.add_argument("--policy", type=Path, help="checkpoint that drives while the expert only labels")
-    parser.add_argument("--only", choices=list(SHARES), help="one task family; without it a mixture")
-    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
-    args = parser.parse_args(argv)
-    jobs, noted = open_jobs(args.out, range(args.seed, args.seed + args.episodes), args.policy, args.only)
+def collect(args: cli.Options) -> None:
+    """The command."""
+    jobs, noted = open_jobs(args.out, range(args.seed, args.seed + args.episodes), args.checkpoint, args.suite)
     if noted:
         print(f"{noted} seeds failed before and are left out; delete {args.out / THROWN_AWAY} to try them again")
     started, thrown = time.monotonic(), 0
     args.out.mkdir(parents=True, exist_ok=True)
-    with (multiprocessing.get_context("spawn").Pool(args.workers) as pool, tqdm(total=len(jobs), unit="episode") as bar,
-          open(args.out / THROWN_AWAY, "a") as failures):  # fmt: skip
+    with (
+        multiprocessing.get_context("spawn").Pool(args.workers) as pool,
+        progress(total=len(jobs), unit="episodes") as bar,
+        open(args.out / THROWN_AWAY, "a") as failures,
+    ):
         for seed, reason in pool.imap_unordered(_job, jobs):
             bar.update()
             bar.set_postfix_str(f"{60 * bar.n / max(time.monotonic() - started, 1e-9):.1f} a minute", refresh=False)
             if reason:
                 thrown += 1
-                tqdm.write(reason)
-                failures.write(json.dumps({"seed": seed, "policy": bool(args.policy), "reason": reason}) + "\n")
+                say(reason)
+                failures.write(json.dumps({"seed": seed, "policy": bool(args.checkpoint), "reason": reason}) + "\n")
                 failures.flush()
     rate = len(jobs) / max(time.monotonic() - started, 1e-9) * 60
     print(f"{len(jobs) - thrown} episodes written, {thrown} failed and thrown away, {rate:.1f} a minute, in {args.out}")
-    return 0
+
+
+command = cli.Command(
+    "collect",
+    """
+    Demonstrations: the scripted expert in random scenes, disturbed on purpose, recorded with what the camera saw.
+
+    With --checkpoint that policy drives while the expert only says what it would do: the data then holds the states
+    that the policy's own mistakes lead to. Every episode is made from its seed alone, so a folder can be filled by
+    several processes, stopped and resumed; episodes that are there are kept.
+    """,
+    collect,
+    cli.out("folder for the episodes", required=True),
+    cli.count("--episodes", "seeds to try", 800),
+    cli.seed("seed of the first episode", 100_000),
+    cli.option("--suite", type=click.Choice(list(SHARES)), metavar="SUITE",
+               help=f"one family of tasks ({', '.join(SHARES)}); without it a mixture"),
+    cli.checkpoint("checkpoint folder of a policy that drives", default=None),
+    cli.workers(),
+    examples="""
+    python -m vla_nodes collect --out work/data
+    python -m vla_nodes collect --out work/stacks --suite stacking --checkpoint work/act/checkpoint
+    """,
+    errors=(OSError,),
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

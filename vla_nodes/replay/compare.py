@@ -40,7 +40,7 @@ def compare(first: Session, other: Path, out: Path, images: bool) -> int:
     results = []
     for name, session in (("first", first), ("second", second)):
         steps = Steps()
-        progress = Progress(first.bag.start, first.bag.end, f"{name} ")
+        progress = Progress(first.bag.start, first.bag.end, name)
         results.append((session, *measured_pass(session, out / name, images, [steps], progress), steps))
     both = differences(results[0][3], results[1][3], first.runtime.config, second.runtime.config)
     values = {name: made["settings"]["checkpoint"] for name, (_, made, _, _) in zip("AB", results, strict=True)}

@@ -1,26 +1,16 @@
-"""``python -m vla_nodes train``: one command for both stages, for the whole recipe, and for fine-tuning.
-
-    train ground.yaml             stage 1: language meets vision, on still scenes
-    train words.yaml              stage 1, from words alone: many wordings for the same
-    train offset.yaml, judge.yaml the small parts of stage 1, each by itself
-    train act.yaml                stage 2: action chunks, from demonstrations
-    train recipe.yaml             all of it: scenes, demonstrations, both stages, checkpoint, evaluation
-    train --data DIR              fine-tune the shipped policy on episodes of your own, made from bags
-
-A name is a file, or one of the shipped configurations in config/train. The same command again goes on where the last
-one ended, however it ended. On several GPUs it starts one process for each.
-"""
+"""Train: either stage, the whole recipe, or fine-tuning on episodes of one's own."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from pathlib import Path
 
+import click
 import torch
 
+from vla_nodes import cli
 from vla_nodes.datasets.episode import DataError
 from vla_nodes.policy.checkpoint import CheckpointError
 from vla_nodes.training import config as reading
@@ -37,53 +27,28 @@ from vla_nodes.training.state import WEIGHTS, StateError
 FINE_TUNE = "finetune.yaml"
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="python -m vla_nodes train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", nargs="?", help="YAML file, or the name of one in config/train")
-    parser.add_argument("--data", nargs="+", help="folders of episodes")
-    parser.add_argument("--out", help="folder of the run")
-    parser.add_argument("--minutes", type=float, help="time to train (data and cache come on top)")
-    parser.add_argument("--steps", type=int, help="steps to train, should they end first")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the YAML file")
-    parser.add_argument("--show", action="store_true", help="print the settings and exit")
-    args = parser.parse_args(argv)
+def train(args: cli.Options) -> int:
+    """The command."""
     if args.config is None and not args.data:
-        parser.error("name a configuration (ground.yaml, act.yaml, recipe.yaml), or give --data to fine-tune on")
-    try:
-        path = reading.find(args.config or FINE_TUNE)
-        values = reading.read(path)
-        named = {k: getattr(args, k) for k in ("data", "out", "minutes", "steps") if getattr(args, k) is not None}
-        values |= dict(map(reading.assignment, args.set)) | named
-        if values.get("stage") == "recipe":
-            from vla_nodes.training import recipe
+        raise click.UsageError("name a CONFIG (ground.yaml, act.yaml, recipe.yaml), or give --data to fine-tune on")
+    path = reading.find(args.config or FINE_TUNE)
+    values = reading.read(path)
+    named = {name: getattr(args, name) for name in ("out", "minutes", "steps", "seed")}
+    values |= dict(map(reading.assignment, args.set)) | {k: v for k, v in named.items() if v is not None}
+    if args.data:
+        values["data"] = list(args.data)
+    if values.get("stage") == "recipe":
+        from vla_nodes.training import recipe
 
-            return recipe.run(values, str(path), show=args.show)
-        settings = reading.build(values, str(path))
-        if args.show:
-            print(json.dumps(reading.plain(settings), indent=1))
-            return 0
-        if (count := processes(settings)) > 1 and "WORLD_SIZE" not in os.environ:
-            os.execv(
-                sys.executable,
-                [
-                    sys.executable,
-                    "-m",
-                    "torch.distributed.run",
-                    "--standalone",
-                    f"--nproc-per-node={count}",
-                    "-m",
-                    "vla_nodes",
-                    "train",
-                    *argv,
-                ],
-            )
-        return run(settings)
-    except (SettingsError, StateError, DataError, CheckpointError, FileNotFoundError) as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 2
+        return recipe.run(values, str(path), show=args.show)
+    settings = reading.build(values, str(path))
+    if args.show:
+        print(json.dumps(reading.plain(settings), indent=1))
+        return cli.ExitStatus.DONE
+    if (count := processes(settings)) > 1 and "WORLD_SIZE" not in os.environ:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        os.execv(sys.executable, [sys.executable, *launcher, "-m", "vla_nodes", "train", *args.words()])
+    return run(settings)
 
 
 def processes(settings: Settings) -> int:
@@ -94,7 +59,7 @@ def processes(settings: Settings) -> int:
 
 
 def run(settings: Settings) -> int:
-    """Train one stage to the end of its budget; 0 when it got there, 130 when it was asked to stop before."""
+    """Train one stage to the end of its budget; INTERRUPTED when it was asked to stop before."""
     from vla_nodes.training import initialize
     from vla_nodes.training import trainer as loops
 
@@ -134,7 +99,7 @@ def run(settings: Settings) -> int:
         with run.averages.applied():
             export(begun, settings.out / "checkpoint", settings, run)
     accelerator.end_training()
-    return 0 if finished else 130
+    return cli.ExitStatus.DONE if finished else cli.ExitStatus.INTERRUPTED
 
 
 def act(model, settings: ActSettings, accelerator, say):
@@ -175,6 +140,45 @@ def export(begun, folder: Path, settings: Settings, run=None) -> None:
         made |= {"held out": run.stage.measure(), "began with": begun.config.provenance if begun.config else None}
         print(f"{folder} and {settings.out / WEIGHTS} written")
     write(folder, begun.model, begun.tokenizer, made, settings.depth, begun.config)
+
+
+command = cli.Command(
+    "train",
+    """
+    Train the policy: either stage, the whole recipe, or fine-tuning on episodes of your own.
+
+    The shipped configurations, in config/train:
+
+        see.yaml, ground.yaml     stage 1: language meets vision, on still scenes
+        words.yaml                stage 1, from words alone: many wordings for the same
+        offset.yaml, judge.yaml   the small parts of stage 1, each by itself
+        act.yaml                  stage 2: action chunks, from demonstrations
+        recipe.yaml               all of it: scenes, demonstrations, both stages, checkpoint, evaluation
+        finetune.yaml             the shipped policy goes on with --data; this one if no other is named
+
+    The same command again goes on where the last one ended, however it ended. On several GPUs it starts one process for
+    each.
+    """,
+    train,
+    cli.argument("[CONFIG]", "YAML file, or the name of one in config/train", required=False),
+    cli.option("--data", multiple=True, metavar="DIR", help="folder of episodes (repeatable)"),
+    cli.option("--out", metavar="DIR", help="folder of the run"),
+    cli.number("--minutes", "time to train [min]; data and cache come on top"),
+    cli.count("--steps", "steps to train, should they end first"),
+    cli.seed("seed of the run", default=None),
+    cli.option("--set", multiple=True, metavar="KEY=VALUE", help="any key of the YAML file (repeatable)"),
+    cli.flag("--show", "print the settings, or a recipe's commands, and exit"),
+    examples="""
+    python -m vla_nodes train recipe.yaml --out work
+    python -m vla_nodes train ground.yaml --minutes 5 --set start=work/see/weights.safetensors
+    python -m vla_nodes train --data data --data more --out work/mine
+    """,
+    errors=(SettingsError, StateError, DataError, CheckpointError, FileNotFoundError),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,14 @@ A still costs a hundredth of a demonstration, and grounding needs many scenes ra
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import time
 from pathlib import Path
 
 import mujoco
 import numpy as np
-from tqdm import tqdm
 
+from vla_nodes import cli
 from vla_nodes.datasets.episode import EpisodeWriter
 from vla_nodes.envs.tabletop import scene as sc
 from vla_nodes.envs.tabletop.camera import Camera
@@ -21,6 +20,7 @@ from vla_nodes.envs.tabletop.rollout import Rollout
 from vla_nodes.envs.tabletop.tasks import Task, destination, kind_of, place_of
 from vla_nodes.envs.tabletop.world import World
 from vla_nodes.evaluation.collect import CELLS, IMAGE, label_table
+from vla_nodes.progress import progress
 
 PICTURES = 6  # of one scene, all different
 
@@ -92,30 +92,42 @@ def still_one(job: tuple[int, Path, float]) -> None:
                         "seed": seed, "source": "still scenes in simulation", "scene": scene.to_json()})  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes stills", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures; existing ones are kept")
-    parser.add_argument("--scenes", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=500_000, help="seed of the first scene (default %(default)s)")
-    parser.add_argument(
-        "--strange",
-        type=float,
-        default=0.3,
-        metavar="SHARE",
-        help="of scenes with unnamed colours and with shapes nobody asks for (default %(default)s)",
-    )
-    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
-    args = parser.parse_args(argv)
+def stills(args: cli.Options) -> None:
+    """The command."""
     seeds = range(args.seed, args.seed + args.scenes)
     jobs = [(seed, args.out / f"{seed:07d}.safetensors", args.strange) for seed in seeds]
     jobs = [job for job in jobs if not job[1].exists()]
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for _ in tqdm(pool.imap_unordered(still_one, jobs), total=len(jobs), unit="scene"):
+        for _ in progress(pool.imap_unordered(still_one, jobs), total=len(jobs), unit="scenes"):
             pass
     rate = len(jobs) * PICTURES / max(time.monotonic() - started, 1e-9)
     print(f"{len(jobs)} scenes of {PICTURES} pictures, {rate:.1f} pictures a second, in {args.out}")
-    return 0
+
+
+command = cli.Command(
+    "stills",
+    """
+    Still scenes for stage 1: nothing moves, everything is somewhere else in every picture, and all of it is labelled.
+
+    A still costs a hundredth of a demonstration, and grounding needs many scenes rather than many moments of one. What
+    is there is kept.
+    """,
+    stills,
+    cli.out("folder for the pictures", required=True),
+    cli.count("--scenes", f"scenes, of {PICTURES} pictures each", 2000),
+    cli.seed("seed of the first scene", 500_000),
+    cli.number("--strange", "share of scenes with unnamed colours and with shapes nobody asks for", 0.3, most=1.0),
+    cli.workers(),
+    examples="""
+    python -m vla_nodes stills --out work/stills --scenes 1500
+    """,
+    errors=(OSError,),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":
