@@ -6,7 +6,7 @@ imported here but its version, so that every room may use it.
 
 from vla_nodes.cli.command import COMPLETE, PROGRAM, SHELLS, Command, Group, LazyGroup, Options, main, version
 from vla_nodes.cli.errors import CommandError, ExitStatus, complain
-from vla_nodes.cli.parameters import (
+from vla_nodes.cli.options import (
     CHECKPOINT,
     PATH,
     POSE,

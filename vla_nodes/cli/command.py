@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 import vla_nodes
 from vla_nodes.cli.errors import CommandError, ExitStatus, complain
-from vla_nodes.cli.parameters import Option
+from vla_nodes.cli.options import Option
 
 PROGRAM = "python -m vla_nodes"
 COMPLETE = "_VLA_NODES_COMPLETE"

@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 
 from vla_nodes import cli
+from vla_nodes.memory import resident_kb
 from vla_nodes.policy.inference import engine as engines
 from vla_nodes.replay import golden as goldens
+from vla_nodes.replay.bag_progress import Progress
 from vla_nodes.replay.parameter_files import load
-from vla_nodes.replay.progress import Progress
 from vla_nodes.replay.session import LATENCY, ReplayError, Session
 from vla_nodes.rosbag.read import open_bag
 from vla_nodes.rosbag.timeline import KINDS
@@ -64,24 +65,20 @@ def passes(session: Session, out: Path, loop: int, images: bool, sink: goldens.G
     from vla_nodes.replay.write_results import one_pass
 
     ended = one_pass(session, out, images, [sink] if sink else [], Progress(session.bag.start, session.bag.end))
-    first, before = digest(sink) if loop > 1 else "", memory()
+    first, before = digest(sink) if loop > 1 else "", resident_kb() >> 10
     for number in range(2, loop + 1):
         again = goldens.GoldenSink()
         progress = Progress(session.bag.start, session.bag.end, f"pass {number} of {loop}")
         _, _, wall = session.replay([again], progress=progress)
         progress.close()
         gc.collect()  # a pass that is over hangs in cycles, with the last images that it saw
-        print(f"pass {number} of {loop}: {wall:.1f} s, {memory()} MiB, {before} MiB after the first", flush=True)
+        print(
+            f"pass {number} of {loop}: {wall:.1f} s, {resident_kb() >> 10} MiB, {before} MiB after the first",
+            flush=True,
+        )
         if digest(again) != first:
             raise ReplayError(f"pass {number} gave other results than the first: this is a bug, please report it")
     return ended
-
-
-def memory() -> int:
-    """MiB that this process has in memory now (Linux)."""
-    from vla_nodes.benchmarks.executor_cost import resident_kb
-
-    return resident_kb() >> 10
 
 
 def digest(sink: goldens.GoldenSink) -> str:

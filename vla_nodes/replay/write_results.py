@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vla_nodes.replay import report, timeline_plot
+from vla_nodes.replay.bag_progress import Progress
 from vla_nodes.replay.open_loop import Sink
 from vla_nodes.replay.outputs import BagSink, Numbers, made_here
-from vla_nodes.replay.progress import Progress
 from vla_nodes.replay.session import ReplayError, Session
 
 
