@@ -32,7 +32,7 @@ SAID_WITHIN = 1.0
 SLACK = 1.0
 """s more than SAID_WITHIN that a machine busy with other things is given."""
 SLOW = 4.0
-"""s, besides, for each s that heartbeats came late: three intervals are silence (peers.py), the check is late too."""
+"""s, besides, for each s that heartbeats came late: three intervals are silence (liveness), the check is late too."""
 MOST_LATE = 3.0
 """s of lateness beyond which it is no longer the machine."""
 

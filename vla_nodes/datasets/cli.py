@@ -26,7 +26,7 @@ CHECKPOINT = "resource/checkpoints/nano"
 
 
 def _fit(args: cli.Options) -> tuple[CheckpointConfig, RobotModel]:
-    """What the data is for."""
+    """The checkpoint and the robot that the data is made for."""
     from vla_nodes.control.robot import RobotModel
     from vla_nodes.policy.checkpoint import read_config
 
@@ -43,7 +43,7 @@ def _fit(args: cli.Options) -> tuple[CheckpointConfig, RobotModel]:
 
 
 class _Folder:
-    """Numbers episodes in a folder. By its number an episode is drawn for measuring (every 12th) or for learning."""
+    """Numbers the episodes of a folder. Training holds every 12th one out, by this number."""
 
     def __init__(self, folder: Path, append: bool) -> None:
         numbers = [int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdigit()]
@@ -174,7 +174,7 @@ def _import(args: cli.Options) -> int:
             folder.write(writer, header)
         except DataError as error:
             if index == 0:
-                raise  # what is wrong with the first is wrong with all: a flag is missing
+                raise  # an error of the first episode is one of all episodes: an option is missing
             skipped += 1
             say(f"skipped: {error}")
     for reason, count in sorted(reader.dropped.items()):

@@ -32,7 +32,7 @@ class Strip:
 
 
 def inspect(path: Path, say: Say, remaps: Sequence[str] = ()) -> list[Strip]:
-    """Describe `path`, whatever it is, and give the strips of its contact sheet. DataError, BagError."""
+    """Describe the folder or recording at `path`, and give the strips of its contact sheet. DataError, BagError."""
     if (path / "meta" / "info.json").is_file():
         return _lerobot(path, say)
     if path.is_dir() and any(path.glob("*.safetensors")):

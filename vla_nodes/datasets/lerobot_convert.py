@@ -32,7 +32,7 @@ UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Mapping:
-    """What a foreign folder's names mean; "" is: find out, or refuse where that is not clear.
+    """What a foreign folder's names mean. "" is found out from the folder, or refused where the folder is not clear.
 
     joints: {our joint: name in the state vector}; gripper: name in the state vector, with its values closed and open;
     degrees: joint angles are in degrees; intrinsics: (3, 3) of the folder's images; camera_pose: (4, 4) optical frame

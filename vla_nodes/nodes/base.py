@@ -159,7 +159,7 @@ class BaseNode(LifecycleNode):
         return self._keep(self.create_service(kind, name, callback))
 
     def every(self, period: float, callback: Callable[[], None], rank: int = OTHER) -> Any:
-        """Timer on the steady clock: runs on when /clock stands still. Where `paced`, see pacing.py; rank: its."""
+        """A timer on the steady clock, which runs on when /clock stands still; `paced`: see lockstep_timers.py."""
         if self.pacing.paced:
             return self.pacing.every(period, callback, rank)
         return self._keep(self.create_timer(period, callback, clock=self.steady))

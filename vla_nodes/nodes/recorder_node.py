@@ -1,6 +1,6 @@
 """recorder_node: what the robot saw, was told and did, as rosbag2 folders that survive whatever ends the recording.
 
-Messages are taken serialised and written untouched, by `replay.recording`; topics are found as their publishers appear,
+Messages are taken serialised and written untouched, by `rosbag.recorder`; topics are found as their publishers appear,
 with the QoS that those offer. One bag is one episode: the services vla/record/start, stop, success, failure and discard
 (std_srvs/Trigger) begin, end and mark it.
 """

@@ -71,7 +71,7 @@ def passes(session: Session, out: Path, loop: int, images: bool, sink: goldens.G
         progress = Progress(session.bag.start, session.bag.end, f"pass {number} of {loop}")
         _, _, wall = session.replay([again], progress=progress)
         progress.close()
-        gc.collect()  # a pass that is over hangs in cycles, with the last images that it saw
+        gc.collect()  # a finished pass is held by reference cycles, with its last images
         print(
             f"pass {number} of {loop}: {wall:.1f} s, {resident_kb() >> 10} MiB, {before} MiB after the first",
             flush=True,
