@@ -28,6 +28,13 @@ def test_reference_pages_are_what_the_code_says():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_every_parameter_and_key_is_described():
+    """The last column of the tables that are written from the code."""
+    for name in ("parameters", "topics", "services", "messages", "config", "launch", "commands"):
+        for line in (ROOT / f"docs/reference/{name}.md").read_text().splitlines():
+            assert not re.search(r"\|  \|$", line), f"{name}.md: {line}"
+
+
 # -- links ----------------------------------------------------------------------------------------------------
 def anchors(page: Path) -> set[str]:
     """Those that GitHub makes of a page's headings."""
