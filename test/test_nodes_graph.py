@@ -32,7 +32,7 @@ SAID_WITHIN = 1.0
 SLACK = 1.0
 """s more than SAID_WITHIN that a machine busy with other things is given."""
 SLOW = 4.0
-"""s, besides, for each s that heartbeats came late: three intervals are silence (peers.py), the check is late too."""
+"""s, besides, for each s that heartbeats came late: three intervals are silence (liveness.py), the check is late."""
 MOST_LATE = 3.0
 """s of lateness beyond which it is no longer the machine."""
 
@@ -50,7 +50,10 @@ def graph(tmp_path_factory):
         ):  # fmt: skip
             # Deep queues, but for images: on a busy machine this process reads late, and must miss nothing.
             graph.hear(kind, topic, 10 if kind is Image else 2000, keep=200_000)
-        graph.parameters = {"policy_node": [f"checkpoint:={checkpoint}"], "sim_node": ["seed:=3"]}
+        graph.parameters = {
+            "policy_node": [f"checkpoint:={checkpoint}", "resume_instruction:=true"],
+            "sim_node": ["seed:=3"],
+        }
         graph.running = {}
         for name in NODES:
             graph.running[name] = graph.start(name, *graph.parameters.get(name, ()))

@@ -84,7 +84,7 @@ class BaseNode(LifecycleNode):
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         """Raises heartbeat.NameTakenError where another node of this name runs."""
-        self._identity = heartbeat.claim(name)
+        self._claim = heartbeat.claim(name)
         super().__init__(name, **kwargs)
         refuse_illegal(self)
         self._params = {param.name: param for param in (*self.params, AUTOSTART, PACED)}
@@ -326,7 +326,7 @@ class BaseNode(LifecycleNode):
 
     def _beat(self, state: str = "") -> None:
         state = state or self._state_machine.current_state[1]
-        self._beat_pub.publish(Beat(self.get_name(), state, self._identity).message())
+        self._beat_pub.publish(Beat(self.get_name(), state, self._claim.identity).message())
 
     @contextmanager
     def _beating(self) -> Iterator[None]:
@@ -350,7 +350,7 @@ class BaseNode(LifecycleNode):
         name = beat.name
         if name == self.get_name():
             # Heard only now, where the network took longer to connect the two than the second one waited.
-            if heartbeat.must_yield(self._identity, False, beat) and heartbeat.is_listed_twice(self):
+            if heartbeat.must_yield(self._claim.identity, False, beat) and heartbeat.is_listed_twice(self):
                 self.get_logger().fatal(heartbeat.taken(self))
                 self.end_process(1)
             return

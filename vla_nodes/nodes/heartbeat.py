@@ -1,14 +1,21 @@
 """What a node says of itself on vla/heartbeat, and that one name has one node: a second one ends.
 
 Two nodes of one name would both answer its services and both command the arm. So a node, before it has any service,
-announces its name for half a second and listens; it ends where another node of that name, in the same domain and
-namespace, is heard. Only what is heard counts: DDS lists a killed node for some 20 s, and the node that is started in
-its place must run. And only who is also listed counts: a recording that is played repeats the heartbeats of its day.
+takes its name: on this machine by a socket that the kernel frees when the process ends, however it ends; against other
+machines by announcing the name for half a second, and ending where another node of that name, in the same domain and
+namespace, is heard. Discovery may take seconds; so a node listens on, and ends later where it hears one that was first.
+
+Only what is heard counts: DDS lists a killed node for some 20 s, and the node that is started in its place must run.
+And only who is also listed counts: a recording that is played repeats the heartbeats of its day.
 """
 
 from __future__ import annotations
 
+import errno
 import secrets
+import socket
+import struct
+import sys
 import time
 from dataclasses import dataclass
 
@@ -76,20 +83,60 @@ def is_listed_twice(node: Node) -> bool:
     return sum((end.node_name, end.node_namespace) == mine for end in ends) > 1
 
 
-def taken(node: Node) -> str:
-    """What is told to the operator."""
+def taken(node: Node, process: int | None = None) -> str:
+    """What is told to the operator; process: id of the other, where it is on this machine."""
+    other = "" if process is None else f" (process {process})"
     return (
-        f"another {node.get_name()} runs in this domain and namespace ({node.get_namespace()}), and this one ends: end "
-        f"the other first, or start this one in another namespace (-r __ns:=/NAME) or domain (ROS_DOMAIN_ID)"
+        f"another {node.get_name()}{other} runs in this domain and namespace ({node.get_namespace()}), and this one "
+        f"ends: end the other first, or start this one in another namespace (-r __ns:=/NAME) or domain (ROS_DOMAIN_ID)"
     )
 
 
-def claim(name: str) -> str:
-    """The identity of this process as the only node of its name (as remapped). Takes WINDOW s, LONGEST at most.
+def take_on_machine(node: Node) -> socket.socket | None:
+    """What holds this node's name, domain and namespace on this machine while it is open; None but on Linux.
+
+    Raises NameTakenError where another process holds it.
+    """
+    if sys.platform != "linux":
+        return None  # no abstract sockets there: heartbeats tell
+    address = f"\0vla_nodes/{node.context.get_domain_id()}{node.get_fully_qualified_name()}"[:100]
+    held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        held.bind(address)
+        held.listen(1)
+    except OSError as error:
+        held.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise NameTakenError(taken(node, _holder(address))) from None
+    return held
+
+
+def _holder(address: str) -> int | None:
+    """Id of the process that holds an address; None where it has ended meanwhile, or has not come to listen."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(address)
+        except OSError:
+            return None
+        return struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That this process is the node of its name: its identity, and what holds the name on this machine."""
+
+    identity: str
+    held: socket.socket | None
+
+
+def claim(name: str) -> Claim:
+    """Make this process the only node of its name (as remapped). Takes WINDOW s, LONGEST at most.
 
     Raises NameTakenError where another node of that name lives.
     """
-    mine, heard = new_identity(), {}
+    mine, heard, held = new_identity(), {}, None
     node = rclpy.create_node(name, start_parameter_services=False, enable_rosout=False)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
@@ -100,6 +147,7 @@ def claim(name: str) -> str:
             heard[beat.identity] = beat
 
     try:
+        held = take_on_machine(node)
         publisher = node.create_publisher(String, TOPIC, 10)
         node.create_subscription(String, TOPIC, on_beat, 10)
         begun = said = time.monotonic() - PERIOD
@@ -114,7 +162,11 @@ def claim(name: str) -> str:
                     raise NameTakenError(taken(node))
                 if not rival and not listed:
                     break
+    except BaseException:
+        if held is not None:
+            held.close()
+        raise
     finally:
         executor.shutdown()
         node.destroy_node()
-    return mine
+    return Claim(mine, held)
