@@ -140,8 +140,8 @@ def run_launch(log: Path, *arguments: str, domain: int | None = None) -> subproc
             [sys.executable, "-c", code, str(FILE), *arguments],
             stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             env=os.environ | {
-                "ROS_DOMAIN_ID": str(free_domain() if domain is None else domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-                "PYTHONUNBUFFERED": "1",
+                "ROS_DOMAIN_ID": str(free_domain() if domain is None else domain),
+                "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "PYTHONUNBUFFERED": "1",
             },
         )  # fmt: skip
 
