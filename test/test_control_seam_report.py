@@ -1,13 +1,13 @@
 """The seam report: what is recorded comes back, what is reported is what happened, and nonsense is refused."""
 
 import json
-import os
 from collections import Counter
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+import soak
 
 from vla_nodes.benchmarks import executor_cost
 from vla_nodes.control import seam_plot, seam_report
@@ -19,7 +19,7 @@ from vla_nodes.control.trajectory import sample
 from vla_nodes.share import share_path
 
 LATENCY = 0.12
-CHUNKS = int(os.environ.get("VLA_CHUNKS", "400"))
+CHUNKS = soak.amount(400, 100_000)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_growth_is_what_is_kept(robot):
 
 @pytest.mark.timeout(300 + CHUNKS // 10)
 def test_the_executor_keeps_nothing_per_chunk(robot):
-    """VLA_CHUNKS=100000 pytest -s test/test_control_seam_report.py -k keeps looks longer: ten minutes."""
+    """./check --soak -k keeps_nothing looks longer: ten minutes."""
     cost = executor_cost.measure(robot, 300, memory=True)
     assert cost.growth is not None and cost.growth < 30_000  # one kept trajectory per chunk would be 700 kB
     cost = executor_cost.measure(robot, CHUNKS)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soak
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rosbags.rosbag2 import Reader
@@ -27,8 +28,8 @@ from vla_nodes.rosbag.recorder import Recording, RecordingError
 from vla_nodes.rosbag.repair import RepairError, Scan, repair
 from vla_nodes.rosbag.write import BagWriter
 
-KILLS = int(os.environ.get("VLA_NODES_KILLS", "4"))
-"""Times that the recorder is killed; the issue's figure is 20."""
+KILLS = soak.amount(4, 20)
+"""Times that the recorder is killed."""
 TEXT = "std_msgs/msg/String"
 
 
