@@ -1,6 +1,5 @@
 """What is asked of the lifecycle, legal or not: no node ends by it, nothing moves by itself, one name has one node."""
 
-import os
 import random
 import sys
 import threading
@@ -11,6 +10,7 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not in this environment: run ./test, or source a ROS 2 installation")
 import nodes_support as support
 import rclpy
+import soak
 from hypothesis import given
 from hypothesis import strategies as st
 from lifecycle_msgs.msg import Transition
@@ -30,9 +30,9 @@ NODES = ("sim_node", "camera_node", "policy_node", "action_node")
 ARM = [f"panda_joint{i}" for i in range(1, 8)]
 TEXT = "pick up the red block"
 TRAJECTORIES = "arm_controller/joint_trajectory"
-WALK = int(os.environ.get("VLA_NODES_WALK", "150"))
-"""Requests of the random walk; VLA_NODES_WALK=1000 for a long one."""
-RESPAWNS = int(os.environ.get("VLA_NODES_RESPAWNS", "3"))
+WALK = soak.amount(150, 1000)
+"""Requests of the random walk."""
+RESPAWNS = soak.amount(3, 20)
 LEGAL = {  # state: {label: (id, state after)}, of what a lifecycle manager asks for
     "unconfigured": {"configure": (Transition.TRANSITION_CONFIGURE, "inactive")},
     "inactive": {

@@ -264,6 +264,10 @@ class BaseNode(LifecycleNode):
             self.get_logger().debug(f"at shutdown: {error}")
         self._drop()
 
+    def destroy_node(self) -> None:
+        super().destroy_node()
+        self._claim.release()
+
     # -- private -----------------------------------------------------------------------------------
     def _keep(self, resource: Any) -> Any:
         self._resources.append(resource)

@@ -130,6 +130,11 @@ class Claim:
     identity: str
     held: socket.socket | None
 
+    def release(self) -> None:
+        """Let another node of the name start on this machine."""
+        if self.held is not None:
+            self.held.close()
+
 
 def claim(name: str) -> Claim:
     """Make this process the only node of its name (as remapped). Takes WINDOW s, LONGEST at most.
