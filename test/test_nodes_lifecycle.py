@@ -1,9 +1,13 @@
 """What is asked of the lifecycle, legal or not: no node ends by it, nothing moves by itself, one name has one node."""
 
 import random
+import re
+import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -207,6 +211,22 @@ def test_the_status_says_why_the_instruction_was_withdrawn(graph):
     up(graph)
 
 
+def test_a_stop_outlives_cleanup_and_configure(graph):
+    up(graph)
+    moving(graph)
+    assert graph.call(Trigger, "vla/stop").success
+    at_rest(graph)
+    go(graph, "action_node", "deactivate", "cleanup", "configure", "activate")
+    begun = time.time()
+    told = lambda: status(graph).state == PolicyStatus.RUNNING  # noqa: E731
+    support.say(lambda: graph.speak.publish(String(data=TEXT)), told, "the policy running")
+    time.sleep(1.0)  # for chunks, of which none is carried out
+    assert sent_between(graph, "vla/action_chunk", begun, time.time())
+    assert not sent_between(graph, TRAJECTORIES, begun, time.time()) and speed(graph) < 2e-3
+    assert graph.call(Trigger, "vla/resume").success
+    moving(graph)
+
+
 def test_random_walk_through_the_lifecycle(graph):
     """Requests legal and not, at all nodes, while the operator goes on asking for a task."""
     up(graph)
@@ -308,3 +328,27 @@ def test_a_killed_node_is_no_second_node(graph):
     beats = graph.hear(String, "vla/heartbeat")
     wait_for(lambda: sum(beat.data.startswith("camera_node active") for beat in beats) > 10, "heartbeats of the last")
     assert graph.running["camera_node"].alive()
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to tell when the process takes signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay", [0.0, 0.3, 1.0])
+def test_a_signal_during_the_imports_ends_a_node_cleanly(graph, number, delay):
+    log = graph.folder / f"imports-{number}-{delay}.log"
+    executable = support.ROOT / "resource/executables/policy_node"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, str(executable), "--ros-args", "-r", "__ns:=/imports"],
+            stdout=out, stderr=subprocess.STDOUT, env=graph.environment, start_new_session=True,
+        )  # fmt: skip
+    try:
+        status = Path(f"/proc/{process.pid}/status")
+        caught = lambda: int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16)  # noqa: E731
+        wait_for(lambda: caught() & (1 << (signal.SIGTERM - 1)), "the handlers of the executable", START)
+        time.sleep(delay)
+        process.send_signal(number)
+        assert process.wait(support.PATIENCE) == 0, log.read_text()
+    finally:
+        process.kill()
+    assert "Traceback" not in log.read_text()

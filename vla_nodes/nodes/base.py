@@ -99,6 +99,7 @@ class BaseNode(LifecycleNode):
         self.active = False
         self.ended: int | None = None
         self._resources: list[Any] = []
+        self._drops = 0
         self.pacing = Pacing()
         self._active_peers: dict[str, str] = {}  # name: identity of its process
         self._beat_pub = self.create_publisher(String, heartbeat.TOPIC, 10)
@@ -159,7 +160,7 @@ class BaseNode(LifecycleNode):
         message to be handled."""
         if self.pacing.paced and isinstance(qos, QoSProfile) and qos.reliability == ReliabilityPolicy.BEST_EFFORT:
             qos = RELIABLE_LATEST
-        counted = self.pacing.counted(self.resolve_topic_name(topic), callback)
+        counted = self.pacing.counted(self.resolve_topic_name(topic), self._until_cleanup(callback))
         return self._keep(self.create_subscription(kind, topic, counted, qos))
 
     def publish_on(
@@ -170,13 +171,14 @@ class BaseNode(LifecycleNode):
         return self._keep(create(kind, topic, qos, **options))
 
     def serve(self, kind: type, name: str, callback: Callable[[Any, Any], Any]) -> Any:
-        return self._keep(self.create_service(kind, name, callback))
+        return self._keep(self.create_service(kind, name, self._until_cleanup(callback)))
 
     def every(self, period: float, callback: Callable[[], None], rank: int = OTHER) -> Any:
         """Timer on the steady clock: runs on when /clock stands still. Where `paced`, see pacing.py; rank: its."""
         if self.pacing.paced:
             return self.pacing.every(period, callback, rank)
-        return self._keep(self.create_timer(period, callback, clock=self.steady))
+        guarded = self._until_cleanup(callback)  # called without arguments: a newer rclpy would give it a TimerInfo
+        return self._keep(self.create_timer(period, lambda: guarded(), clock=self.steady))
 
     def end_process(self, status: int) -> None:
         """Have `run` end this process, with this exit status."""
@@ -273,7 +275,20 @@ class BaseNode(LifecycleNode):
         self._resources.append(resource)
         return resource
 
+    def _until_cleanup(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """The callback, and nothing after what was configured with it is gone: an executor still calls what it had
+        taken before. A service then gives its response as it came, which says no success."""
+        configured = self._drops
+
+        def guarded(*arguments: Any) -> Any:
+            if self._drops == configured:
+                return callback(*arguments)
+            return arguments[1] if len(arguments) > 1 else None
+
+        return guarded
+
     def _drop(self) -> None:
+        self._drops += 1
         try:
             self.cleanup()
         except Exception as error:
@@ -443,7 +458,8 @@ def run(make: Callable[[], BaseNode], args: list[str] | None = None, once: bool 
         executor.add_node(node)
         if node.value("autostart"):
             started = node.trigger_configure() == TransitionCallbackReturn.SUCCESS
-            started = started and node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+            if started and not stop.is_set():  # nothing is activated that has been told to end
+                started = node.trigger_activate() == TransitionCallbackReturn.SUCCESS
             if once and not started:
                 node.end_process(1)
         # Not spin(): without a timeout the event-driven executor of rclpy 7.1 waits busily and calls nothing.
