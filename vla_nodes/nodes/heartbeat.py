@@ -12,6 +12,7 @@ And only who is also listed counts: a recording that is played repeats the heart
 from __future__ import annotations
 
 import errno
+import hashlib
 import secrets
 import socket
 import struct
@@ -99,7 +100,8 @@ def take_on_machine(node: Node) -> socket.socket | None:
     """
     if sys.platform != "linux":
         return None  # no abstract sockets there: heartbeats tell
-    address = f"\0vla_nodes/{node.context.get_domain_id()}{node.get_fully_qualified_name()}"[:100]
+    whose = f"{node.context.get_domain_id()} {node.get_fully_qualified_name()}"
+    address = f"\0vla_nodes/{hashlib.sha256(whose.encode()).hexdigest()}"  # an address has 107 characters, a name 255
     held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         held.bind(address)
@@ -155,10 +157,10 @@ def claim(name: str) -> Claim:
         held = take_on_machine(node)
         publisher = node.create_publisher(String, TOPIC, 10)
         node.create_subscription(String, TOPIC, on_beat, 10)
-        begun = said = time.monotonic() - PERIOD
-        while (passed := time.monotonic() - begun - PERIOD) < LONGEST:
-            if time.monotonic() - said >= PERIOD:
-                said = time.monotonic()
+        begun, said = time.monotonic(), -PERIOD
+        while (passed := time.monotonic() - begun) < LONGEST:
+            if passed - said >= PERIOD:
+                said = passed
                 publisher.publish(Beat(node.get_name(), CLAIMING, mine).message())
             executor.spin_once(timeout_sec=0.02)
             if passed >= WINDOW:
