@@ -211,6 +211,24 @@ def test_the_status_says_why_the_instruction_was_withdrawn(graph):
     up(graph)
 
 
+@pytest.mark.parametrize("name", ["policy_node", "action_node"])
+def test_after_a_kill_and_respawn_the_arm_rests_until_told_anew(graph, name):
+    up(graph)
+    moving(graph)
+    graph.running[name].kill()
+    at_rest(graph)
+    if name == "action_node":
+        wait_for(lambda: "fell silent" in status(graph).reason, "the instruction withdrawn for the silence")
+    again = graph.running[name] = graph.start(name, *graph.parameters.get(name, ()))
+    wait_for(lambda: ": active" in again.log, f"{name} active again", START)
+    begun = time.time()
+    wait_for(lambda: graph.times["vla/status"][-1] > begun, "the policy's status")
+    time.sleep(2.0)  # for whoever would speak
+    assert not sent_between(graph, TRAJECTORIES, begun, time.time()) and speed(graph) < 2e-3
+    assert status(graph).instruction == ""
+    moving(graph)
+
+
 def test_a_stop_outlives_cleanup_and_configure(graph):
     up(graph)
     moving(graph)
