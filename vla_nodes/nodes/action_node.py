@@ -109,6 +109,8 @@ class ActionNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("action_node")
+        self._core: ActionCore | None = None
+        self._held = ""
         self._doors: dict = {}
         self._seams: SeamLog | None = None
 
@@ -120,6 +122,8 @@ class ActionNode(BaseNode):
         self._seams = SeamLog(Path(self.value("seam_log"))) if self.value("seam_log") else None
         self._core = ActionCore(robot, executor_settings(self.value), safety_settings(self.value), guards=guards,
                                 record=self._seams and self._seams.write)  # fmt: skip
+        if self._held:  # a stop outlives what was configured when it was asked for
+            self._core.gate.stop()
         self._loop = ActionLoop(self._core, self.value("joint_map"))
         self._doors = self._made_doors()
         self.subscribe(ActionChunkMessage, "vla/action_chunk", self._on_chunk, self.between())
@@ -148,6 +152,8 @@ class ActionNode(BaseNode):
         self._publish(Answer(arm=self._core.stop(self.now())))
 
     def cleanup(self) -> None:
+        if self._core is not None:
+            self._held = self._core.gate.holding
         for door in self._doors.values():
             door.close()
         self._doors = {}
