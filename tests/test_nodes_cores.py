@@ -344,3 +344,20 @@ def test_a_blocked_arm_is_let_go(robot):
     assert arm.core.gate.resume() is None
     arm.run(0.3, chunks=True)
     assert arm.published > 2
+
+
+def test_a_controller_that_gives_up_because_the_arm_is_astray_is_not_asked_again_before_resume(robot):
+    arm = Arm(robot)
+    arm.run(0.2)
+    arm.run(1.0, chunks=True)
+    arm.take(arm.core.lost("no action server"))
+    before = arm.published
+    arm.run(0.3, chunks=True)
+    assert arm.published > before  # that one is tried again
+    arm.take(arm.core.lost("path tolerance violated (panda_joint1)", astray=True))
+    before = arm.published
+    arm.run(0.5, chunks=True)
+    assert arm.published == before and arm.core.holding == "controller" and "panda_joint1" in arm.core.reason
+    assert arm.core.gate.resume() is None
+    arm.run(0.3, chunks=True)
+    assert arm.published > before

@@ -131,7 +131,7 @@ class SafetyGate:
 
     def stop(self) -> None:
         """vla/stop: hold until resume."""
-        self._latched["stop"] = f"stopped on request; {RESUME}"
+        self.hold("stop", "stopped on request")
 
     def estop(self, asserted: bool, topic: str = "estop", reader: str = "") -> None:
         """An emergency stop topic: True holds at once; False only allows a later resume.
@@ -141,12 +141,16 @@ class SafetyGate:
         """
         self._estops[topic, reader] = asserted
         if asserted:
-            self._latched["estop"] = f"emergency stop ({', '.join(self.estops)}); {RESUME}"
+            self.hold("estop", f"emergency stop ({', '.join(self.estops)})")
 
     @property
     def estops(self) -> list[str]:
         """The emergency stop topics that are asserted now."""
         return sorted({topic for (topic, _), asserted in self._estops.items() if asserted})
+
+    def hold(self, cause: str, reason: str) -> None:
+        """Hold until resume, for a cause that was seen elsewhere."""
+        self._latched[cause] = f"{reason}; {RESUME}"
 
     def deadman(self, steady: float) -> None:
         """The operator's hand is on the switch, at `steady` s on the steady clock."""
@@ -189,10 +193,10 @@ class SafetyGate:
         if reference is None:
             self.tracking.reset()
         elif self._q is not None and not stale and self.tracking.look(reference, self._q, steady):
-            new = "tracking" not in self._latched
-            self._latched.setdefault("tracking", f"{self.tracking.problem}: blocked, sagging, a wrong zero? {RESUME}")
-            if new and "estop" not in self._latched:  # after an emergency stop nothing moves
-                return self._verdict(Action.RELEASE, "tracking", self._latched["tracking"])
+            if "tracking" not in self._latched:
+                self.hold("tracking", f"{self.tracking.problem} (blocked, sagging, a wrong zero?)")
+                if "estop" not in self._latched:  # after an emergency stop nothing moves
+                    return self._verdict(Action.RELEASE, "tracking", self._latched["tracking"])
         if self._latched:
             return self._verdict(Action.HOLD, self.holding, self._latched[self.holding])
         if s.deadman_timeout and (self._deadman_seen is None or steady - self._deadman_seen > s.deadman_timeout):
@@ -320,7 +324,7 @@ class SafetyGate:
     @property
     def holding(self) -> str:
         """The latched cause, gravest first, or ""."""
-        return next((cause for cause in ("estop", "tracking", "stop") if cause in self._latched), "")
+        return next((cause for cause in ("estop", "tracking", "controller", "stop") if cause in self._latched), "")
 
     @property
     def measured(self) -> np.ndarray | None:

@@ -261,9 +261,9 @@ class ActionNode(BaseNode):
             self._say(answer)
         self._last = answer if answer.reason else self._last
 
-    def _on_lost(self, reason: str) -> None:
+    def _on_lost(self, reason: str, astray: bool) -> None:
         """A goal was refused or given up: where the arm is going is no longer ours to say."""
-        self._publish(self._core.lost(reason))
+        self._publish(self._core.lost(reason, astray))
 
     def _say(self, answer: Answer) -> None:
         self.get_logger().warning(f"{answer.cause}: {answer.reason[:300]}")

@@ -134,11 +134,17 @@ class ActionCore:
             self._stopped_for = ""
         return Answer()
 
-    def lost(self, reason: str) -> Answer:
-        """The controller gave the motion in flight up and holds: the next chunk starts from where the arm is."""
+    def lost(self, reason: str, astray: bool = False) -> Answer:
+        """The controller gave the motion in flight up and holds: the next chunk starts from where the arm is.
+
+        Args: astray: because the arm did not follow. That chunk then comes after resume only: from where an arm with
+        an offset says that it is, every start would move it by that offset.
+        """
         new = self.gate.refused("controller")
+        if astray:
+            self.gate.hold("controller", reason)
         self.executor.reset()
-        return Answer(cause="controller", reason=reason, new=new)
+        return Answer(cause="controller", reason=reason, new=new or astray)
 
     def stop(self, now: float) -> Trajectory | None:
         """A decelerating stop at once, whatever is in flight (deactivation)."""
