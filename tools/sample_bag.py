@@ -1,6 +1,6 @@
 """Record the sample bag anew, and its golden replay: after the shipped checkpoint or the topics have changed.
 
-    ./setup && . .build/env.sh && python tools/sample_bag.py
+    tools/setup && . .build/env.sh && python tools/sample_bag.py
 
 Runs the real graph in the simulator as ./run does, records it, packs the recording as small as it goes (one zstd window
 over many frames: what stands still is stored once), puts it into resource/bags/pick_red_block, and writes the golden
@@ -16,9 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from vla_nodes.replay import bag_info, command
-from vla_nodes.replay.repair import Scan
-from vla_nodes.replay.writer import BagWriter
+from vla_nodes.replay import cli
+from vla_nodes.rosbag import metadata
+from vla_nodes.rosbag.repair import Scan
+from vla_nodes.rosbag.write import BagWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 BAG = ROOT / "resource/bags/pick_red_block"
@@ -42,7 +43,7 @@ def pack(source: Path, folder: Path, seconds: float) -> None:
     A recording begins and ends amid a pair of images: what has no partner is left out.
     """
     (file,) = source.glob("*.mcap")
-    custom = {k: v for k, v in bag_info.read(source)["custom_data"].items() if k != "recorder"}
+    custom = {k: v for k, v in metadata.read(source)["custom_data"].items() if k != "recorder"}
     scan = Scan(file)
     kept = [item for item in scan if item.message.log_time <= scan.found.start + seconds * 1e9]
     paired = set.intersection(*({_stamp(item) for item in kept if item.topic.name == name} for name in IMAGES))
@@ -64,7 +65,7 @@ def main() -> int:
     options = parser.parse_args()
     if not options.golden_only:
         with tempfile.TemporaryDirectory() as place:
-            run = [sys.executable, "-m", "vla_nodes.nodes.demo", "--no-video", "--seed", str(options.seed)]
+            run = [sys.executable, "-m", "vla_nodes.demo.cli", "--no-video", "--seed", str(options.seed)]
             run += ["--record", f"{place}/bags", "--out", f"{place}/out", INSTRUCTION]
             if subprocess.run(run, cwd=ROOT).returncode != 0:
                 print("sample_bag: the run did not succeed; try another --seed", file=sys.stderr)
@@ -78,7 +79,7 @@ def main() -> int:
             print(f"sample_bag: larger than {LIMIT / 1e6:.0f} MB; give fewer --seconds", file=sys.stderr)
             return 1
     with tempfile.TemporaryDirectory() as report:
-        return command.main([str(BAG), "--golden", str(GOLDEN), "--update", "--out", report])
+        return cli.main([str(BAG), "--golden", str(GOLDEN), "--update", "--out", report])
 
 
 if __name__ == "__main__":

@@ -6,20 +6,26 @@ import importlib
 import sys
 
 COMMANDS = {  # name: (module with main(argv) -> int, what it does)
-    "replay": ("vla_nodes.replay.command", "a recording through the live pipeline without ROS: report, golden test"),
-    "dataset": ("vla_nodes.replay.dataset", "recordings to training data; LeRobot folders in and out; what is in them"),
-    "eval": ("vla_nodes.train.evaluate", "closed-loop success of a checkpoint in the simulator"),
-    "bench": ("vla_nodes.policy.bench", "ms per tick and memory, SSM against its transformer twin"),
-    "engine": ("vla_nodes.train.engine", "a checkpoint's fast CPU graphs: exported, proven, calibrated for 8 bits"),
-    "control-bench": ("vla_nodes.train.control_bench", "what the chunk executor costs, and how it moves next to peers"),
-    "seams": ("vla_nodes.control.report", "how a recorded run joined its chunks, in numbers and as a PNG"),
+    "replay": ("vla_nodes.replay.cli", "a recording through the live pipeline without ROS: report, golden test"),
+    "dataset": ("vla_nodes.datasets.cli", "recordings to training data; LeRobot folders in and out; what is in them"),
+    "eval": ("vla_nodes.evaluation.evaluate", "closed-loop success of a checkpoint in the simulator"),
+    "bench": ("vla_nodes.benchmarks.policy_latency", "ms per tick and memory, SSM against its transformer twin"),
+    "engine": (
+        "vla_nodes.evaluation.export_engine",
+        "a checkpoint's fast CPU graphs: exported, calibrated for 8 bits",
+    ),
+    "control-bench": (
+        "vla_nodes.benchmarks.executor_compare",
+        "what the chunk executor costs, next to peers",
+    ),
+    "seams": ("vla_nodes.control.seam_report", "how a recorded run joined its chunks, in numbers and as a PNG"),
     "record": ("vla_nodes.nodes.record", "record the running graph into rosbag2 folders; repair a damaged one"),
-    "collect": ("vla_nodes.train.collect", "demonstrations by the scripted expert"),
-    "stills": ("vla_nodes.train.stills", "still scenes, labelled, for training stage 1"),
-    "distill": ("vla_nodes.train.distill", "the instruction encoder, from a sentence model"),
-    "train": ("vla_nodes.train.train", "training: either stage, the whole recipe, or fine-tuning on your own data"),
-    "ablations": ("vla_nodes.train.ablations", "what each part of the design is good for, as a table"),
-    "export": ("vla_nodes.train.export", "a checkpoint folder from training weights"),
+    "collect": ("vla_nodes.evaluation.collect", "demonstrations by the scripted expert"),
+    "stills": ("vla_nodes.envs.tabletop.collect_static_scenes", "still scenes, labelled, for training stage 1"),
+    "distill": ("vla_nodes.training.language.distill", "the instruction encoder, from a sentence model"),
+    "train": ("vla_nodes.training.cli", "training: either stage, the whole recipe, or fine-tuning on your own data"),
+    "ablations": ("vla_nodes.benchmarks.ablations", "what each part of the design is good for, as a table"),
+    "export": ("vla_nodes.training.export", "a checkpoint folder from training weights"),
 }
 
 

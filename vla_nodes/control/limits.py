@@ -54,9 +54,7 @@ class Limits:
         )
 
     @classmethod
-    def scaled(
-        cls, robot: RobotModel, velocity: float, acceleration: float, jerk: float, tool_speed: float
-    ) -> Limits:
+    def scaled(cls, robot: RobotModel, velocity: float, acceleration: float, jerk: float, tool_speed: float) -> Limits:
         """The robot's limits times the given scales (0..1]; tool_speed in m/s, capped by the robot's own."""
         for name, scale in (("velocity", velocity), ("acceleration", acceleration), ("jerk", jerk)):
             if not 0.0 < scale <= 1.0:

@@ -94,7 +94,7 @@ def sample(trajectory: Trajectory, times: np.ndarray | float) -> tuple[np.ndarra
 
     Quintic where positions, velocities and accelerations are given, cubic with positions and velocities, else
     linear. After the last point it holds that point at rest; before the first it holds the first point at rest
-    (the controller interpolates there from its own state, see sim/joint_trajectory_controller.py).
+    (the controller interpolates there from its own state, see control/joint_trajectory_controller.py).
 
     Args: times: (T,) or scalar, s since the trajectory's start (time_from_start).
     Returns: three arrays (T, J), or (J,) for a scalar.

@@ -16,24 +16,26 @@ from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
 from vla_nodes.control.guards import SelfCollisionGuard
-from vla_nodes.control.outputs import Output
-from vla_nodes.control.report import SeamLog
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import SafetySettings
+from vla_nodes.control.seam_report import SeamLog
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
+from vla_nodes.control.streams import Output
 from vla_nodes.msg import ActionChunk as ActionChunkMessage
 from vla_nodes.msg import PolicyStatus
-from vla_nodes.nodes import doors
+from vla_nodes.nodes import command_outputs
 from vla_nodes.nodes.base import ERROR, LATCHED, LATEST, OK, RELIABLE_LATEST, WARN, BaseNode, run
-from vla_nodes.nodes.convert import status_key
-from vla_nodes.nodes.pacing import GATE
+from vla_nodes.nodes.command_outputs import ActionDoor, ForwardDoor, TopicDoor
+from vla_nodes.nodes.liveness import Change
+from vla_nodes.nodes.lockstep_timers import GATE
 from vla_nodes.nodes.parameters import Param
-from vla_nodes.nodes.peers import Change
+from vla_nodes.nodes.to_messages import status_key
 from vla_nodes.pipeline.action_core import ActionCore, Answer
 from vla_nodes.pipeline.action_loop import GATE_PERIOD, ActionLoop, executor_settings, safety_settings
 from vla_nodes.share import share_path
 
 E, S = ExecutorSettings(), SafetySettings()
+
 
 class ActionNode(BaseNode):
     """Carries out chunks; see the module's docstring."""
@@ -164,11 +166,13 @@ class ActionNode(BaseNode):
         for door in self._doors.values():
             door.reset()
 
-    def _made_doors(self) -> dict[str, doors.TopicDoor | doors.ActionDoor | doors.ForwardDoor]:
+    def _made_doors(
+        self,
+    ) -> dict[str, TopicDoor | ActionDoor | ForwardDoor]:
         prefix, output = "vla/preview/" if self.value("dry_run") else "", Output(self.value("output"))
         parts = {"arm": self._loop.arm_names, "gripper": self._loop.gripper_names}
         return {
-            part: doors.make(self, output, part, joints, self.value("command_rate"), prefix, self._on_lost)
+            part: command_outputs.make(self, output, part, joints, self.value("command_rate"), prefix, self._on_lost)
             for part, joints in parts.items()
             if joints
         }

@@ -32,9 +32,9 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
-from vla_nodes.nodes.pacing import OTHER, Pacing
+from vla_nodes.nodes.liveness import Change, Watch
+from vla_nodes.nodes.lockstep_timers import OTHER, Pacing
 from vla_nodes.nodes.parameters import Param, declare, unknown
-from vla_nodes.nodes.peers import Change, Watch
 
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT, history=HistoryPolicy.KEEP_LAST)
 """Sensor subscriptions: matches reliable and best-effort publishers, and never queues old images."""

@@ -15,8 +15,8 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from std_msgs.msg import String
 
+from vla_nodes.messages.convert import seconds
 from vla_nodes.nodes.base import LATCHED, RELIABLE_LATEST, BaseNode
-from vla_nodes.pipeline.messages import seconds
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class SceneMirror:
         Raises:
             ValueError: text that is no scene.
         """
-        from vla_nodes.sim.render import Camera
-        from vla_nodes.sim.scene import Scene
-        from vla_nodes.sim.world import World
+        from vla_nodes.envs.tabletop.camera import Camera
+        from vla_nodes.envs.tabletop.scene import Scene
+        from vla_nodes.envs.tabletop.world import World
 
         try:
             raw = json.loads(message)

@@ -22,10 +22,10 @@ from vla_nodes.nodes.base import OK, BaseNode, ConfigureError, run
 from vla_nodes.nodes.lockstep import LockStep, PlayError
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.recorder_node import message_type
-from vla_nodes.nodes.topics import OURS
-from vla_nodes.replay.bag import BagError, open_bag
-from vla_nodes.replay.clock import Event, choose, timeline
-from vla_nodes.replay.topics import NAMES, resolve
+from vla_nodes.nodes.topic_names import OURS
+from vla_nodes.rosbag.read import BagError, open_bag
+from vla_nodes.rosbag.timeline import Event, choose, timeline
+from vla_nodes.rosbag.topics import NAMES, resolve
 
 NOT_PLAYED = ("arm", "gripper", "chunk", "status", "active_instruction", "clock")
 """The same as inputs of the pipeline (replay.topics)."""

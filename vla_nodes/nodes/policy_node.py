@@ -17,22 +17,23 @@ from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import String
 
 from vla_nodes.control.robot import RobotModel
+from vla_nodes.messages.camera_pose import SOURCES
+from vla_nodes.messages.convert import chunk_fields, status_fields
 from vla_nodes.msg import ActionChunk, PolicyStatus
 from vla_nodes.nodes.base import ERROR, LATCHED, LATEST, OK, RELIABLE_LATEST, WARN, BaseNode, ConfigureError, run
-from vla_nodes.nodes.camera_pose import LiveCameraPose
-from vla_nodes.nodes.convert import status_key, to_time
-from vla_nodes.nodes.pacing import WATCH
+from vla_nodes.nodes.camera_pose_input import LiveCameraPose
+from vla_nodes.nodes.liveness import Change, Rate
+from vla_nodes.nodes.lockstep_timers import WATCH
 from vla_nodes.nodes.parameters import Param
-from vla_nodes.nodes.peers import Change, Rate
-from vla_nodes.pipeline.camera_pose import SOURCES
-from vla_nodes.pipeline.messages import chunk_fields, status_fields
+from vla_nodes.nodes.to_messages import status_key, to_time
 from vla_nodes.pipeline.policy_core import PolicyCore, Result, State, Worker
 from vla_nodes.pipeline.policy_loop import STATUS_PERIOD, WATCH_PERIOD, Job, PolicyLoop, fingerprint, misfits
-from vla_nodes.policy import engine as engines
+from vla_nodes.policy.inference import engine as engines
 from vla_nodes.share import share_path
 
 MAX_SHOWN = 256
 """Most characters of an instruction repeated in a log or a status."""
+
 
 class PolicyNode(BaseNode):
     """Runs a checkpoint's policy on the newest observation."""
@@ -40,7 +41,7 @@ class PolicyNode(BaseNode):
     params = (
         Param("checkpoint", "", "Checkpoint folder; empty: resource/checkpoints/nano of this package."),
         Param("device", "auto", "Where the policy runs.", choices=("auto", "cpu", "cuda")),
-        Param("engine", "auto", "What computes it on a CPU; see policy/engine.py.", choices=engines.NAMES),
+        Param("engine", "auto", "What computes it on a CPU; see policy/inference/engine.py.", choices=engines.NAMES),
         Param("threads", 1, "CPU threads of the policy.", 1, 256),
         Param("rate", 0.0, "Policy steps per second of observation time [Hz]; 0: the checkpoint's own.", 0.0, 100.0),
         Param("max_image_age", 0.5, "Oldest observation acted upon [s], ROS clock.", 0.02, 10.0),

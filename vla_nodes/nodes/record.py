@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from vla_nodes.replay.mcap import COMPRESSIONS
+from vla_nodes.rosbag.mcap_records import COMPRESSIONS
 
 MARKS = ("start", "stop", "success", "failure", "discard")
 PATIENCE = 5.0
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         import vla_nodes.msg  # noqa: F401
     except ImportError as error:
         print(
-            f"record: needs ROS 2 and the built package ({error}): source a workspace, or ./setup and . .build/env.sh",
+            f"record: needs ROS 2 and the built package ({error}): source a workspace, or tools/setup, . .build/env.sh",
             file=sys.stderr,
         )
         return 1
@@ -67,7 +67,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _repair(bag: Path, out: Path | None) -> int:
-    from vla_nodes.replay.repair import RepairError, repair
+    from vla_nodes.rosbag.repair import RepairError, repair
 
     try:
         _, _, lines = repair(bag, out)

@@ -21,10 +21,10 @@ from vla_nodes.msg import PolicyStatus
 from vla_nodes.nodes.base import ERROR, OK, WARN, BaseNode, ConfigureError, run
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.provenance import Provenance
-from vla_nodes.replay import mcap
-from vla_nodes.replay.bag_info import Qos
-from vla_nodes.replay.definitions import topic as described
-from vla_nodes.replay.recording import Recording, RecordingError
+from vla_nodes.rosbag import mcap_records
+from vla_nodes.rosbag.message_definitions import topic as described
+from vla_nodes.rosbag.metadata import Qos
+from vla_nodes.rosbag.recorder import Recording, RecordingError
 
 CAMERA, DEPTH = "camera/color", "camera/aligned_depth_to_color"
 ROBOT_DESCRIPTION, ACTIVE, STATUS = "robot_description", "vla/active_instruction", "vla/status"
@@ -63,7 +63,7 @@ class RecorderNode(BaseNode):
         Param("record_at_start", True, "Begin an episode at activation; else wait for vla/record/start."),
         Param("duration", 0.0, "End the recording after this long [s]; 0: record on.", 0.0, 1e6),
         Param("end_with_recording", False, "End the process when duration is over or the disk is full."),
-        Param("compression", "zstd", "Compression of the MCAP chunks.", choices=mcap.COMPRESSIONS),
+        Param("compression", "zstd", "Compression of the MCAP chunks.", choices=mcap_records.COMPRESSIONS),
         Param("compression_level", -1, "Level of it; -1: the fastest.", -1, 19),
         Param("flush_period", 0.25, "Longest time a message waits before it is on the disk [s].", 0.05, 60.0),
         Param("backlog", 256, "Most that waits for a slow disk before messages are dropped [MB].", 16, 16384),

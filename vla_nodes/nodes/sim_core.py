@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from vla_nodes.control.joint_trajectory_controller import JointTrajectoryController
 from vla_nodes.control.trajectory import Trajectory
-from vla_nodes.sim.joint_trajectory_controller import JointTrajectoryController
-from vla_nodes.sim.language import parse
-from vla_nodes.sim.scene import Scene
-from vla_nodes.sim.suites import obstacle
-from vla_nodes.sim.tasks import Judge
-from vla_nodes.sim.witness import PATH_PERIOD, Witness
-from vla_nodes.sim.world import World
+from vla_nodes.envs.tabletop.episode_monitor import PATH_PERIOD, Witness
+from vla_nodes.envs.tabletop.instructions import parse
+from vla_nodes.envs.tabletop.scene import Scene
+from vla_nodes.envs.tabletop.suites import obstacle
+from vla_nodes.envs.tabletop.tasks import Judge
+from vla_nodes.envs.tabletop.world import World
 
 CONTROL_PERIOD = 0.002
 """s between two references given to the servos: each physics step gets its own."""

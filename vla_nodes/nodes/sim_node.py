@@ -16,15 +16,15 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from vla_nodes.envs.tabletop.scene import Scene
+from vla_nodes.envs.tabletop.suites import SUITES, episode
+from vla_nodes.messages.convert import trajectory_from
 from vla_nodes.msg import SimState
 from vla_nodes.nodes.base import LATCHED, OK, WARN, BaseNode, run
-from vla_nodes.nodes.convert import to_time
+from vla_nodes.nodes.liveness import Rate
 from vla_nodes.nodes.parameters import Param
-from vla_nodes.nodes.peers import Rate
 from vla_nodes.nodes.sim_core import CONTROL_PERIOD, SimulatedRobot
-from vla_nodes.pipeline.messages import trajectory_from
-from vla_nodes.sim.scene import Scene
-from vla_nodes.sim.suites import SUITES, episode
+from vla_nodes.nodes.to_messages import to_time
 
 MAX_LAG = 0.05
 """s of steady time that the simulation catches up with at once; beyond it, simulated time runs slower."""

@@ -12,9 +12,9 @@ from vla_nodes.control.chunk import ActionChunk
 from vla_nodes.control.executor import ChunkExecutor, ExecutorOutput
 from vla_nodes.control.guards import Guard, WorkspaceGuard
 from vla_nodes.control.limits import OUTSIDE
-from vla_nodes.control.report import SeamRecord
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import Action, SafetyGate, SafetySettings, Verdict
+from vla_nodes.control.seam_report import SeamRecord
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.control.trajectory import Trajectory
 

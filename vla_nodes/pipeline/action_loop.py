@@ -9,9 +9,9 @@ import numpy as np
 
 from vla_nodes.control.safety import SafetySettings
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
-from vla_nodes.data.joints import JointInput
+from vla_nodes.messages.convert import chunk_from, seconds
+from vla_nodes.messages.joints import JointInput
 from vla_nodes.pipeline.action_core import ActionCore, Answer
-from vla_nodes.pipeline.messages import chunk_from, seconds
 from vla_nodes.pipeline.policy_core import State
 
 GATE_PERIOD = 0.02

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_nodes.control.robot import RobotModel
-from vla_nodes.data.images import decode_color, decode_compressed_color, decode_compressed_depth, decode_depth
-from vla_nodes.data.sync import Pair
+from vla_nodes.messages.images import decode_color, decode_compressed_color, decode_compressed_depth, decode_depth
+from vla_nodes.messages.sync import Pair
 
 if TYPE_CHECKING:
     from vla_nodes.policy.runtime import Observation

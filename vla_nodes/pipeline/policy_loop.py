@@ -16,9 +16,9 @@ import numpy as np
 
 from vla_nodes.control.chunk import ActionSpace
 from vla_nodes.control.robot import RobotModel
-from vla_nodes.data.joints import JointInput
-from vla_nodes.data.sync import ObservationSync, Pair
-from vla_nodes.pipeline.messages import seconds
+from vla_nodes.messages.convert import seconds
+from vla_nodes.messages.joints import JointInput
+from vla_nodes.messages.sync import ObservationSync, Pair
 from vla_nodes.pipeline.observe import observation
 from vla_nodes.pipeline.policy_core import PolicyCore, State, Ticket
 

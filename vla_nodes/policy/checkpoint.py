@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .config import PolicyConfig
-from .language import load_tokenizer
-from .model import VlaPolicy
+from vla_nodes.policy.configuration import PolicyConfig
+from vla_nodes.policy.language import load_tokenizer
+from vla_nodes.policy.modeling import VlaPolicy
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 MAX_WEIGHTS_BYTES = 16 << 30  # the largest preset fits; more is no checkpoint of this suite

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .config import CELL
+from vla_nodes.policy.configuration import CELL
 
 WORKSPACE_CENTRE = (0.48, 0.0, 0.15)  # m in base; positions enter the network relative to it
 WORKSPACE_SIZE = 0.25  # m

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .config import PRIMITIVES, PolicyConfig
+from vla_nodes.policy.configuration import PRIMITIVES, PolicyConfig
 
 
 class ChunkHead(nn.Module):

@@ -1,7 +1,7 @@
 """The instruction encoder: WordPiece tokens -> small bidirectional Mamba-2 -> token states and one sentence embedding.
 
-Distilled from all-MiniLM-L6-v2 (see train/distill.py); nothing of the teacher is needed at run time. The tokeniser is
-the teacher's own WordPiece file, `tokenizer.json`, which lives beside the checkpoint.
+Distilled from all-MiniLM-L6-v2 (training/language/distill.py); nothing of the teacher is needed at run time. The
+tokeniser is the teacher's own WordPiece file, `tokenizer.json`, which lives beside the checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .ssm import Mamba2, RMSNorm
+from vla_nodes.policy.mamba.mixers import Mamba2, RMSNorm
 
 MAX_TOKENIZER_BYTES = 8 << 20
 HYPHEN = re.compile(r"(?<=\w)-(?=\w)")
@@ -110,7 +110,7 @@ class InstructionEncoder(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> InstructionEncoder:
-        """Loads what train/distill.py wrote: config.json, model.safetensors and tokenizer.json."""
+        """Loads what training/language/distill.py wrote: config.json, model.safetensors and tokenizer.json."""
         from safetensors.torch import load_file
 
         folder = Path(folder)
@@ -123,7 +123,7 @@ class InstructionEncoder(nn.Module):
         self.embedding.weight.requires_grad_(not frozen)
 
     def check(self, text: str) -> str:
-        """"" when `text` can be encoded, else one line saying why not."""
+        """ "" when `text` can be encoded, else one line saying why not."""
         if not text.strip():
             return "the instruction is empty"
         if len(text) > self.config.max_characters:

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import torch
 
-from . import checkpoint as checkpoints
-from . import engine as engines
-from .config import PRIMITIVES
-from .model import Instruction, Prepared, VisualTokens, proprioception
+from vla_nodes.policy import checkpoint as checkpoints
+from vla_nodes.policy.configuration import PRIMITIVES
+from vla_nodes.policy.inference import engine as engines
+from vla_nodes.policy.modeling import Instruction, Prepared, VisualTokens, proprioception
 
 CERTAIN = 0.4  # grounding probability above which the robot may start
 LOST = 0.1  # and below which a running task is given up, when it stays there
@@ -108,7 +108,7 @@ class PolicyRuntime:
 
     # -- instruction ---------------------------------------------------------------------------------------------------
     def check_instruction(self, text: str) -> str:
-        """"" or one line saying why this text cannot be an instruction."""
+        """ "" or one line saying why this text cannot be an instruction."""
         return self.model.language.check(text)
 
     @torch.no_grad()

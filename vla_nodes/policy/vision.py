@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import PolicyConfig
-from .geometry import centred, point_map, project
-from .language import BidirectionalBlock, EncodedText
-from .ssm import RMSNorm
+from vla_nodes.policy.configuration import PolicyConfig
+from vla_nodes.policy.geometry import centred, point_map, project
+from vla_nodes.policy.language import BidirectionalBlock, EncodedText
+from vla_nodes.policy.mamba.mixers import RMSNorm
 
 HEIGHT_SCALE = 0.05  # m; what tells a block from a can is a centimetre and a half
 DEPTH_SCALE = 1.0  # m; depth enters as (depth - 1 m) / 1 m, masked where invalid

@@ -1,1 +1,1 @@
-"""Bags in, the same pipeline, a report out."""
+"""A recording through the live pipeline: results, reports, golden files."""

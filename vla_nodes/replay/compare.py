@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from vla_nodes.replay import report
-from vla_nodes.replay.driver import Sink, Step
-from vla_nodes.replay.outcome import measured_pass
+from vla_nodes.replay.open_loop import Sink, Step
 from vla_nodes.replay.progress import Progress
 from vla_nodes.replay.session import Session
+from vla_nodes.replay.write_results import measured_pass
 
 
 class Steps(Sink):

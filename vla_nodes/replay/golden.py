@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_nodes.replay.clock import Event, nanoseconds
-from vla_nodes.replay.driver import Sink, Step
+from vla_nodes.replay.open_loop import Sink, Step
+from vla_nodes.rosbag.timeline import Event, nanoseconds
 
 FORMAT = 1
 TOLERANCE = 1e-3

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TextIO
 
-from vla_nodes.replay.clock import Event
+from vla_nodes.rosbag.timeline import Event
 
 PERIOD = 0.2
 """s between two writes."""

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_nodes.replay.driver import Replay
-from vla_nodes.replay.sinks import Numbers
+from vla_nodes.replay.open_loop import Replay
+from vla_nodes.replay.outputs import Numbers
 
 
 def summary(replay: Replay, numbers: Numbers, settings: dict[str, Any], notes: list[str], ended: str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def summary(replay: Replay, numbers: Numbers, settings: dict[str, Any], notes: l
 
 
 def _nothing_done(replay: Replay, numbers: Numbers) -> str:
-    """"" or why not one step gave anything."""
+    """ "" or why not one step gave anything."""
     if not numbers.steps:
         return f"no policy step was taken: {replay.lacking()}"
     if numbers.failed == numbers.steps:

@@ -12,11 +12,11 @@ from typing import Any
 
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.pipeline.policy_loop import fingerprint, misfits
-from vla_nodes.replay import clock as clocks
-from vla_nodes.replay.bag import Bag, BagError
-from vla_nodes.replay.driver import Replay, Sink
-from vla_nodes.replay.sinks import Fan, copied
-from vla_nodes.replay.topics import ON_DEMAND, Topics, resolve
+from vla_nodes.replay.open_loop import Replay, Sink
+from vla_nodes.replay.outputs import Fan, copied
+from vla_nodes.rosbag import timeline as clocks
+from vla_nodes.rosbag.read import Bag, BagError
+from vla_nodes.rosbag.topics import ON_DEMAND, Topics, resolve
 from vla_nodes.share import share_path
 
 LATENCY = 0.05
@@ -116,7 +116,7 @@ def load(checkpoint: Path, policy: dict[str, Any]) -> Any:
     import cv2
     import torch
 
-    from vla_nodes.policy.engine import EXPORTED, EngineError
+    from vla_nodes.policy.inference.engine import EXPORTED, EngineError
     from vla_nodes.policy.runtime import PolicyRuntime
 
     if policy["device"] == "cuda":

@@ -1,0 +1,82 @@
+"""A policy of a few thousand weights, a tokeniser of a few words, and observations, for tests."""
+
+import json
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from vla_nodes.policy import checkpoint
+from vla_nodes.policy.checkpoint import CheckpointConfig
+from vla_nodes.policy.configuration import PolicyConfig
+from vla_nodes.policy.language import LanguageConfig
+from vla_nodes.policy.modeling import VlaPolicy
+from vla_nodes.policy.runtime import Observation
+
+torch.set_num_threads(1)
+WORDS = "pick up the red blue block cube put it in bowl open drawer please and then place on left".split()
+CONFIG = PolicyConfig(
+    image_size=64, vision_widths=(4, 8, 8, 16), feature_width=16, d_model=32, n_layer=2, d_state=8, headdim=16,
+    head_width=32, horizon=6,
+    language=LanguageConfig(vocabulary=32, embedding=8, d_model=32, n_layer=1, d_state=8, headdim=16, sentence=12),
+)  # fmt: skip
+
+
+def write_tokenizer(path):
+    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(path))
+    return tokenizer
+
+
+def tiny_model(config=CONFIG, seed=0, tokenizer=None) -> VlaPolicy:
+    """Weights away from initialisation, so that no part is zero or the identity."""
+    torch.manual_seed(seed)
+    model = VlaPolicy(config, tokenizer).eval()
+    for p in model.parameters():
+        p.requires_grad_(False).add_(0.15 * torch.randn_like(p))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2.0)
+        elif name.endswith("running_mean"):
+            buffer.normal_(0, 0.2)
+    return model
+
+
+def robot(policy=CONFIG) -> CheckpointConfig:
+    names = tuple(f"panda_joint{i}" for i in range(1, 8))
+    return CheckpointConfig(policy, names, "panda_finger_joint1", "ee_delta", 0.05, 0.1, "camera", (0.1, 3.0))
+
+
+def write_checkpoint(folder, config=CONFIG, seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(folder.parent / "words.json")
+    checkpoint.save(folder, tiny_model(config, seed), robot(config), folder.parent / "words.json")
+    return folder
+
+
+def observation(tick: int, size=64, seed=0) -> Observation:
+    g = np.random.default_rng([seed, tick])
+    pose = np.eye(4)
+    pose[:3, 3] = 0.45, 0.01 * tick, 0.2
+    camera = np.array([[0, -0.6, 0.8, -0.1], [-1, 0, 0, 0.02], [0, -0.8, -0.6, 0.7], [0, 0, 0, 1]], np.float64)
+    return Observation(
+        0.1 * tick, g.integers(0, 256, (size, size, 3), dtype=np.uint8),
+        g.uniform(0.3, 2.0, (size, size)).astype(np.float32),
+        np.array([[58.0, 0, size / 2], [0, 58.0, size / 2], [0, 0, 1]]), camera,
+        g.normal(0, 0.5, 7), g.normal(0, 0.5, 7), float(g.uniform()), pose)  # fmt: skip
+
+
+def edit_config(folder, **changes):
+    """Overwrites entries of config.json; policy__d_model=8 sets the entry d_model inside policy."""
+    values = json.loads((folder / "config.json").read_text())
+    for name, value in changes.items():
+        part = values
+        *path, last = name.split("__")
+        for step in path:
+            part = part[step]
+        part[last] = value
+    (folder / "config.json").write_text(json.dumps(values))

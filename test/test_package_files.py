@@ -1,0 +1,163 @@
+"""The package's files agree with each other: manifest, build, set-up without ROS, and what the code imports."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
+MESSAGES = sorted((ROOT / "msg").glob("*.msg"))
+ROS_PACKAGES = {"rclpy", "rosidl_runtime_py", "ament_index_python", "launch", "launch_ros"}
+
+
+def bootstrap():
+    specification = importlib.util.spec_from_file_location("bootstrap", ROOT / "tools/bootstrap.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def depends(*kinds: str) -> set[str]:
+    return {element.text for kind in kinds for element in MANIFEST.iter(kind)}
+
+
+def imports(file: Path) -> set[tuple[str, bool]]:
+    """(top-level package, whether at module level and outside try) of every import in a file."""
+    tree, found = ast.parse(file.read_text()), set()
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name.split(".")[0], id(node) in top) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add((node.module.split(".")[0], id(node) in top))
+    return found
+
+
+def test_every_ros_package_that_is_imported_is_an_exec_depend():
+    sources = [*ROOT.glob("vla_nodes/**/*.py"), *ROOT.glob("launch/*.py")]
+    needed = {
+        name
+        for file in sources
+        for name, required in imports(file)
+        if required and (name in ROS_PACKAGES or name.endswith(("_msgs", "_srvs", "_interfaces")))
+    }
+    assert len(needed) > 5
+    assert needed - depends("depend", "exec_depend") == set()
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        "policy",
+        "control",
+        "messages",
+        "rosbag",
+        "pipeline",
+        "datasets",
+        "envs",
+        "replay",
+        "training",
+        "evaluation",
+        "benchmarks",
+    ],
+)
+def test_rooms_below_the_nodes_never_import_ros(room):
+    files = list((ROOT / "vla_nodes" / room).rglob("*.py"))
+    assert files
+    for file in files:
+        names = {name for name, _ in imports(file)}
+        assert not names & ROS_PACKAGES, f"{file} imports {names & ROS_PACKAGES}"
+
+
+def test_every_message_is_built():
+    text = (ROOT / "CMakeLists.txt").read_text()
+    assert {f"msg/{m.name}" for m in MESSAGES} == set(re.findall(r"msg/\w+\.msg", text))
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: m.stem)
+def test_every_field_of_a_message_has_a_comment(message):
+    """A comment above the field, or above the block of lines without a blank one that it stands in, or beside it."""
+    commented = False
+    for line in message.read_text().splitlines():
+        if not line.strip():
+            commented = False
+        elif line.startswith("#") or "#" in line:
+            commented = True
+        else:
+            assert commented, f"{message.name}: {line!r} has no comment"
+
+
+def test_every_node_has_an_executable_that_runs_its_module():
+    text = (ROOT / "CMakeLists.txt").read_text()
+    names = re.search(r"foreach\(node ([\w ]+)\)", text)[1].split()
+    assert set(names) == {f.name for f in (ROOT / "resource/executables").iterdir()}
+    for name in names:
+        script = ROOT / "resource/executables" / name
+        assert script.stat().st_mode & 0o111
+        assert f"from vla_nodes.nodes.{name} import main" in script.read_text()
+        assert (ROOT / f"vla_nodes/nodes/{name}.py").exists()
+
+
+def test_every_requirement_is_pinned():
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "requirements/constraints.txt").read_text().splitlines()}
+    for name in ("runtime", "dev", "ros", "train"):
+        for raw in (ROOT / f"requirements/{name}.txt").read_text().splitlines():
+            line = raw.split("#")[0].strip()
+            if line and "==" not in line:
+                assert re.sub(r"\[.*\]", "", line).lower() in pinned, f"requirements/{name}.txt: {line} is not pinned"
+
+
+def test_versions_agree():
+    import vla_nodes
+
+    assert MANIFEST.findtext("version") == vla_nodes.__version__
+    command = [sys.executable, "setup.py", "--version"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split()[-1] == vla_nodes.__version__
+
+
+def test_a_step_runs_once_for_a_key_and_again_for_another(tmp_path, monkeypatch):
+    module, calls = bootstrap(), []
+    monkeypatch.setattr(module, "STAMPS", tmp_path)
+    for key in ("a", "a", "b", "b", "a"):
+        module.step("x", key, "testing", lambda key=key: calls.append(key))
+    assert calls == ["a", "b", "a"]
+
+
+def test_an_interrupted_step_runs_again(tmp_path, monkeypatch):
+    module = bootstrap()
+    monkeypatch.setattr(module, "STAMPS", tmp_path)
+    module.step("x", "old", "testing", lambda: None)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        module.step("x", "new", "testing", interrupted)
+    calls = []
+    module.step("x", "old", "testing", lambda: calls.append(1))
+    assert calls == [1], "a step that was begun for another key must not count as done for the old one"
+
+
+def test_an_unsupported_python_is_refused_with_the_supported_ones(monkeypatch):
+    module = bootstrap()
+    monkeypatch.setattr(module.sys, "version_info", (3, 9, 0))
+    with pytest.raises(module.SetupError, match="3.10, 3.11, 3.12, 3.13"):
+        module.check_python()
+
+
+def test_without_root_missing_packages_are_named_in_one_line(monkeypatch):
+    module = bootstrap()
+    monkeypatch.setattr(module, "missing_packages", lambda: ["cmake", "libegl1"])
+    monkeypatch.setattr(module.os, "geteuid", lambda: 1000)
+    with pytest.raises(module.SetupError) as caught:
+        module.install_system_packages()
+    assert "sudo apt-get install -y cmake libegl1" in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,1 @@
+"""What the policy and the executor cost, and how they compare with others."""

@@ -1,0 +1,134 @@
+"""``python -m vla_nodes ablations``: what each part of the design is good for, trained alike, measured in closed loop.
+
+Every NAME.yaml of config/train/ablations says one difference from act.yaml, and NAME.ground.yaml, where there is one,
+the same of ground.yaml. Each is trained with the same budget and evaluated on the same episodes; the table is printed
+and written. The same command again goes on where the last one ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from vla_nodes.share import share_path
+from vla_nodes.training import config as settings
+from vla_nodes.training import recipe
+from vla_nodes.training.closed_loop_score import successes
+from vla_nodes.training.config import CONFIGS, SettingsError
+from vla_nodes.training.state import WEIGHTS
+
+FULL, GROUND = "full", "ground"
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name -> keys of every ablation, the full design first."""
+    found = {path.stem: settings.read(path) for path in sorted(folder.glob("*.yaml")) if "." not in path.stem}
+    if FULL not in found:
+        raise SettingsError(f"{folder}: no {FULL}.yaml to compare with")
+    return {FULL: found.pop(FULL), **found}
+
+
+def steps_of(name: str, values: dict[str, Any], folder: Path, args: argparse.Namespace) -> list[str]:
+    """The commands of one ablation. Eyes are trained once for all ablations that share them."""
+    steps, out = [], args.out / name
+    pairs = [f"language={args.language}"] if args.language else []
+    if values.get("grounded") is not None:
+        own = folder / f"{name}.{GROUND}.yaml"
+        config, eyes = (own, own.stem) if own.is_file() else (folder.parent / f"{GROUND}.yaml", GROUND)
+        weights = args.out / "eyes" / eyes / WEIGHTS
+        if eyes == GROUND and args.grounded:
+            weights = args.grounded
+        elif not args.stills:
+            raise SettingsError(f"{name} trains eyes of its own: give --stills, or name others with --only")
+        else:
+            begun = [f"start={args.grounded}"] if args.grounded else []
+            steps.append(_train(config, weights.parent, args.stills, args.eyes_minutes, None, [*pairs, *begun]))
+        pairs = [*pairs, f"grounded={weights}", f"cache={args.out}/cache/{eyes}"]
+    steps.append(_train(folder / f"{name}.yaml", out, args.data, args.minutes, args.steps, pairs))
+    steps.append(shlex.join(["eval", "--checkpoint", str(out / "checkpoint"), "--suite", args.suite, "--episodes",
+                             str(args.episodes), "--seed", str(args.seed), "--save", str(out / "eval")]))  # fmt: skip
+    return steps
+
+
+def _train(config: Path, out: Path, data: list[str], minutes: float, steps: int | None, pairs: list[str]) -> str:
+    budget = ["--minutes", f"{minutes:g}"] if steps is None else ["--set", "minutes=null", "--steps", str(steps)]
+    words = ["train", str(config), "--out", str(out), *budget, "--data", *map(str, data)]
+    return shlex.join([*words, *(word for pair in pairs for word in ("--set", pair))])
+
+
+def table(names: dict[str, dict[str, Any]], out: Path) -> str:
+    """Markdown: one row per ablation, with its difference to the full design in points.
+
+    Its last column says how far off the end of a chunk is in demonstrations that are held out.
+    """
+    from vla_nodes.evaluation.metrics import wilson
+
+    lines = ["| design | success | 95 % interval | difference | end of a chunk |", "| --- | --- | --- | --- | --- |"]
+    whole = None
+    for name, values in names.items():
+        what = values.get("what") or name
+        try:
+            won, count = successes(out / name / "eval" / "eval.json")
+        except ValueError:
+            lines.append(f"| {what} | not done | | | |")
+            continue
+        low, high = wilson(won, count)
+        rate = won / max(1, count)
+        whole = rate if name == FULL else whole
+        change = "" if whole is None or name == FULL else f"{100 * (rate - whole):+.0f} points"
+        made = json.loads((out / name / "checkpoint/config.json").read_text())["provenance"]
+        end = f"{made['held out']['end mm']:.0f} mm off" if made.get("held out") else ""
+        lines.append(f"| {what} | {won}/{count} = {rate:.0%} | {low:.0%} to {high:.0%} | {change} | {end} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_nodes ablations", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--data", nargs="+", required=True, help="folders of demonstrations")
+    parser.add_argument("--stills", nargs="+", help="folders of still scenes, to train eyes on")
+    parser.add_argument(
+        "--grounded",
+        type=Path,
+        help="stage 1 weights of the full design, in place of training them; eyes of an ablation's own begin with them",
+    )
+    parser.add_argument("--language", type=Path, help="as the key of act.yaml")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=15.0, help="stage 2 of each (default %(default)s)")
+    parser.add_argument("--steps", type=int, help="stage 2 of each in steps, in place of minutes")
+    parser.add_argument("--eyes-minutes", type=float, default=15.0, help="stage 1 of each (default %(default)s)")
+    parser.add_argument("--suite", default="all")
+    parser.add_argument("--episodes", type=int, default=10, help="per task family (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", help="names of ablations (default: all)")
+    parser.add_argument("--show", action="store_true", help="print the commands and exit")
+    args = parser.parse_args(argv)
+    try:
+        folder = share_path(f"{CONFIGS}/ablations")
+        names = read(folder)
+        if args.only:
+            if unknown := sorted(set(args.only) - set(names)):
+                parser.error(f"no ablation {', '.join(unknown)}; there are {', '.join(names)}")
+            names = {name: names[name] for name in args.only}
+        steps: list[str] = []
+        for name, values in names.items():
+            steps += [step for step in steps_of(name, values, folder, args) if step not in steps]
+        escaped = [step.replace("{", "{{").replace("}", "}}") for step in steps]
+        status = recipe.run({"out": str(args.out), "steps": escaped}, "ablations", args.show)
+    except (SettingsError, FileNotFoundError) as error:
+        print(f"ablations: {error}", file=sys.stderr)
+        return 2
+    if args.show:
+        return status
+    text = table(names, args.out)
+    print(text)
+    (args.out / "table.md").write_text(text + "\n")
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,327 @@
+"""``python -m vla_nodes bench``: ms per control tick and memory, the SSM against its transformer twin, interleaved.
+
+A tick is everything from a 224x224 RGB-D image to an action chunk, through the runtime that the nodes use. Contenders
+and history lengths take turns tick by tick, so a busy or throttled machine slows all alike and ratios hold. Weights are
+random unless --checkpoint gives trained ones: times do not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vla_nodes.benchmarks import contenders as parts
+from vla_nodes.benchmarks import latency_plot
+from vla_nodes.policy import checkpoint as checkpoints
+from vla_nodes.policy.configuration import PRESETS, preset
+from vla_nodes.policy.inference import engine as engines
+from vla_nodes.policy.inference import graphs, quantize
+from vla_nodes.policy.mamba import kernels, mixers
+from vla_nodes.policy.modeling import VlaPolicy
+from vla_nodes.policy.runtime import PolicyRuntime
+
+WARM_UP = 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_nodes bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--preset", choices=PRESETS, default="nano", help="sizes, with random weights (default nano)")
+    source.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="a checkpoint folder instead; its twin still has random weights"
+    )
+    parser.add_argument("--count", action="store_true", help="only count the parameters of all presets, in seconds")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads (default 2)")
+    parser.add_argument("--ticks", type=int, default=50, help="timed ticks at each history length (default 50)")
+    parser.add_argument(
+        "--history",
+        default="10,1000,10000",
+        metavar="N,N,...",
+        help="ticks already carried when timing starts (default 10,1000,10000)",
+    )
+    parser.add_argument("--engines", default="auto", metavar="E,E",
+                        help="CPU engines beside eager torch: auto (the best one installed), all, none, or of "
+                             + ", ".join(engines.EXPORTED))  # fmt: skip
+    parser.add_argument("--precision", default="auto", metavar="P,P",
+                        help="of exported engines, each a contender: f32, int8, bf16 (default auto: f32, and int8 "
+                             "where the checkpoint brings its ranges)")  # fmt: skip
+    parser.add_argument("--dtype", choices=("f32", "bf16"), help="of the core in torch (default f32; bf16 on cuda)")
+    parser.add_argument("--no-twin", action="store_true", help="without the transformer of the same size")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default out/bench")
+    args = parser.parse_args(argv)
+    if args.count:
+        return count()
+    try:
+        report = measure(args)
+    except (ValueError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+        print(f"bench: {(str(error) or 'out of memory').splitlines()[0]}", file=sys.stderr)
+        return 1
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = f"{report['preset']}-{args.device}"
+    (args.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(latency_plot.table(report))
+    written = [args.out / f"{name}.json"]
+    try:
+        written.append(latency_plot.plot(report, args.out / f"{name}.png"))
+    except ImportError:
+        print("no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
+    print("wrote " + " and ".join(map(str, written)))
+    return 0
+
+
+def count() -> int:
+    print(f"{'preset':12} {'core':10} {'total':>14} {'of which core':>14} {'vision':>12} {'language':>11}")
+    for name in PRESETS:
+        for mixer in (None, "attention"):
+            config = preset(name, mixer)
+            with torch.device("meta"):
+                model = VlaPolicy(config)
+            sizes = [size(part) for part in (model, model.core, model.vision, model.language)]
+            print(f"{name:12} {config.mixer:10} {sizes[0]:14,} {sizes[1]:14,} {sizes[2]:12,} {sizes[3]:11,}")
+    return 0
+
+
+def size(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+def measure(args: argparse.Namespace) -> dict:
+    lengths, precisions = check(args)
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype or ("bf16" if args.device == "cuda" else "f32")]
+    with tempfile.TemporaryDirectory(prefix="vla_nodes_bench_") as scratch:
+        say("building")
+        contenders, notes, core_only = build(args, precisions, dtype, Path(scratch), lengths)
+        clock = parts.Clock(args.device)
+        limits = parts.machine_limits(args.device, args.threads, core_bytes(contenders[0].model))
+        results = at_histories(args, contenders, core_only, clock, lengths, limits, notes)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if args.device == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    first = contenders[0].model
+    return {
+        "preset": first.config.preset, "device": args.device, "processor": processor(args.device),
+        "threads": args.threads, "core_dtype": str(dtype).removeprefix("torch."), "torch": torch.__version__,
+        "engines": {name: graphs.version(name) for name in engines.EXPORTED},
+        "kernels": kernels.why_unavailable() or "mamba_ssm", "tokens_per_tick": first.tokens, "ticks": args.ticks,
+        "limits": limits, "peak_memory_mb": memory, "language": language_ms(first, clock), "notes": notes,
+        "parameters": {c.name: size(c.model) for c in contenders}, "results": results,
+        "core_parameters": {c.name: size(c.model.core) for c in contenders},
+        "ratios": ratios(results)}  # fmt: skip
+
+
+def check(args: argparse.Namespace) -> tuple[list[int], list[str]]:
+    """The history lengths and precisions asked for. ValueError says what is wrong before anything is built."""
+    try:
+        lengths = sorted({int(n) for n in args.history.split(",")})
+    except ValueError:
+        raise ValueError(f"--history {args.history!r} must be numbers of ticks separated by commas") from None
+    if lengths[0] < 1 or args.ticks < 2 or args.threads < 1:
+        raise ValueError("--history and --threads must be at least 1, --ticks at least 2")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, and this machine has none that torch can use; take --device cpu")
+    precisions = args.precision.split(",")
+    if args.precision == "auto":
+        ranges = args.checkpoint and (args.checkpoint / quantize.FILE).is_file() and graphs.exact_int8()
+        precisions = ["f32", "int8"] if ranges else ["f32"]
+    if other := [p for p in precisions if p not in engines.TOLERANCE]:
+        raise ValueError(f"--precision {other[0]!r} is none of {', '.join(engines.PRECISIONS)}")
+    named = args.engines.split(",")
+    if other := [n for n in named if n not in (*engines.EXPORTED, "auto", "all", "none")]:
+        raise ValueError(f"--engines {other[0]!r} is none of auto, all, none, {', '.join(engines.EXPORTED)}")
+    return lengths, precisions
+
+
+def chosen_engines(args: argparse.Namespace) -> list[str]:
+    installed = [name for name in engines.EXPORTED if graphs.version(name)]
+    every = {"auto": installed[:1], "all": list(engines.EXPORTED), "none": []}
+    return every[args.engines] if args.engines in every else args.engines.split(",")
+
+
+def say(text: str) -> None:
+    print(f"bench: {text} ...", file=sys.stderr, flush=True)
+
+
+def core_bytes(model: VlaPolicy) -> int:
+    return sum(p.numel() * p.element_size() for p in model.core.parameters())
+
+
+def build(args, precisions: list[str], dtype: torch.dtype, scratch: Path, lengths: list[int]
+          ) -> tuple[list[parts.Contender], list[str], dict]:  # fmt: skip
+    """Contenders, what had to be left out and why, and cores timed without a policy around them."""
+    notes: list[str] = []
+    if args.checkpoint:
+        config = checkpoints.read_config(args.checkpoint).policy
+        parts.need_memory(config, args)
+        model, robot = checkpoints.load(args.checkpoint)
+    else:
+        config = preset(args.preset)
+        parts.need_memory(config, args)
+        model = VlaPolicy(config).eval()
+        robot = checkpoints.CheckpointConfig(config, tuple(f"joint{i}" for i in range(config.joints)), "finger",
+                                             "ee_delta", 0.05, 0.1, "camera", (0.1, 3.0))  # fmt: skip
+    model.requires_grad_(False)
+    folder = args.checkpoint or scratch
+    if "int8" in precisions and not args.checkpoint:  # random weights need no camera frames
+        frames = ((*engines.example(model, i)[0], engines.example_instruction(model)) for i in range(4))
+        quantize.save(scratch, model, quantize.calibrate(model, frames), {"frames": "made up, for timing only"})
+
+    def contender(name: str, model: VlaPolicy, engine, core) -> parts.Contender:
+        runtime = PolicyRuntime(model, robot, args.device, engine)
+        runtime.follow(mixers.map_state(lambda t: t.to(args.device), engines.example_instruction(model)))
+        return parts.Contender(name, model, runtime, core, engine.error)
+
+    found, core_only = [], {}
+    fast = chosen_engines(args) if args.device == "cpu" and dtype == torch.float32 else []
+    for name in fast:
+        core = None
+        for precision in precisions:
+            try:
+                say(f"exporting to {name} {precision}")
+                engine = engines.load(model, name, args.threads, folder, precision)
+                core = core or parts.exported_core(name, model, args.threads, scratch)
+                found.append(contender(f"{config.mixer} {name} {precision}", model, engine, core))
+            except ValueError as error:
+                notes.append(str(error))
+    if args.device == "cpu" and config.mixer == "mamba2" and dtype == torch.float32:
+        try:
+            core_only["mamba2 huggingface"] = parts.transformers_core(model)
+        except ImportError:
+            notes.append("transformers is not installed: its eager core is not compared")
+    if (args.device, dtype) != ("cpu", torch.float32):
+        model.to(args.device).core.to(dtype)
+    plain = contender(f"{config.mixer} torch", model, engines.TorchEngine(model), parts.torch_core(model))
+    contenders = [plain, *found]
+    if not args.no_twin and config.mixer != "attention":
+        twin = VlaPolicy(replace(config, mixer="attention", twin_of=config.mixer)).eval()
+        twin.requires_grad_(False).to(args.device).core.to(dtype)
+        contenders.append(contender("transformer torch", twin, engines.TorchEngine(twin), parts.torch_core(twin)))
+        if "openvino" in fast:
+            say("exporting the transformer's core to openvino")
+            core_only["transformer openvino f32"] = parts.WindowedTwin(twin, args.threads, lengths)
+    return contenders, notes, core_only
+
+
+def at_histories(args, contenders, core_only, clock, lengths: list[int], limits: dict, notes: list[str]) -> list[dict]:
+    """All contenders at all history lengths, taking turns; a row of results for each pair."""
+    runs: dict[tuple[str, int], parts.Run] = {}
+    for length in lengths:
+        say(f"carrying a history of {length} ticks")
+        for c in contenders:
+            same = next((o for o in contenders if o.model is c.model and (o.name, length) in runs), None)
+            if same is None and (reason := parts.too_long(c.model, length, args.device)):
+                notes.append(f"{c.name} after {length} ticks: {reason}")
+                continue
+            state, filled = (
+                (runs[same.name, length].state, runs[same.name, length].filled) if same
+                else parts.history(c.model, length, args.device)
+            )  # fmt: skip
+            runs[c.name, length] = parts.Run(c, length, state, filled)
+    alone = {
+        (name, length): [None, []] for name, call in core_only.items() for length in lengths
+        if length in getattr(call, "calls", lengths)
+    }  # fmt: skip
+    rounds, order = args.ticks + WARM_UP, list(runs)
+    for tick in range(rounds):
+        if tick == WARM_UP:
+            for run in runs.values():
+                run.times.clear()
+            for entry in alone.values():
+                entry[1].clear()
+        if tick % max(1, rounds // 10) == 0:
+            say(f"timing, {100 * tick // rounds} %")
+        order = order[1:] + order[:1]  # nobody always follows the same one
+        for key in order:
+            parts.time_round(runs[key], clock, tick, args.device)
+        for (name, length), entry in alone.items():
+            model = contenders[0].model
+            tokens = torch.randn(1, model.tokens, model.config.d_model)
+            call = core_only[name]
+            at = call.at(length) if hasattr(call, "at") else call
+            (_, entry[0]), ms = clock(at, tokens, entry[0])
+            entry[1].append(ms)
+    rows = [row_of(run, limits) for run in runs.values()]
+    rows += [{"name": n, "history": length, "core": summary(ms)} for (n, length), (_, ms) in alone.items()]
+    return sorted(rows, key=lambda row: lengths.index(row["history"]))
+
+
+def row_of(run: parts.Run, limits: dict) -> dict:
+    c, times = run.contender, run.times
+    times["head"] = [max(0.0, whole - core) for whole, core in zip(times["think"], times["core"], strict=True)]
+    weights, state = core_bytes(c.model), parts.state_bytes(run.state)
+    moved = weights + state * (1 if c.model.config.mixer == "attention" else 2)
+    flop = 2 * size(c.model.core) * c.model.tokens
+    row = {
+        "name": c.name,
+        "history": run.length,
+        "filled": run.filled,
+        "error_to_torch": c.error,
+        "state_mb": state / 1e6,
+        "core_weights_mb": weights / 1e6,
+    }
+    row |= {part: summary(ms) for part, ms in times.items()}
+    row["bandwidth_share"] = moved / row["core"]["p50"] / 1e6 / limits["read_gb_s"]
+    row["peak_share"] = flop / row["core"]["p50"] / 1e6 / limits["gflop_s"]
+    return row
+
+
+def ratios(rows: list[dict]) -> dict[str, float]:
+    """From medians of one run: growth over history, and the fast core against eager ones."""
+    found: dict[str, float] = {}
+    for part in ("tick", "core"):
+        for name in dict.fromkeys(row["name"] for row in rows if part in row):
+            own = {row["history"]: row[part]["p50"] for row in rows if row["name"] == name and part in row}
+            if len(own) > 1:
+                found[f"{part} of {name}, {max(own)} ticks to {min(own)}"] = own[max(own)] / own[min(own)]
+    first = {row["name"]: row["core"]["p50"] for row in rows if row["history"] == rows[0]["history"]}
+    mixer = rows[0]["name"].split()[0]
+    fast = [name for name in first if name.startswith(mixer) and any(e in name for e in engines.EXPORTED)]
+    for eager in (f"{mixer} torch", f"{mixer} huggingface"):
+        for name in fast if eager in first else ():
+            found[f"core of {eager} to {name}"] = first[eager] / first[name]
+    return found
+
+
+def language_ms(model: VlaPolicy, clock) -> dict[str, float]:
+    """Encoding one instruction of 12 tokens; done once per instruction, not per tick."""
+    device = next(model.parameters()).device
+    ids = torch.randint(model.config.language.vocabulary, (1, 12)).to(device)
+    encode = torch.no_grad()(lambda: model.prepare(model.language(ids, torch.ones_like(ids, dtype=torch.bool))))
+    return summary([clock(encode)[1] for _ in range(12)][2:])
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {"p50": quantile(values, 0.5), "p99": quantile(values, 0.99), "least": min(values)}
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def processor(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,0 @@
-"""Images, observations and episodes as plain numpy, and their statistics."""

@@ -1,0 +1,1 @@
+"""Episodes on disk, LeRobot folders in and out, and recordings made into episodes."""

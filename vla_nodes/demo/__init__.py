@@ -1,0 +1,1 @@
+"""`./run`: starts the graph in simulation, instructs it and films it."""

@@ -1,0 +1,1 @@
+"""Closed-loop episodes: success rates, demonstrations, metrics, contact sheets of failures."""

@@ -1,0 +1,1 @@
+"""What messages say, as plain values: images decoded, joints by name, stamps paired, frames; no ROS needed."""

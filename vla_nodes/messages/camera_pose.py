@@ -1,0 +1,155 @@
+"""Where the camera stands when an image is taken: the pose of its colour optical frame in the robot's base.
+
+From one of three sources: "topic" (camera/pose, the latest), "parameter" (a calibration that is written down), or "tf"
+(/tf and /tf_static, at the image's stamp, through however many frames the camera is mounted). The same code on the
+robot and in replay.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vla_nodes.messages.convert import matrix_from, pose_matrix, seconds
+
+SOURCES = ("topic", "parameter", "tf")
+OPTICAL = "camera_color_optical_frame"
+"""Taken for the camera's frame where images name none."""
+KEEP = 10.0
+"""s of /tf that are kept, as tf2 does."""
+LAG = 1.0
+"""s that the newest transform may be older than an image. Up to there a moving camera is taken where it last was."""
+MAX_FRAMES = 1000
+"""Most frames remembered, and most in a chain."""
+
+
+class CameraPose:
+    """Takes messages, gives poses; `problem` says why there is none."""
+
+    def __init__(self, source: str, base: str, written: Sequence[float] = ()) -> None:
+        """base: frame that poses are in; written: x y z (m) qx qy qz qw for source "parameter". Raises ValueError."""
+        self.source, self._base = source, base
+        self._matrix = matrix_from(written) if source == "parameter" else None
+        self._transforms = Transforms()
+        self.problem = {"topic": "no camera/pose so far", "tf": "no /tf so far"}.get(source, "")
+
+    def pose(self, message: Any) -> str:
+        """A PoseStamped of camera/pose. Returns "" or why it cannot be used."""
+        self._matrix, self.problem = None, ""
+        if message.header.frame_id != self._base:
+            self.problem = f"camera/pose is in frame '{message.header.frame_id}', base_frame is '{self._base}'"
+        else:
+            try:
+                self._matrix = pose_matrix(message.pose)
+            except ValueError as error:
+                self.problem = f"camera/pose: {error}"
+        return self.problem
+
+    def transforms(self, message: Any, static: bool) -> None:
+        """A TFMessage of /tf, or of /tf_static."""
+        self._transforms.add(message.transforms, static)
+
+    def at(self, stamp: float, frame: str) -> np.ndarray | None:
+        """(4, 4) of an image stamped so (s) by a camera of that frame in base, or None: see `problem`."""
+        if self.source == "tf":
+            try:
+                self._matrix, self.problem = self._transforms.find(self._base, frame or OPTICAL, stamp), ""
+            except LookupError as error:
+                self._matrix, self.problem = None, str(error)
+        return self._matrix
+
+    def clear(self) -> None:
+        """The clock was set back: what moved belongs to another time."""
+        self._transforms.forget_moving()
+
+
+@dataclass
+class _Link:
+    """A frame in its parent; static: one entry, that holds at all times. Entries: (s, (3,) m, (4,) x y z w)."""
+
+    parent: str
+    static: bool
+    entries: list[tuple[float, np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    def at(self, stamp: float) -> np.ndarray:
+        """(4, 4), between two entries along the straight line and the shortest turn."""
+        k = bisect_right(self.entries, stamp, key=lambda entry: entry[0])
+        (t0, p0, q0), (t1, p1, q1) = self.entries[max(0, k - 1)], self.entries[min(k, len(self.entries) - 1)]
+        share = 0.0 if self.static or t1 <= t0 else (stamp - t0) / (t1 - t0)
+        q1 = -q1 if q0 @ q1 < 0 else q1
+        angle = np.arccos(np.clip(q0 @ q1, -1.0, 1.0))
+        if angle < 1e-6:
+            q = (1 - share) * q0 + share * q1
+        else:
+            q = (np.sin((1 - share) * angle) * q0 + np.sin(share * angle) * q1) / np.sin(angle)
+        return matrix_from([*((1 - share) * p0 + share * p1), *(q / np.linalg.norm(q))])
+
+
+class Transforms:
+    """What /tf and /tf_static said. A transform that is no rigid motion is left out."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, _Link] = {}
+
+    def add(self, transforms: Sequence[Any], static: bool) -> None:
+        """TransformStamped messages."""
+        for message in transforms:
+            child, parent = message.child_frame_id.lstrip("/"), message.header.frame_id.lstrip("/")
+            p, o = message.transform.translation, message.transform.rotation
+            values = np.array([p.x, p.y, p.z, o.x, o.y, o.z, o.w])
+            try:
+                matrix_from(values)
+            except ValueError:
+                continue
+            link = self._links.get(child)
+            if link is None or link.parent != parent or link.static != static:
+                if len(self._links) >= MAX_FRAMES and link is None:
+                    continue
+                link = self._links[child] = _Link(parent, static)
+            stamp, turn = seconds(message.header.stamp), values[3:] / np.linalg.norm(values[3:])
+            if static:
+                link.entries.clear()
+            elif any(entry[0] == stamp for entry in link.entries[-2:]):
+                continue
+            insort(link.entries, (stamp, values[:3], turn), key=lambda entry: entry[0])
+            while link.entries[0][0] < link.entries[-1][0] - KEEP:
+                del link.entries[0]
+
+    def find(self, base: str, frame: str, stamp: float) -> np.ndarray:
+        """(4, 4) of `frame` in `base` at `stamp`, s; LookupError of one line."""
+        up, down = self._chain(frame), self._chain(base)
+        common = next((name for name in up if name in down), None)
+        if common is None:
+            known = ", ".join(sorted(self._links)[:8]) or "none"
+            raise LookupError(f"/tf does not connect {base} and {frame} (frames: {known})")
+        up, down = up[: up.index(common)], down[: down.index(common)]
+        moving = [name for name in (*up, *down) if not self._links[name].static]
+        when = stamp
+        for name in moving:
+            entries = self._links[name].entries
+            if entries[-1][0] < stamp - LAG:
+                raise LookupError(f"/tf of {name} is {stamp - entries[-1][0]:.1f} s older than the image")
+            if entries[0][0] > stamp:
+                raise LookupError(f"/tf of {name} begins {entries[0][0] - stamp:.3f} s after the image")
+            when = min(when, entries[-1][0])
+        return np.linalg.inv(self._along(down, when)) @ self._along(up, when)
+
+    def forget_moving(self) -> None:
+        self._links = {name: link for name, link in self._links.items() if link.static}
+
+    def _chain(self, frame: str) -> list[str]:
+        """The frame and those it stands in, up to the root (or round a loop once)."""
+        chain = [frame.lstrip("/")]
+        while (link := self._links.get(chain[-1])) is not None and link.parent not in chain:
+            chain.append(link.parent)
+        return chain
+
+    def _along(self, chain: Sequence[str], stamp: float) -> np.ndarray:
+        matrix = np.eye(4)
+        for name in chain:
+            matrix = self._links[name].at(stamp) @ matrix
+        return matrix

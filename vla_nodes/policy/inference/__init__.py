@@ -1,0 +1,1 @@
+"""How the policy is computed: PyTorch, or exported graphs in OpenVINO or ONNX Runtime."""

@@ -1,1 +1,0 @@
-"""Demonstrations, two-stage training and closed-loop evaluation."""

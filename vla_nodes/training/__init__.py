@@ -1,0 +1,1 @@
+"""Training: stages, losses, the trainer, and the language encoder."""

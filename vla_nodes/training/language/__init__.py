@@ -1,0 +1,1 @@
+"""The instruction encoder, distilled from a sentence model."""
