@@ -50,7 +50,10 @@ def graph(tmp_path_factory):
         ):  # fmt: skip
             # Deep queues, but for images: on a busy machine this process reads late, and must miss nothing.
             graph.hear(kind, topic, 10 if kind is Image else 2000, keep=200_000)
-        graph.parameters = {"policy_node": [f"checkpoint:={checkpoint}"], "sim_node": ["seed:=3"]}
+        graph.parameters = {
+            "policy_node": [f"checkpoint:={checkpoint}", "resume_instruction:=true"],
+            "sim_node": ["seed:=3"],
+        }
         graph.running = {}
         for name in NODES:
             graph.running[name] = graph.start(name, *graph.parameters.get(name, ()))

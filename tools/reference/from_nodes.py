@@ -21,7 +21,10 @@ from tables import code, first_paragraph, table
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURED: dict[str, list[dict[str, Any]]] = {
     # What is set beside the defaults, so that every topic of a node appears; the first set is the usual one.
-    "policy_node": [{"engine": "torch"}, {"engine": "torch", "camera_pose_source": "tf"}],
+    "policy_node": [
+        {"engine": "torch"},
+        {"engine": "torch", "camera_pose_source": "tf", "resume_instruction": True},
+    ],
     "action_node": [{}, {"dry_run": True}, {"output": "forward_positions"}],
     "player_node": [],  # publishes what its recording holds
 }

@@ -86,7 +86,7 @@ def run(options: cli.Options, say: Any) -> int:
     todo = jobs(options.instruction, options.suite, options.seed, options.episodes, options.time_limit, options.short)
     own = {
         "sim_node": ["-p", f"seed:={todo[0].seed}", "-p", f"scene:={todo[0].scene}"],
-        "policy_node": ["-p", f"device:={options.device}"],
+        "policy_node": ["-p", f"device:={options.device}", "-p", "resume_instruction:=true"],
     }
     if options.checkpoint is not None:
         own["policy_node"] += ["-p", f"checkpoint:={options.checkpoint.resolve()}"]

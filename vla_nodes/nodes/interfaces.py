@@ -18,7 +18,7 @@ TOPICS: dict[str, str] = {
     "vla/last_instruction": "The instruction that was in force last, kept for a policy_node that is restarted.",
     "vla/action_chunk": "The actions that the policy wants carried out, with the stamp of the exposure.",
     "vla/status": "State, reason for holding, latency and counters of the policy.",
-    "vla/heartbeat": "Five times a second, the name and lifecycle state of each node.",
+    "vla/heartbeat": "Five times a second, the name, lifecycle state and process identity of each node.",
     "vla/deadman": "True while somebody holds the deadman switch (parameter deadman_timeout).",
     "vla/preview/arm_controller/joint_trajectory": "With dry_run: the trajectory that the arm would have been sent.",
     "vla/preview/gripper_controller/joint_trajectory": "The same for the gripper's joint.",

@@ -203,7 +203,8 @@ class RecorderNode(BaseNode):
             if special is not None:
                 special(data)
 
-        self._heard[name] = (self._keep(self.create_subscription(cls, name, take, profile, raw=True)), qos)
+        made = self.create_subscription(cls, name, self._until_cleanup(take), profile, raw=True)
+        self._heard[name] = (self._keep(made), qos)
 
     # -- what goes into the metadata ---------------------------------------------------------------
     def _on_instruction(self, data: bytes) -> None:

@@ -7,7 +7,8 @@ the recording (rosbag.timeline), and timers run in it. At equal times a finished
 the policy's watch, then the recording's next message.
 
 Not replayed: what operators press (vla/stop, estop, deadman). The recorded arm does not follow our commands, so
-the loop is open: the safety gate may find that the arm "does not follow" where the policy wants to go elsewhere.
+the loop is open: where the policy wants to go elsewhere the safety gate finds that the arm does not follow, and holds
+it for the rest of the recording, as on the robot. A larger action_node.tracking_tolerance lets such a replay go on.
 """
 
 from __future__ import annotations
