@@ -1,4 +1,4 @@
-"""What each part of the design is good for: trained alike, measured in closed loop, as a table."""
+"""What each part of the design is worth: variants trained alike and measured in closed loop, as a table."""
 
 from __future__ import annotations
 

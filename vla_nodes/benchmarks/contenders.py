@@ -84,7 +84,7 @@ def transformers_core(model: VlaPolicy) -> Callable[[Tensor, object], tuple]:
     """The same Mamba-2 blocks in `transformers`, eager. It continues a cache by single tokens only."""
     import transformers
 
-    transformers.logging.set_verbosity_error()  # its advice to install CUDA kernels
+    transformers.logging.set_verbosity_error()  # transformers advises on every start to install CUDA kernels
     c = model.config
     theirs = transformers.Mamba2Model(transformers.Mamba2Config(
         vocab_size=8, hidden_size=c.d_model, num_hidden_layers=c.n_layer, state_size=c.d_state, expand=c.expand,

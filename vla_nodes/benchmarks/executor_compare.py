@@ -53,7 +53,9 @@ class Player(Rollout):
         model = world.model
         root = model.body_rootid[model.geom_bodyid]
         self._robot = root == model.body("panda_link0").rootid[0]
-        self._movable = model.body_dofnum[root] == 6  # what the hand may carry, unlike drawer and table
+        self._movable = (
+            model.body_dofnum[root] == 6
+        )  # bodies that the hand may carry; the drawer and the table are not among them
 
     def play(self, chunk: ActionChunk) -> None:
         """A chunk of joint positions has come."""
@@ -133,7 +135,7 @@ class Played:
 
     @property
     def jerk(self) -> np.ndarray:
-        """(T',) m/s^3 where the robot touched nothing but what it carries."""
+        """(T',) m/s^3, of the moments at which the robot touched nothing but what it carries."""
         jerk = np.linalg.norm(np.diff(self.tool, 3, axis=0), axis=1) / STEP**3
         return jerk[~np.lib.stride_tricks.sliding_window_view(self.braced, 4).any(axis=1)]
 
