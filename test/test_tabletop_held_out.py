@@ -49,4 +49,4 @@ def test_sentences_of_training(source):
     # And they are about everything that training is to teach.
     assert {step.verb for step in steps} == {"pick", "place", "open", "close"}
     assert {step.relation for step in steps} == {"", *vocabulary.RELATION_WORDS}
-    assert {kind_of(step.goal) for step in steps} == {"", "bowl", "tray", "drawer", "block", "can"}
+    assert {kind_of(step.reference) for step in steps} == {"", "bowl", "tray", "drawer", "block", "can"}

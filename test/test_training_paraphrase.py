@@ -84,7 +84,7 @@ def test_who_goes_on_with_words_keeps_what_the_eyes_mean(values, stage, tmp_path
 def test_held_out_sentences_are_held_out():
     rng = np.random.default_rng(1)
     for text, task in paraphrase.held_out_sentences("pairs", rng, 50):
-        assert held_out.pair(*task.thing.split()[::-1]) and instructions.parse(text) == task
+        assert held_out.pair(*task.target.split()[::-1]) and instructions.parse(text) == task
     said = [text for text, _ in paraphrase.held_out_sentences("phrasings", rng, 50)]
     assert any(word in text for text in said for word in ("fetch", "seize", "shift", "want", "goes"))
 

@@ -21,7 +21,10 @@ COMMANDS = {  # name: (module with main(argv) -> int, what it does)
     "seams": ("vla_nodes.control.seam_report", "how a recorded run joined its chunks, in numbers and as a PNG"),
     "record": ("vla_nodes.nodes.record", "record the running graph into rosbag2 folders; repair a damaged one"),
     "collect": ("vla_nodes.evaluation.collect", "demonstrations by the scripted expert"),
-    "stills": ("vla_nodes.envs.tabletop.collect_static_scenes", "still scenes, labelled, for training stage 1"),
+    "collect-static-scenes": (
+        "vla_nodes.evaluation.collect_static_scenes",
+        "labelled pictures of static scenes, for training stage 1",
+    ),
     "distill": ("vla_nodes.training.language.distill", "the instruction encoder, from a sentence model"),
     "train": ("vla_nodes.training.cli", "training: either stage, the whole recipe, or fine-tuning on your own data"),
     "ablations": ("vla_nodes.benchmarks.ablations", "what each part of the design is good for, as a table"),

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from vla_nodes.demo.jobs import Job, jobs, result
-from vla_nodes.envs.tabletop.suites import GIVEN_UP
+from vla_nodes.envs.tabletop.suites import GIVEN_UP, LAYOUT
 from vla_nodes.evaluation.contact_sheet import pick
-from vla_nodes.evaluation.evaluate import CHOICES, Outcome, save
+from vla_nodes.evaluation.evaluate import Outcome, save
 from vla_nodes.evaluation.metrics import table
 from vla_nodes.share import share_path
 
@@ -58,8 +58,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--episodes", type=int, default=1, help="run this many scenes, of seeds from --seed on (default 1)"
     )
     parser.add_argument(
-        "--suite", choices=CHOICES, metavar="SUITE", help="an evaluation suite instead of an instruction, --episodes "
-        "of each: what `python -m vla_nodes eval` measures without ROS, measured here",
+        "--suite", choices=LAYOUT.choices, metavar="SUITE", help="an evaluation suite instead of an instruction, "
+        "--episodes of each: what `python -m vla_nodes eval` measures without ROS, measured here",
     )  # fmt: skip
     parser.add_argument(
         "--time-limit", type=float,
@@ -192,9 +192,11 @@ def conduct(options: argparse.Namespace, todo: list[Job], nodes: list[str], proc
         summary = {"instruction": options.instruction, "checkpoint": checkpoint, "episodes": results}
         (folder / "summary.json").write_text(json.dumps(plain(summary), indent=1))
         if options.suite and outcomes:
-            say(f"{len(outcomes)} of {len(todo)} episodes of {options.suite}\n{table([r for r, _ in outcomes])}")
+            say(
+                f"{len(outcomes)} of {len(todo)} episodes of {options.suite}\n{table([r for r, _ in outcomes], LAYOUT)}"
+            )
             about = {"checkpoint": checkpoint, "suite": options.suite, "seed": options.seed or 0, "through": "ros"}
-            for path in save(folder, outcomes, **about):
+            for path in save(folder, outcomes, LAYOUT, **about):
                 say(f"wrote {path}")
         client.destroy_node()
         rclpy.try_shutdown()
@@ -274,17 +276,17 @@ def episode(options: argparse.Namespace, client: Any, job: Job, folder: Path, sa
             say("instruction accepted")
         if not last["obstacle"] and client.task.get("instruction") == text and client.task.get("obstacle"):
             last["obstacle"] = client.task["obstacle"]
-            if not job.still:
+            if not job.idle:
                 say(f"this scene does not allow it: {last['obstacle']}")
         if client.now - begin["now"] > job.limit:
             return True
-        return not job.still and (succeeded() or client.now - begin["moving"] > GIVEN_UP)
+        return not job.idle and (succeeded() or client.now - begin["moving"] > GIVEN_UP)
 
     wall = time.monotonic()
     try:
         client.spin_until(over, WALL_FACTOR * job.limit + 30.0, f"{job.limit:g} simulated seconds did not pass")
         elapsed, truth = client.now - begin["now"], dict(client.task)
-        success = succeeded() if not job.still else truth.get("instruction") == text and not truth.get("touched")
+        success = succeeded() if not job.idle else truth.get("instruction") == text and not truth.get("touched")
         if success and film.frames:  # a last look for the film
             until = client.now + 0.5
             client.spin_until(lambda: client.now > until, 20.0, "the simulation stood still")
@@ -295,7 +297,7 @@ def episode(options: argparse.Namespace, client: Any, job: Job, folder: Path, sa
         if film.write(gif):
             say(f"wrote {gif} ({len(film.frames)} frames) and {log.count} steps")
     status = client.status
-    held = status.reason if status and not job.still and client.now - begin["moving"] > GIVEN_UP else ""
+    held = status.reason if status and not job.idle and client.now - begin["moving"] > GIVEN_UP else ""
     outcome = result(job, truth, success, elapsed, held)
     reason = "" if success else why_not(client, job, elapsed)
     speed = elapsed / max(1e-6, time.monotonic() - wall)
@@ -324,7 +326,7 @@ def why_not(client: Any, job: Job, elapsed: float) -> str:
     status, progress = client.status, client.task.get("progress", "the simulator said nothing")
     if status is None:
         return "policy_node published no status"
-    if job.still:
+    if job.idle:
         return f"touched {', '.join(client.task.get('touched', []))}"
     if elapsed <= job.limit:
         return f"the policy holds: {status.reason or 'no reason given'}; in truth: {progress}"

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vla_nodes.envs import base as envs
 from vla_nodes.policy import checkpoint as checkpoints
 from vla_nodes.policy.inference import engine as engines
 from vla_nodes.policy.inference import graphs, quantize
@@ -51,12 +52,11 @@ def blind(frame: tuple) -> tuple:
     return color, torch.zeros_like(depth), *others
 
 
-def drive(model, config, count: int, first_seed: int = FIRST_SEED) -> list[Episode]:
-    """What the policy saw while it drove in the simulator, episode by episode."""
-    from vla_nodes.envs.tabletop import suites  # MuJoCo: only here
-    from vla_nodes.evaluation import closed_loop_episode
+def drive(model, config, count: int, name: str, first_seed: int = FIRST_SEED) -> list[Episode]:
+    """What the policy saw while it drove in an environment, episode by episode."""
+    from vla_nodes.evaluation import closed_loop_episode  # here: it needs none of it without --calibrate
 
-    runtime = PolicyRuntime(model, config)
+    runtime, env = PolicyRuntime(model, config), envs.make(name)
     episodes: list[Episode] = []
     step = runtime.step
 
@@ -65,11 +65,15 @@ def drive(model, config, count: int, first_seed: int = FIRST_SEED) -> list[Episo
         return step(observation)
 
     runtime.step = recorded  # type: ignore[method-assign]
-    for seed in range(first_seed, first_seed + count):
-        scene, task, text = suites.episode("random", seed)
-        episodes.append((text, []))
-        result, _ = closed_loop_episode.run(closed_loop_episode.PolicyDriver(runtime), "random", scene, task, text)
-        print(f'  seed {seed}: "{text}": {len(episodes[-1][1])} ticks, {result.reason or "done"}', flush=True)
+    driver, suite = closed_loop_episode.PolicyDriver(runtime), env.suites.varied or env.suites.default
+    for name, seed in [(member, seed) for seed in range(first_seed, first_seed + count)
+                       for member in env.suites.members(suite)][:count]:  # fmt: skip
+        start = env.reset(name, seed)
+        episodes.append((start.instruction, []))
+        result, _ = closed_loop_episode.run(driver, env, start, name, seed)
+        print(f'  seed {seed}: "{start.instruction}": {len(episodes[-1][1])} ticks, {result.reason or "done"}',
+              flush=True)  # fmt: skip
+    env.close()
     return episodes
 
 
@@ -113,14 +117,14 @@ def difference_table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def calibrate(folder: Path, model, config, count: int, threads: int) -> None:
+def calibrate(folder: Path, model, config, count: int, threads: int, env: str) -> None:
     """Writes int8.json into the folder and prints what 8 bits change. EngineError when OpenVINO is not there."""
     if reason := engines.why_not("openvino", model):
         raise engines.EngineError(reason)
     if count < 2:
         raise ValueError("--episodes must be at least 2: one half is calibrated on, the other compared")
     print(f"driving {count} episodes in the simulator")
-    episodes = drive(model, config, count)
+    episodes = drive(model, config, count, env)
     learned, held_out = episodes[: count // 2], episodes[count // 2 :]
     recorder = Recorder(model)
     wanted = replay(model, config, engines.TorchEngine(model), held_out)
@@ -149,6 +153,9 @@ def main(argv: list[str] | None = None) -> int:
                         "checkpoint brings its ranges, else f32")  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1, as policy_node)")
     parser.add_argument("--calibrate", action="store_true", help="measure the ranges for 8 bits first (needs MuJoCo)")
+    parser.add_argument(
+        "--env", choices=envs.NAMES, default=envs.DEFAULT, help="environment to calibrate in (default %(default)s)"
+    )
     parser.add_argument("--episodes", type=int, default=12, help="simulated episodes to calibrate on (default 12)")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -158,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         model, config = checkpoints.load(folder)
         if args.calibrate:
-            calibrate(folder, model, config, args.episodes, args.threads)
+            calibrate(folder, model, config, args.episodes, args.threads, args.env)
         started = time.perf_counter()
         engine = engines.load(model, args.engine, args.threads, folder, args.precision)
     except (ValueError, OSError) as error:

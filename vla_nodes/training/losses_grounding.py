@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla_nodes.envs.tabletop.grounding_dataset import KINDS, NO_NAME, SHADES, Frame, augment, imagined, named
+from vla_nodes.envs.tabletop.grounding_dataset import KINDS, NO_NAME, SHADES, Frame, imagined, named
 from vla_nodes.envs.tabletop.mjcf import handle_offset
 from vla_nodes.envs.tabletop.scene import CABINET_POSITION, DRAWER_TRAVEL, HALF_HEIGHT
 from vla_nodes.envs.tabletop.tasks import RELATIONS, Task, destination, kind_of
 from vla_nodes.policy.modeling import NEARBY, Instruction, Prepared, VisualTokens, VlaPolicy
 from vla_nodes.policy.vision import Scan, Survey, unit
+from vla_nodes.training.examples import augment
 
 TRAINED = ("roles", "vision", "middle", "offset", "judge")  # language stays as it was distilled
 

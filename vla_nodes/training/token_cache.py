@@ -19,15 +19,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vla_nodes.datasets import episode as episodes
-from vla_nodes.envs.tabletop import instructions
-from vla_nodes.envs.tabletop.grounding_dataset import augment, number
-from vla_nodes.envs.tabletop.tasks import Task
 from vla_nodes.policy.modeling import Prepared, VisualTokens, VlaPolicy, proprioception
+from vla_nodes.training.examples import augment, number
 
 EYES = ("language", "roles", "vision", "middle")  # what tokens depend on; the aim in them is renewed when they are used
-FORMAT = 3  # of the cached arrays; another one makes the cache stale
+FORMAT = 4  # of the cached arrays; another one makes the cache stale
 MADE_BY = "made_by.json"  # in the cache folder: what the tokens in it depend on
-PHRASINGS = 4  # sentences for the same task; the first is the one the eyes looked for
+PHRASINGS = 4  # sentences for the same task at most; the first is the one the eyes looked for
 
 
 def differences(values: np.ndarray, stamps: np.ndarray) -> np.ndarray:
@@ -48,9 +46,7 @@ def tokens_of(
     header, arrays = episode.header, episode.arrays
     episode.require("instruction", "intrinsics", "camera_pose")
     episode.require("ee_pose", "gripper", "joint_positions", "joint_velocities", "actions")
-    texts = [header["instruction"]]
-    if "task" in header:
-        texts += [instructions.phrase(Task.from_dict(header["task"]), rng) for _ in range(PHRASINGS - 1)]
+    texts = [header["instruction"], *header.get("paraphrases", [])][:PHRASINGS]
     asked = model.prepare(model.language.encode(texts))
     count = len(episode)
     step = torch.as_tensor(arrays.get("step", np.zeros(count)), dtype=torch.long)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from vla_nodes.datasets import episode as episodes
 from vla_nodes.envs.tabletop import instructions
 from vla_nodes.envs.tabletop.scene import COLORS, GRASPABLE
 from vla_nodes.envs.tabletop.tasks import RELATIONS, Task, destination, kind_of
+from vla_nodes.training.examples import number
 
 SHADES = (*COLORS, "")
 KINDS = ("block", "can", "bowl", "tray", "drawer", "")
@@ -89,18 +89,13 @@ def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str
             objects = [t for t in things if kind_of(t) in GRASPABLE and named(t)[0] != NO_NAME] or ["red block"]
             second = Task("place", str(rng.choice(objects)), "drawer")
         if task.verb != "pick" and second != task:
-            task = Task(task.verb, task.thing, task.goal, task.relation, second)
+            task = Task(task.verb, task.target, task.reference, task.relation, second)
     return instructions.phrase(task, rng), task
 
 
 def imagined(rng: np.random.Generator) -> tuple[str, Task | None]:
     """A sentence about a scene that is nowhere drawn."""
     return random_instruction(["bowl", "tray", "drawer", *rng.permutation(instructions.KNOWN)[:5].tolist()], rng)
-
-
-def number(path: Path) -> int:
-    """The number of an episode, which says whether it is held out: its name's, or one that follows from its name."""
-    return int(path.stem) if path.stem.isdecimal() else zlib.crc32(path.stem.encode())
 
 
 class FrameSampler:
@@ -151,7 +146,7 @@ class FrameSampler:
         aim, possible = np.full(3, np.nan, np.float32), bool(steps)
         if steps:
             step = steps[at]
-            for role, name in enumerate((step.thing, step.goal)):
+            for role, name in enumerate((step.target, step.reference)):
                 wanted[role] = bool(name)
                 if name in things:
                     index = things.index(name)
@@ -159,9 +154,9 @@ class FrameSampler:
                     middle[role] = places[index]
                     cells[segmentation == index + 1] = role + 1
             if present[1]:
-                aim = destination(step, places[things.index(step.goal)]).astype(np.float32)
+                aim = destination(step, places[things.index(step.reference)]).astype(np.float32)
             shut = float(episode.arrays["drawer_opening"][tick]) < 0.08
-            possible = bool((present == wanted).all()) and not (step.goal == "drawer" and shut and at == 0)
+            possible = bool((present == wanted).all()) and not (step.reference == "drawer" and shut and at == 0)
         if like:  # the same image: all that does not depend on the question is there
             color, depth, shown, centre = like.color, like.depth, like.shown, like.centre
         else:
@@ -172,25 +167,3 @@ class FrameSampler:
             tick, color, depth, np.asarray(header["intrinsics"], np.float32),
             np.asarray(header["camera_pose"], np.float32), episode.arrays["ee_pose"][tick, :3, 3].astype(np.float32),
             text, at, max(1, len(steps)), cells, shown, centre, wanted, present, middle, aim, possible)  # fmt: skip
-
-
-def augment(color: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Light, colour and sensor noise; depth with holes, sometimes with nothing at all. Returns float32 colour 0..1."""
-
-    def noise(size: float, shape: tuple[int, ...]) -> np.ndarray:
-        return np.float32(size) * rng.standard_normal(shape, np.float32)
-
-    image = color.astype(np.float32) / 255
-    gain = rng.uniform(0.75, 1.25) * rng.uniform(0.93, 1.07, 3)
-    image = (image - 0.5) * np.float32(rng.uniform(0.85, 1.15)) + 0.5
-    image = image * gain.astype(np.float32) + noise(rng.uniform(0, 0.025), image.shape)
-    if rng.random() < 0.12:
-        return np.clip(image, 0, 1), np.zeros_like(depth)
-    depth = depth + (depth > 0) * noise(rng.uniform(0, 0.003), depth.shape)
-    size = depth.shape[0]
-    for _ in range(rng.integers(0, 5) if rng.random() < 0.4 else 0):
-        y, x, h, w = rng.integers(0, size, 2).tolist() + rng.integers(2, 30, 2).tolist()
-        depth[y : y + h, x : x + w] = 0
-    if rng.random() < 0.4:
-        depth[rng.random(depth.shape, np.float32) < rng.uniform(0, 0.1)] = 0
-    return np.clip(image, 0, 1), np.maximum(depth, 0)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from vla_nodes.datasets.episode import DataError
-from vla_nodes.envs.tabletop.grounding_dataset import number
 from vla_nodes.policy.modeling import Proprioception, VisualTokens, VlaPolicy
 from vla_nodes.training import losses_action
 from vla_nodes.training import token_cache as caching
 from vla_nodes.training.config import ActSettings, SettingsError
+from vla_nodes.training.examples import number
 from vla_nodes.training.trainer import Terms, to_device
 
 Tokens = dict[str, Tensor]
