@@ -7,8 +7,9 @@ import pytest
 
 from vla_nodes.datasets import episode as episodes
 from vla_nodes.envs import base
-from vla_nodes.envs.base import Group, Outcome, Plan, Start, Suites, Timing
+from vla_nodes.envs.base import Group, Outcome, Plan, Start, Suites
 from vla_nodes.evaluation import closed_loop_episode, collect, evaluate
+from vla_nodes.policy.contract import Actions, Camera, Contract, Robot, StateVector
 from vla_nodes.policy.runtime import Observation
 
 STEP = 0.0125  # s of one step of the simulator, as in a gymnasium environment
@@ -18,7 +19,13 @@ class PointEnv:
     """A point, to be pushed to 0 along three axes; the fourth column of an action opens and closes nothing."""
 
     suites = Suites(("near", "far"), {"both": Group(("near", "far"), title="both tasks")}, default="both")
-    timing = Timing(tick=4 * STEP, period=STEP, horizon=8)
+    contract = Contract(
+        robot=Robot(name="point", joints=("slide",), base_frame="world", tool_frame="point"),
+        state=(StateVector(name="tool_position", size=3, unit="m"),),
+        actions=Actions(space="ee_delta", columns=("x", "y", "z", "grip"), scale=(1.0,) * 4, horizon=8, period=STEP),
+        cameras=(Camera(name="camera"),),
+        tick=4 * STEP,
+    )
     latency = 0.0
     families = ("near", "far")
     primitives = ()
@@ -65,7 +72,7 @@ class PointEnv:
         return len(self.seen)
 
     def frame(self, moment):
-        return moment * self.timing.tick, np.zeros((8, 8, 3), np.uint8)
+        return moment * self.contract.tick, np.zeros((8, 8, 3), np.uint8)
 
     def close(self):
         pass
@@ -122,11 +129,11 @@ def test_a_driver_that_holds_still_is_told_so():
 
 def test_its_demonstrations_are_episodes(tmp_path):
     path = tmp_path / "3.safetensors"
-    assert collect.collect_one(PointEnv(), 3, path, PointEnv.timing._replace(horizon=5)) == ""
+    assert collect.collect_one(PointEnv(), 3, path, collect.contract_of(PointEnv(), None, 5)) == ""
     episode = episodes.read(path)
-    assert episode.header["instruction"] == "go to the middle" and episode.header["tick"] == PointEnv.timing.tick
+    assert episode.header["instruction"] == "go to the middle" and episode.header["tick"] == PointEnv.contract.tick
     assert episode.arrays["actions"].shape[1:] == (5, 4) and episode.arrays["primitive"].max() == -1
-    np.testing.assert_allclose(np.diff(episode.arrays["stamp"]), PointEnv.timing.tick, atol=1e-9)
+    np.testing.assert_allclose(np.diff(episode.arrays["stamp"]), PointEnv.contract.tick, atol=1e-9)
 
 
 def test_what_an_environment_lacks_is_one_line(monkeypatch):

@@ -1,6 +1,7 @@
 """What training reads: demonstrations made from a seed, frames drawn from them, and their cache."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import policy_tiny
@@ -9,7 +10,8 @@ import torch
 
 from vla_nodes.datasets import episode as episodes
 from vla_nodes.datasets.episode import DataError, EpisodeWriter
-from vla_nodes.envs.tabletop import grounding_dataset
+from vla_nodes.envs import base as envs
+from vla_nodes.envs.tabletop import grounding
 from vla_nodes.envs.tabletop.disturbance import Disturbance
 from vla_nodes.envs.tabletop.environment import Tabletop
 from vla_nodes.envs.tabletop.instructions import parse
@@ -18,8 +20,9 @@ from vla_nodes.envs.tabletop.tasks import Task, destination
 from vla_nodes.evaluation import collect
 from vla_nodes.policy.language import EncodedText
 from vla_nodes.policy.modeling import Instruction, VisualTokens
-from vla_nodes.training import examples, token_cache
+from vla_nodes.training import examples, grounding_data, token_cache
 
+LABELS = envs.grounding("tabletop")
 SIZE, CELLS, THINGS = 24, 6, ["red block", "bowl", "drawer"]
 
 
@@ -44,7 +47,7 @@ def test_a_seed_makes_the_same_episode_twice(tmp_path):
     env = Tabletop(image=32, cells=8)
     env.afterwards = 0.1
     for name in ("a", "b"):
-        assert collect.collect_one(env, 3, tmp_path / f"{name}.safetensors", env.timing) == ""
+        assert collect.collect_one(env, 3, tmp_path / f"{name}.safetensors", env.contract) == ""
     env.close()
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     episode = episodes.read(tmp_path / "a.safetensors")
@@ -53,7 +56,7 @@ def test_a_seed_makes_the_same_episode_twice(tmp_path):
     assert all(parse(text) == Task.from_dict(header["task"]) for text in header["paraphrases"])
     assert [t.name for t in Scene.from_json(header["scene"]).things] == header["things"][:-1]
     assert episode.color(0).shape == (32, 32, 3) and episode.arrays["actions"].shape[1:] == (16, 7)
-    np.testing.assert_allclose(np.diff(episode.arrays["stamp"]), Tabletop.timing.tick, atol=1e-6)
+    np.testing.assert_allclose(np.diff(episode.arrays["stamp"]), Tabletop.contract.tick, atol=1e-6)
     assert header["things"][-1] == "drawer" and episode.arrays["segmentation"].max() <= len(header["things"])
 
 
@@ -97,7 +100,7 @@ def test_augment_keeps_bounds_and_its_input():
 
 
 def test_frame_says_where_the_named_thing_is(tmp_path):
-    sampler = grounding_dataset.FrameSampler(tiny(tmp_path / "0000001.safetensors").parent)
+    sampler = grounding_data.FrameSampler(tiny(tmp_path / "0000001.safetensors").parent, LABELS)
     rng, kinds = np.random.default_rng(1), set()
     for _ in range(150):
         frame = sampler.draw(rng)
@@ -126,7 +129,7 @@ def test_frame_says_where_the_named_thing_is(tmp_path):
 def test_a_scene_without_graspables_still_gives_sentences():
     rng = np.random.default_rng(0)
     for _ in range(60):
-        text, _ = grounding_dataset.random_instruction(["tray", "drawer"], rng)
+        text, _ = grounding.random_instruction(["tray", "drawer"], rng)
         assert text
 
 
@@ -136,18 +139,20 @@ def test_sampler_drops_damaged_and_unlabelled_episodes(tmp_path):
     writer = EpisodeWriter()
     writer.add(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8)), stamp=0.0)
     writer.write(tmp_path / "0000003.safetensors", {"instruction": "from a real robot"})
-    sampler = grounding_dataset.FrameSampler(tmp_path)
+    sampler = grounding_data.FrameSampler(tmp_path, LABELS)
     rng = np.random.default_rng(0)
     for _ in range(30):
         sampler.draw(rng)
     assert {p.stem for p in sampler.damaged} == {"0000002", "0000003"}
     (tmp_path / "0000001.safetensors").unlink()
     with pytest.raises(DataError):
-        grounding_dataset.FrameSampler(tmp_path).draw(rng)
+        grounding_data.FrameSampler(tmp_path, LABELS).draw(rng)
 
 
 class Eyes:
     """Stands in for the model: caching only asks it to look."""
+
+    config = SimpleNamespace(horizon=16)
 
     def __init__(self):
         self.language = self

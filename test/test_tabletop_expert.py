@@ -12,7 +12,8 @@ from vla_nodes.envs.tabletop.suites import feasible_seeds
 from vla_nodes.envs.tabletop.tasks import SuccessChecker, Task
 from vla_nodes.envs.tabletop.world import World
 
-TICK, PERIOD, HORIZON = Tabletop.timing
+CONTRACT = Tabletop.contract
+TICK, PERIOD, HORIZON = CONTRACT.tick, CONTRACT.actions.period, CONTRACT.actions.horizon
 LATENCY = Tabletop.latency
 
 

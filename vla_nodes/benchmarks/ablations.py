@@ -1,8 +1,8 @@
 """``python -m vla_nodes ablations``: what each part of the design is good for, trained alike, measured in closed loop.
 
-Every NAME.yaml of config/train/ablations says one difference from act.yaml, and NAME.ground.yaml, where there is one,
-the same of ground.yaml. Each is trained with the same budget and evaluated on the same episodes; the table is printed
-and written. The same command again goes on where the last one ended.
+Every NAME.yaml of config/train/ablations says one difference from action.yaml, and NAME.grounding.yaml, where there is
+one, the same of grounding.yaml. Each is trained for the same steps and evaluated on the same episodes; the table is
+printed and written. The same command again goes on where the last one ended.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vla_nodes.training.closed_loop_score import successes
 from vla_nodes.training.config import CONFIGS, SettingsError
 from vla_nodes.training.state import WEIGHTS
 
-FULL, GROUND = "full", "ground"
+FULL, GROUND = "full", "grounding"
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
@@ -42,20 +42,20 @@ def steps_of(name: str, values: dict[str, Any], folder: Path, args: argparse.Nam
         weights = args.out / "eyes" / eyes / WEIGHTS
         if eyes == GROUND and args.grounded:
             weights = args.grounded
-        elif not args.stills:
-            raise SettingsError(f"{name} trains eyes of its own: give --stills, or name others with --only")
+        elif not args.scenes:
+            raise SettingsError(f"{name} trains eyes of its own: give --scenes, or name others with --only")
         else:
             begun = [f"start={args.grounded}"] if args.grounded else []
-            steps.append(_train(config, weights.parent, args.stills, args.eyes_minutes, None, [*pairs, *begun]))
+            steps.append(_train(config, weights.parent, args.scenes, args.eyes_steps, [*pairs, *begun]))
         pairs = [*pairs, f"grounded={weights}", f"cache={args.out}/cache/{eyes}"]
-    steps.append(_train(folder / f"{name}.yaml", out, args.data, args.minutes, args.steps, pairs))
+    steps.append(_train(folder / f"{name}.yaml", out, args.data, args.steps, pairs))
     steps.append(shlex.join(["eval", "--checkpoint", str(out / "checkpoint"), "--suite", args.suite, "--episodes",
                              str(args.episodes), "--seed", str(args.seed), "--save", str(out / "eval")]))  # fmt: skip
     return steps
 
 
-def _train(config: Path, out: Path, data: list[str], minutes: float, steps: int | None, pairs: list[str]) -> str:
-    budget = ["--minutes", f"{minutes:g}"] if steps is None else ["--set", "minutes=null", "--steps", str(steps)]
+def _train(config: Path, out: Path, data: list[str], steps: int | None, pairs: list[str]) -> str:
+    budget = [] if steps is None else ["--steps", str(steps)]
     words = ["train", str(config), "--out", str(out), *budget, "--data", *map(str, data)]
     return shlex.join([*words, *(word for pair in pairs for word in ("--set", pair))])
 
@@ -90,17 +90,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vla_nodes ablations", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--data", nargs="+", required=True, help="folders of demonstrations")
-    parser.add_argument("--stills", nargs="+", help="folders of still scenes, to train eyes on")
+    parser.add_argument("--scenes", nargs="+", help="folders of static scenes, to train eyes on")
     parser.add_argument(
         "--grounded",
         type=Path,
         help="stage 1 weights of the full design, in place of training them; eyes of an ablation's own begin with them",
     )
-    parser.add_argument("--language", type=Path, help="as the key of act.yaml")
+    parser.add_argument("--language", type=Path, help="as the key of action.yaml")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=15.0, help="stage 2 of each (default %(default)s)")
-    parser.add_argument("--steps", type=int, help="stage 2 of each in steps, in place of minutes")
-    parser.add_argument("--eyes-minutes", type=float, default=15.0, help="stage 1 of each (default %(default)s)")
+    parser.add_argument("--steps", type=int, help="stage 2 of each (default: those of action.yaml)")
+    parser.add_argument("--eyes-steps", type=int, help="stage 1 of each (default: those of grounding.yaml)")
     parser.add_argument("--suite", default="all")
     parser.add_argument("--episodes", type=int, default=10, help="per task family (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 if TYPE_CHECKING:  # an environment and its expert work without torch
+    from vla_nodes.policy.contract import Contract
     from vla_nodes.policy.runtime import Observation
 
 ENVIRONMENTS = {"tabletop": "vla_nodes.envs.tabletop.environment"}
@@ -102,19 +103,11 @@ class Outcome:
     p99_jerk: float = 0.0
 
 
-class Timing(NamedTuple):
-    """Of observations and action chunks, as the environment's demonstrations have them."""
-
-    tick: float  # s between two observations
-    period: float  # s between two rows of a chunk
-    horizon: int  # rows of a chunk
-
-
 class Environment(Protocol):
     """One simulated robot and its tasks. Nothing is simulated before ``reset``. Not thread-safe."""
 
     suites: Suites
-    timing: Timing
+    contract: Contract  # its robot and cameras; state, actions, tick, period and horizon of its demonstrations
     latency: float  # s from an observation to the arrival of its chunk; 0 where the simulator waits for the policy
 
     def reset(self, suite: str, seed: int, instruction: str | None = None) -> Start:

@@ -52,7 +52,8 @@ class ExpertDriver:
 
     def begin(self, env: Demonstrator, start: Start) -> None:
         self._env = env
-        self.tick, self.period, self.horizon = env.timing
+        actions = env.contract.actions
+        self.tick, self.period, self.horizon = env.contract.tick, actions.period, actions.horizon
 
     def act(self) -> tuple[np.ndarray | None, str]:
         return self._env.plan(self.horizon, self.period).actions, ""

@@ -11,12 +11,15 @@ import multiprocessing
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
 from vla_nodes.datasets.episode import EpisodeWriter
 from vla_nodes.envs import base as envs
-from vla_nodes.envs.base import Demonstrator, Timing
+from vla_nodes.envs.base import Demonstrator
+from vla_nodes.policy import contract as contracts
+from vla_nodes.policy.contract import Contract
 from vla_nodes.policy.runtime import PolicyRuntime
 
 THROWN_AWAY = "thrown_away.jsonl"  # beside the episodes: seeds that failed, so that they are not tried again
@@ -39,14 +42,16 @@ def row_of(env: Demonstrator, observation, plan: envs.Plan) -> dict[str, np.ndar
     }
 
 
-def collect_one(env: Demonstrator, seed: int, path: Path, timing: Timing, runtime: PolicyRuntime | None = None,
+def collect_one(env: Demonstrator, seed: int, path: Path, contract: Contract, runtime: PolicyRuntime | None = None,
                 family: str | None = None) -> str:  # fmt: skip
-    """Make episode ``seed``, of a task family if given; returns "" or why it was thrown away.
+    """Make episode ``seed``, of a task family if given, with the tick, period and horizon of the contract.
+
+    Returns "" or why it was thrown away.
 
     With a ``runtime`` its policy drives for most of the episode while the expert only says what it would do (DAgger,
     Ross et al., arXiv 1011.0686): the data then hold the states that the policy's own mistakes lead to.
     """
-    rng = np.random.default_rng(seed)
+    rng, moves = np.random.default_rng(seed), contract.actions
     start = env.reset_demonstration(seed, rng, family)
     disturb, writer = env.disturbance(rng), EpisodeWriter()
     if runtime is not None:
@@ -55,7 +60,7 @@ def collect_one(env: Demonstrator, seed: int, path: Path, timing: Timing, runtim
     help_after = rng.uniform(4.0, max(4.0, 0.7 * start.limit))
     ended = None
     while env.time < start.limit and (ended is None or env.time - ended < env.afterwards):
-        now, observation, plan = env.time, env.observe(), env.plan(timing.horizon, timing.period)
+        now, observation, plan = env.time, env.observe(), env.plan(moves.horizon, moves.period)
         writer.add(observation.color, observation.depth, **row_of(env, observation, plan))
         executed = disturb(plan.actions, now) if ended is None else plan.actions
         if runtime is not None:
@@ -63,7 +68,7 @@ def collect_one(env: Demonstrator, seed: int, path: Path, timing: Timing, runtim
             if now < help_after and chosen.actions is not None:
                 executed = chosen.actions
         latency = round(rng.uniform(*LATENCIES), 2) if env.latency else 0.0
-        env.apply(executed, timing.period, timing.tick, latency)
+        env.apply(executed, moves.period, contract.tick, latency)
         if env.succeeded and ended is None:
             ended = env.time
     if not env.succeeded:
@@ -75,8 +80,9 @@ def collect_one(env: Demonstrator, seed: int, path: Path, timing: Timing, runtim
             "primitives": list(env.primitives),
             "intrinsics": observation.intrinsics.tolist(),
             "camera_pose": observation.camera_pose.tolist(),
-            "period": timing.period,
-            "tick": timing.tick,
+            "period": moves.period,
+            "tick": contract.tick,
+            "contract": contracts.plain(contract),
             "success": True,
             "seed": seed,
             "source": "expert in simulation",
@@ -87,26 +93,30 @@ def collect_one(env: Demonstrator, seed: int, path: Path, timing: Timing, runtim
 
 
 Job = tuple[int, Path]
-_worker: dict = {}  # of a process: its environment, timing, policy and family
+_worker: dict = {}  # of a process: its environment, contract, policy and family
 
 
 def _begin(name: str, policy: Path | None, horizon: int | None, family: str | None) -> None:
     env = envs.make_demonstrator(name)
     runtime = PolicyRuntime.load(policy, device="cpu") if policy is not None else None
-    _worker.update(env=env, timing=timing_of(env, runtime, horizon), runtime=runtime, family=family)
+    _worker.update(env=env, contract=contract_of(env, runtime, horizon), runtime=runtime, family=family)
 
 
-def timing_of(env: Demonstrator, runtime: PolicyRuntime | None, horizon: int | None) -> Timing:
-    """As the policy that drives was trained, else as the environment's expert moves; rows by ``horizon`` if given."""
-    timing = env.timing
+def contract_of(env: Demonstrator, runtime: PolicyRuntime | None, horizon: int | None) -> Contract:
+    """The environment's, with tick, period and horizon of the policy that drives; rows by ``horizon`` if given."""
+    contract, actions = env.contract, env.contract.actions
     if runtime is not None:
-        timing = Timing(runtime.config.tick, runtime.config.period, runtime.config.horizon)
-    return timing if horizon is None else timing._replace(horizon=horizon)
+        config = runtime.config
+        actions = msgspec.structs.replace(actions, period=config.period, horizon=config.horizon)
+        contract = msgspec.structs.replace(contract, tick=config.tick)
+    if horizon is not None:
+        actions = msgspec.structs.replace(actions, horizon=horizon)
+    return msgspec.structs.replace(contract, actions=actions)
 
 
 def _job(job: Job) -> tuple[int, str]:
     try:
-        return job[0], collect_one(_worker["env"], *job, _worker["timing"], _worker["runtime"], _worker["family"])
+        return job[0], collect_one(_worker["env"], *job, _worker["contract"], _worker["runtime"], _worker["family"])
     finally:
         _worker["env"].close()
 

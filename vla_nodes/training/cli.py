@@ -1,14 +1,19 @@
 """``python -m vla_nodes train``: one command for both stages, for the whole recipe, and for fine-tuning.
 
-    train ground.yaml             stage 1: language meets vision, on still scenes
-    train words.yaml              stage 1, from words alone: many wordings for the same
-    train offset.yaml, judge.yaml the small parts of stage 1, each by itself
-    train act.yaml                stage 2: action chunks, from demonstrations
-    train recipe.yaml             all of it: scenes, demonstrations, both stages, checkpoint, evaluation
-    train --data DIR              fine-tune the shipped policy on episodes of your own, made from bags
+    train perception.yaml        stage 1: what stands where, on static scenes
+    train grounding.yaml         stage 1: language meets vision
+    train paraphrase.yaml        stage 1, from sentences alone: many wordings for the same
+    train placement_head.yaml    stage 1, one small head: where does it go?
+    train feasibility_head.yaml  stage 1, the other: is all of it there, and can it be done?
+    train action.yaml            stage 2: action chunks, from demonstrations
+    train recipe.yaml            all of it: scenes, demonstrations, both stages, checkpoint, evaluation
+    train --data DIR             fine-tune the shipped policy on episodes of your own, made from bags
 
 A name is a file, or one of the shipped configurations in config/train. The same command again goes on where the last
-one ended, however it ended. On several GPUs it starts one process for each.
+one ended, however it ended, and comes to the same curve: batches and learning rate follow from the step alone. On
+several GPUs it starts one process for each, and a step takes a batch of every process.
+
+Exit status: 0 when all steps are done, 2 for what cannot be done, 3 when --minutes ended it before, 130 when stopped.
 """
 
 from __future__ import annotations
@@ -22,19 +27,21 @@ from pathlib import Path
 import torch
 
 from vla_nodes.datasets.episode import DataError
+from vla_nodes.envs.base import EnvError
 from vla_nodes.policy.checkpoint import CheckpointError
 from vla_nodes.training import config as reading
 from vla_nodes.training.config import (
-    ActSettings,
-    GroundSettings,
-    PartSettings,
+    ActionSettings,
+    GroundingSettings,
+    HeadSettings,
+    ParaphraseSettings,
     Settings,
     SettingsError,
-    WordsSettings,
 )
 from vla_nodes.training.state import WEIGHTS, StateError
 
 FINE_TUNE = "finetune.yaml"
+CAPPED, STOPPED = 3, 130  # exit status
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,13 +52,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", help="YAML file, or the name of one in config/train")
     parser.add_argument("--data", nargs="+", help="folders of episodes")
     parser.add_argument("--out", help="folder of the run")
-    parser.add_argument("--minutes", type=float, help="time to train (data and cache come on top)")
-    parser.add_argument("--steps", type=int, help="steps to train, should they end first")
+    parser.add_argument("--minutes", type=float, help="a cap: stop after so long, done or not")
+    parser.add_argument("--steps", type=int, help="how long to train; the learning rate falls until the last step")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the YAML file")
     parser.add_argument("--show", action="store_true", help="print the settings and exit")
     args = parser.parse_args(argv)
     if args.config is None and not args.data:
-        parser.error("name a configuration (ground.yaml, act.yaml, recipe.yaml), or give --data to fine-tune on")
+        parser.error("name a configuration (grounding.yaml, action.yaml, recipe.yaml), or give --data to fine-tune on")
     try:
         path = reading.find(args.config or FINE_TUNE)
         values = reading.read(path)
@@ -81,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
                 ],
             )
         return run(settings)
-    except (SettingsError, StateError, DataError, CheckpointError, FileNotFoundError) as error:
+    except (SettingsError, StateError, DataError, EnvError, CheckpointError, FileNotFoundError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
 
@@ -94,7 +101,7 @@ def processes(settings: Settings) -> int:
 
 
 def run(settings: Settings) -> int:
-    """Train one stage to the end of its budget; 0 when it got there, 130 when it was asked to stop before."""
+    """Train one stage; the exit status, see above."""
     from vla_nodes.training import initialize
     from vla_nodes.training import trainer as loops
 
@@ -102,26 +109,26 @@ def run(settings: Settings) -> int:
     say = print if accelerator.is_main_process else lambda *_: None
     begun = initialize.begin(settings, say)
     score = None
-    if isinstance(settings, ActSettings):
-        stage = act(begun.model, settings, accelerator, say)
+    if isinstance(settings, ActionSettings):
+        stage = action(begun.model, settings, accelerator, say)
         if settings.score_minutes and accelerator.is_main_process:
             from vla_nodes.training.closed_loop_score import Score
 
             score = Score(settings, lambda folder: export(begun, folder, settings))
-    elif isinstance(settings, PartSettings):
-        from vla_nodes.training.stages.heads import PartStage
+    elif isinstance(settings, HeadSettings):
+        from vla_nodes.training.stages.heads import HeadStage
 
         with accelerator.main_process_first():  # the others find the examples
-            stage = PartStage(begun.model, settings, say)
-    elif isinstance(settings, WordsSettings):
-        from vla_nodes.training.stages.paraphrase import WordsStage
+            stage = HeadStage(begun.model, settings, say)
+    elif isinstance(settings, ParaphraseSettings):
+        from vla_nodes.training.stages.paraphrase import ParaphraseStage
 
-        stage = WordsStage(begun.model, settings, say)
+        stage = ParaphraseStage(begun.model, settings, say)
     else:
-        from vla_nodes.training.stages.grounding import GroundStage
+        from vla_nodes.training.stages.grounding import GroundingStage
 
-        assert isinstance(settings, GroundSettings)
-        stage = GroundStage(begun.model, settings)
+        assert isinstance(settings, GroundingSettings)
+        stage = GroundingStage(begun.model, settings)
         say(f"{stage.data['episodes']} episodes to learn from, {stage.data['held out']} held out")
     learnt = sum(p.numel() for _, p in stage.trained)
     say(
@@ -130,17 +137,18 @@ def run(settings: Settings) -> int:
     )
     run = loops.Loop(stage, settings, accelerator, score)
     finished = run.run()
-    if finished and isinstance(settings, ActSettings) and accelerator.is_main_process:
-        with run.averages.applied():
+    capped = run.capped
+    if (finished or capped) and isinstance(settings, ActionSettings) and accelerator.is_main_process:
+        with run.ema.applied():
             export(begun, settings.out / "checkpoint", settings, run)
     accelerator.end_training()
-    return 0 if finished else 130
+    return 0 if finished else CAPPED if capped else STOPPED
 
 
-def act(model, settings: ActSettings, accelerator, say):
+def action(model, settings: ActionSettings, accelerator, say):
     """Stage 2, its visual tokens made first where they are missing."""
     from vla_nodes.training import token_cache
-    from vla_nodes.training.stages.action import ActStage
+    from vla_nodes.training.stages.action import ActionStage
 
     model.eval().requires_grad_(False)
     fingerprint = token_cache.made_by(model, settings.seed, settings.depth)
@@ -162,19 +170,20 @@ def act(model, settings: ActSettings, accelerator, say):
                 settings.depth,
             )
         ]
-    return ActStage(model, settings, paths, say)
+    return ActionStage(model, settings, paths, say)
 
 
 def export(begun, folder: Path, settings: Settings, run=None) -> None:
     """The checkpoint folder of a model in training."""
-    from vla_nodes.training.export import write
+    from vla_nodes.training.export import config_of, contract_of, write
 
     made = {"settings": reading.plain(settings)}
     if run is not None:
         made |= {"steps": run.step, "minutes": round(run.seconds / 60, 1), "data": run.stage.data}
         made |= {"held out": run.stage.measure(), "began with": begun.config.provenance if begun.config else None}
         print(f"{folder} and {settings.out / WEIGHTS} written")
-    write(folder, begun.model, begun.tokenizer, made, settings.depth, begun.config)
+    like = begun.config or config_of(begun.model.config, contract_of(settings.data), settings.depth)
+    write(folder, begun.model, begun.tokenizer, made, like)
 
 
 if __name__ == "__main__":

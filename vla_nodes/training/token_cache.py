@@ -46,6 +46,10 @@ def tokens_of(
     header, arrays = episode.header, episode.arrays
     episode.require("instruction", "intrinsics", "camera_pose")
     episode.require("ee_pose", "gripper", "joint_positions", "joint_velocities", "actions")
+    horizon, rows = model.config.horizon, arrays["actions"].shape[1]
+    if rows < horizon:
+        raise episodes.DataError(f"{episode.path}: its chunks have {rows} rows and the policy's {horizon}: collect or "
+                                 f"build the data with --horizon {horizon}")  # fmt: skip
     texts = [header["instruction"], *header.get("paraphrases", [])][:PHRASINGS]
     asked = model.prepare(model.language.encode(texts))
     count = len(episode)
@@ -80,7 +84,7 @@ def tokens_of(
         torch.as_tensor(differences(arrays["gripper"], arrays["stamp"])))  # fmt: skip
     views = {f"view_{name}": torch.cat([getattr(p, name) for p in parts]).numpy() for name in VisualTokens._fields}
     return {**views, "state": body.state.numpy(), "change": body.change.numpy(), "summary": asked.summary.numpy(),
-            "actions": model.normalised(torch.as_tensor(arrays["actions"])).numpy(),
+            "actions": model.normalised(torch.as_tensor(arrays["actions"][:, :horizon])).numpy(),
             "primitive": arrays.get("primitive", np.full(count, -1)).astype(np.int64), "step": step.numpy(),
             "done": arrays.get("done", np.full(count, np.nan)).astype(np.float32)}  # fmt: skip
 

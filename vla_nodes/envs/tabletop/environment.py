@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla_nodes.envs.base import EnvError, Outcome, Plan, Start, Timing
+from vla_nodes.envs.base import EnvError, Outcome, Plan, Start
 from vla_nodes.envs.tabletop import expert as experts
 from vla_nodes.envs.tabletop import instructions, static_scenes, suites
 from vla_nodes.envs.tabletop.camera import Camera
+from vla_nodes.envs.tabletop.contract import CONTRACT
 from vla_nodes.envs.tabletop.disturbance import Disturbance
 from vla_nodes.envs.tabletop.episode_monitor import PATH_PERIOD, EpisodeMonitor
 from vla_nodes.envs.tabletop.grounding import TabletopGrounding
@@ -48,7 +49,7 @@ class Tabletop:
     """See `envs.base.Environment`, `Demonstrator` and `StaticScenes`."""
 
     suites = suites.LAYOUT
-    timing = Timing(tick=0.10, period=0.05, horizon=16)
+    contract = CONTRACT
     latency = 0.05
     families = tuple(SHARES)
     primitives = experts.PRIMITIVES
@@ -171,7 +172,7 @@ class Tabletop:
         return Plan(actions, self.primitives.index(primitive), self.expert.step, self.expert.finished)
 
     def disturbance(self, rng: np.random.Generator) -> Disturbance:
-        return Disturbance(rng, self.timing.period)
+        return Disturbance(rng, self.contract.actions.period)
 
     def labels(self) -> dict[str, np.ndarray]:
         return static_scenes.labels(self.world, self._eye(), self.cells)

@@ -9,20 +9,25 @@ from typing import NamedTuple
 import numpy as np
 
 from vla_nodes.datasets import episode as episodes
-from vla_nodes.envs.tabletop import instructions
-from vla_nodes.envs.tabletop.scene import COLORS, GRASPABLE
-from vla_nodes.envs.tabletop.tasks import RELATIONS, Task, destination, kind_of
+from vla_nodes.envs.base import Grounding
 from vla_nodes.training.examples import number
 
-SHADES = (*COLORS, "")
-KINDS = ("block", "can", "bowl", "tray", "drawer", "")
-NO_NAME = 255  # in place of an index: a colour or a shape that nothing is asked about
+NO_NAME = 255  # in place of an index: an appearance or a category that nothing is asked about
 
 
-def named(name: str) -> tuple[int, int]:
-    """(index in SHADES, index in KINDS) of a thing as people call it, NO_NAME where it has none; "" is nothing."""
-    color, kind = name.split()[0] if " " in name else "", kind_of(name)
-    return (SHADES.index(color) if color in SHADES else NO_NAME), (KINDS.index(kind) if kind in KINDS else NO_NAME)
+class Names:
+    """Appearances and categories as labels hold them: by their index in what an environment's sentences may name."""
+
+    def __init__(self, grounding: Grounding) -> None:
+        self.describe = grounding.describe
+        self.appearances = {name: index for index, name in enumerate(grounding.appearances)}
+        self.categories = {name: index for index, name in enumerate(grounding.categories)}
+        self.nothing = self.of("")
+
+    def of(self, name: str) -> tuple[int, int]:
+        """Indices of an object's appearance and category, NO_NAME where it has none; "" is nothing at all."""
+        appearance, category = self.describe(name)
+        return self.appearances.get(appearance, NO_NAME), self.categories.get(category, NO_NAME)
 
 
 class Frame(NamedTuple):
@@ -38,7 +43,7 @@ class Frame(NamedTuple):
     step: int  # which step of the sentence the rest is about
     steps: int  # how many it has
     cells: np.ndarray  # (h, w) uint8
-    shown: np.ndarray  # (2, h, w) uint8: what stands in every cell, as `named` says
+    shown: np.ndarray  # (2, h, w) uint8: what stands in every cell, as `Names.of` says
     centre: np.ndarray  # (3, h, w) m in base: the middle of what stands there
     wanted: np.ndarray  # (2,) bool: the step names a thing, a goal
     present: np.ndarray  # (2,) bool: it is in the scene
@@ -47,64 +52,15 @@ class Frame(NamedTuple):
     grounded: bool  # understood, possible, and all it names is in the scene
 
 
-def random_step(things: list[str], rng: np.random.Generator) -> Task:
-    """One step about a scene of ``things``: mostly doable, sometimes naming what is absent."""
-    objects = [t for t in things if kind_of(t) in GRASPABLE and named(t)[0] != NO_NAME]
-    goals = [t for t in things if t in ("bowl", "tray")]
-    absent = [n for n in instructions.KNOWN if n not in objects]
-    alike = [t for t in absent if any(t.split()[0] == o.split()[0] for o in objects)]  # right colour, other kind
-
-    def thing(avoid: str = "") -> str:
-        draw, there = rng.random(), [o for o in objects if o != avoid]
-        return str(rng.choice(alike if alike and draw < 0.14 else absent if draw < 0.24 or not there else there))
-
-    def container() -> str:
-        missing = [g for g in ("bowl", "tray") if g not in goals]
-        return str(rng.choice(missing if missing and (not goals or rng.random() < 0.15) else goals))
-
-    draw, first = rng.random(), thing()
-    if draw < 0.15:
-        return Task("open" if rng.random() < 0.5 else "close", "drawer")
-    if draw < 0.38:
-        return Task("pick", first)
-    if draw < 0.60:
-        return Task("place", first, "drawer" if rng.random() < 0.6 else container())
-    goal = container() if rng.random() < 0.4 else thing(avoid=first)
-    if draw < 0.70 and kind_of(goal) in GRASPABLE and goal != first:
-        return Task("place", first, goal)
-    if goal == first:
-        goal = container()
-    return Task("place", first, goal, str(rng.choice(RELATIONS)))
-
-
-def random_instruction(things: list[str], rng: np.random.Generator) -> tuple[str, Task | None]:
-    """A sentence about a scene of ``things``, with one step or two; sometimes noise."""
-    if rng.random() < 0.10:
-        about = tuple(t for t in things if t in instructions.KNOWN)
-        return instructions.unrelated(rng, about or instructions.KNOWN), None
-    task = random_step(things, rng)
-    if rng.random() < 0.4:
-        second = random_step(things, rng)
-        if task.verb == "open" and rng.random() < 0.5:
-            objects = [t for t in things if kind_of(t) in GRASPABLE and named(t)[0] != NO_NAME] or ["red block"]
-            second = Task("place", str(rng.choice(objects)), "drawer")
-        if task.verb != "pick" and second != task:
-            task = Task(task.verb, task.target, task.reference, task.relation, second)
-    return instructions.phrase(task, rng), task
-
-
-def imagined(rng: np.random.Generator) -> tuple[str, Task | None]:
-    """A sentence about a scene that is nowhere drawn."""
-    return random_instruction(["bowl", "tray", "drawer", *rng.permutation(instructions.KNOWN)[:5].tolist()], rng)
-
-
 class FrameSampler:
     """Draws frames from folders of episodes. What it draws follows from the generator alone, also from threads."""
 
-    def __init__(self, folders: Path | Sequence[Path], held_out: bool = False, every: int = 12) -> None:
+    def __init__(self, folders: Path | Sequence[Path], grounding: Grounding, held_out: bool = False, every: int = 12
+                 ) -> None:  # fmt: skip
         """Every ``every``-th episode, by number, is held out for measuring and never trained on."""
         found = [p for folder in ([folders] if isinstance(folders, Path) else folders) for p in episodes.files(folder)]
         self.paths = [p for p in found if (number(p) % every == 0) == held_out]
+        self.grounding, self.names = grounding, Names(grounding)
         self._cache: dict[Path, episodes.Episode] = {}
         self.damaged: dict[Path, str] = {}
 
@@ -134,11 +90,10 @@ class FrameSampler:
 
     def _frame(self, episode: episodes.Episode, tick: int, rng: np.random.Generator, like: Frame | None = None
                ) -> Frame:  # fmt: skip
-        episode.require("things", "segmentation", "thing_positions", "drawer_opening")
+        episode.require("things", "segmentation", "thing_positions", *self.grounding.state)
         episode.require("intrinsics", "camera_pose", "ee_pose")
         header, things = episode.header, list(episode.header["things"])
-        text, task = random_instruction(things, rng)
-        steps = list(task.steps) if task else []
+        text, steps = self.grounding.about(things, rng)
         at = int(rng.integers(len(steps))) if steps else 0
         segmentation, places = episode.arrays["segmentation"][tick], episode.arrays["thing_positions"][tick]
         cells = np.zeros_like(segmentation)
@@ -154,14 +109,15 @@ class FrameSampler:
                     middle[role] = places[index]
                     cells[segmentation == index + 1] = role + 1
             if present[1]:
-                aim = destination(step, places[things.index(step.reference)]).astype(np.float32)
-            shut = float(episode.arrays["drawer_opening"][tick]) < 0.08
-            possible = bool((present == wanted).all()) and not (step.reference == "drawer" and shut and at == 0)
+                aim = self.grounding.place_position(step, places[things.index(step.reference)]).astype(np.float32)
+            state = {name: episode.arrays[name][tick] for name in self.grounding.state}
+            possible = bool((present == wanted).all()) and self.grounding.feasible(step, at, state)
         if like:  # the same image: all that does not depend on the question is there
             color, depth, shown, centre = like.color, like.depth, like.shown, like.centre
         else:
             color, depth = episode.color(tick), episode.depth(tick)
-            shown = np.array([named(""), *map(named, things)], np.uint8)[segmentation].transpose(2, 0, 1)
+            names = np.array([self.names.nothing, *map(self.names.of, things)], np.uint8)
+            shown = names[segmentation].transpose(2, 0, 1)
             centre = np.concatenate([np.zeros((1, 3), np.float32), places])[segmentation].transpose(2, 0, 1)
         return Frame(
             tick, color, depth, np.asarray(header["intrinsics"], np.float32),
