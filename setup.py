@@ -25,17 +25,17 @@ def version() -> str:
 
 
 def share_files() -> list[tuple[str, list[str]]]:
-    """config/, launch/, msg/ and the checkpoints under <prefix>/share/vla_nodes, where vla_nodes.share looks."""
+    """package.xml, config/, launch/, msg/ and the checkpoints under share/vla_nodes, where vla_nodes.share looks."""
     folders: dict[str, list[str]] = {}
     for top in ("config", "launch", "msg", "resource/checkpoints"):
         for file in sorted((ROOT / top).rglob("*")):
             if file.is_file() and not {"__pycache__", "engines"} & set(file.parts):  # engines: graphs made here
                 relative = file.relative_to(ROOT)
                 folders.setdefault(f"share/vla_nodes/{relative.parent}", []).append(str(relative))
-    return sorted(folders.items())
+    return [("share/vla_nodes", ["package.xml"]), *sorted(folders.items())]
 
 
-EXTRAS = {"sim": ("mujoco", "pillow"), "train": ("mujoco", "tqdm")}
+EXTRAS = {"sim": ("mujoco", "pillow"), "train": ("mujoco",)}
 """Requirements that only these rooms need: pip install 'vla_nodes[sim]'."""
 
 runtime = {re.split("[<>=!]", line)[0]: line for line in requirements("runtime")}
@@ -49,6 +49,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["vla_nodes", "vla_nodes.*"]),
     data_files=share_files(),
+    entry_points={"console_scripts": ["vla_nodes = vla_nodes.__main__:main"]},
     install_requires=[line for name, line in runtime.items() if name not in optional],
     extras_require={
         **{extra: [runtime[name] for name in names] for extra, names in EXTRAS.items() if extra != "train"},

@@ -23,7 +23,7 @@ from launch.substitutions import EnvironmentVariable
 from launch_ros.actions import LifecycleNode
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from vla_nodes.nodes.launching import common_arguments, lifecycle_node, policy_arguments, started
+from vla_nodes.nodes.launching import common_arguments, lifecycle_node, once_active, policy_arguments
 from vla_nodes.nodes.topic_names import OURS
 
 ARGUMENTS = [
@@ -71,7 +71,12 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     lockstep = argument["mode"] == "lockstep"
     given = {name: argument[name] for name in ("checkpoint", "device") if argument[name]}
     nodes = {
-        "policy_node": {"paced": lockstep, "paced_latency": float(argument["latency"]), **given},
+        "policy_node": {
+            "paced": lockstep,
+            "paced_latency": float(argument["latency"]),
+            "resume_instruction": True,
+            **given,
+        },
         "action_node": {"paced": lockstep, "dry_run": argument["dry_run"] == "true"},
     }
     if argument["record"]:
@@ -85,8 +90,9 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     entities = []
     for name, parameters in nodes.items():
         # 20 s of a busy machine to end in: a recorder that ends in peace writes its index
-        node = lifecycle_node(name, {"use_sim_time": True, **parameters}, sigterm_timeout="20")
-        entities += started(node, then if name == "policy_node" else [])
+        parameters = {"use_sim_time": True, "autostart": True, **parameters}
+        node = lifecycle_node(name, parameters, sigterm_timeout="20")
+        entities += [once_active(node, then), node] if then and name == "policy_node" else [node]
     over = RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[Shutdown(reason="the recording is over")]))
     return [*entities, over, *([player] if ours else [])]
 

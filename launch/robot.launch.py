@@ -12,7 +12,7 @@ from launch.conditions import IfCondition
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from vla_nodes.nodes.launching import common_arguments, lifecycle_node, policy_arguments, started
+from vla_nodes.nodes.launching import common_arguments, lifecycle_node, policy_arguments
 
 ARGUMENTS = [
     DeclareLaunchArgument(
@@ -43,13 +43,20 @@ ARGUMENTS = [
         "autostart",
         default_value="true",
         choices=["true", "false"],
-        description="Configure and activate every node. With false: ros2 lifecycle set /<node> configure.",
+        description="Configure and activate every node at its start. With false: ros2 lifecycle set /<node> configure.",
     ),
     DeclareLaunchArgument(
         "respawn",
         default_value="false",
         choices=["true", "false"],
         description="Start a node again 1 s after it ends; with autostart it then configures and activates itself.",
+    ),
+    DeclareLaunchArgument(
+        "resume_instruction",
+        default_value=LaunchConfiguration("use_sim"),
+        choices=["true", "false"],
+        description="After policy_node or action_node was deactivated or restarted, go on with the instruction in "
+        "force; with false the arm rests until it is told again. Default: the value of use_sim.",
     ),
     *policy_arguments(),
     *common_arguments(),
@@ -62,7 +69,7 @@ def is_true(context: LaunchContext, name: str) -> bool:
 
 
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """The nodes and their transitions, for the arguments as given."""
+    """The nodes, for the arguments as given."""
     argument = context.launch_configurations
     use_sim = is_true(context, "use_sim")
     camera = argument["camera"]
@@ -75,27 +82,16 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         own_parameters["sim_node"] = {}
     if camera != "none":
         own_parameters["camera_node"] = {"source": camera}
-    own_parameters["policy_node"] = given
+    own_parameters["policy_node"] = {"resume_instruction": is_true(context, "resume_instruction"), **given}
     own_parameters["action_node"] = {}
 
-    entities: list[LaunchDescriptionEntity] = []
-    for name, parameters in own_parameters.items():
-        entities += managed_node(context, name, parameters)
-    return entities
-
-
-def managed_node(context: LaunchContext, name: str, parameters: dict) -> list[LaunchDescriptionEntity]:
-    """A lifecycle node, and with autostart what takes it to active."""
-    autostart, respawn = is_true(context, "autostart"), is_true(context, "respawn")
-    common = {"use_sim_time": is_true(context, "use_sim_time")}
-    if autostart and respawn:
-        # A node that was killed stays matched until its discovery lease is over (20 s with Fast DDS), so a transition
-        # requested from here may be answered by nobody: a node that may be started again brings itself up.
-        common["autostart"] = True
-    node = lifecycle_node(
-        name, common | parameters, LaunchConfiguration("namespace"), respawn=respawn, respawn_delay=1.0
-    )
-    return [node] if not autostart or respawn else started(node)
+    # Each node brings itself up (see launching.py), also where it is started again.
+    common = {name: is_true(context, name) for name in ("use_sim_time", "autostart")}
+    namespace, respawn = LaunchConfiguration("namespace"), is_true(context, "respawn")
+    return [
+        lifecycle_node(name, common | parameters, namespace, respawn=respawn, respawn_delay=1.0)
+        for name, parameters in own_parameters.items()
+    ]
 
 
 def generate_launch_description() -> LaunchDescription:

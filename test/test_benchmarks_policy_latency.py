@@ -18,13 +18,13 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--device", "cuda"], "cuda"), (["--history", "10,many"], "many"), (["--history", "0"], "at least 1"),
-    (["--engines", "tensorrt"], "tensorrt"), (["--precision", "f64"], "f64"), (["--ticks", "1"], "at least 2"),
+    (["--engine", "tensorrt"], "tensorrt"), (["--precision", "f64"], "f64"), (["--ticks", "1"], "x>=2"),
     (["--checkpoint", "/nowhere"], "nowhere")], ids=str)  # fmt: skip
 def test_wrong_requests_are_one_line(arguments, words, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert policy_latency.main([*arguments, "--out", str(tmp_path)]) == 1
+    assert policy_latency.main([*arguments, "--out", str(tmp_path)]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("bench: ") and words in lines[-1] and "Traceback" not in "".join(lines)
+    assert lines[-1].startswith("vla_nodes bench: ") and words in lines[-1] and "Traceback" not in "".join(lines)
     assert not list(tmp_path.iterdir())
 
 
@@ -32,7 +32,7 @@ def test_wrong_requests_are_one_line(arguments, words, capsys, monkeypatch, tmp_
 def test_what_does_not_fit_is_refused_before_allocating(name, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(contenders, "free_bytes", lambda _: 4 << 30)
     monkeypatch.setattr(VlaPolicy, "eval", lambda _: pytest.fail("it was built"))
-    assert policy_latency.main(["--preset", name, "--out", str(tmp_path)]) == 1
+    assert policy_latency.main(["--preset", name, "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert f"{name} needs" in error and "4096 are free" in error and "--no-twin" in error
 
@@ -64,7 +64,7 @@ def test_the_windowed_twin_is_the_twin():
 
 def test_a_report_of_a_tiny_checkpoint(checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["--checkpoint", str(checkpoint), "--engines", "none", "--ticks", "3", "--history", "2,20"]
+    arguments = ["--checkpoint", str(checkpoint), "--engine", "none", "--ticks", "3", "--history", "2,20"]
     assert policy_latency.main([*arguments, "--threads", "1", "--out", str(out)]) == 0
     report = json.loads((out / "nano-cpu.json").read_text())
     assert {(row["name"], row["history"]) for row in report["results"] if "tick" in row} == {
@@ -83,7 +83,7 @@ def test_a_report_of_a_tiny_checkpoint(checkpoint, tmp_path, capsys):
     assert report["language"]["p50"] > 0 and report["peak_memory_mb"] > 0
     assert (out / "nano-cpu.png").read_bytes()[:4] == b"\x89PNG"
     printed = capsys.readouterr()
-    assert "transformer torch" in printed.out and "timing" in printed.err
+    assert "transformer torch" in printed.out and "carrying a history" in printed.err
     assert latency_plot.table(report) in printed.out
 
 

@@ -1,7 +1,7 @@
 """Random and adversarial chunk streams: no published trajectory may break a limit, a seam or the controller's rules.
 
-40 streams by default; VLA_STREAMS=10000 pytest -s test/test_control_property.py runs ten thousand (a quarter of an
-hour of one core), and VLA_SEED=n starts elsewhere. Every sixth stream drives an arm of six joints without a gripper.
+40 streams by default; ./check --soak -s -k test_streams runs ten thousand (a quarter of an hour of one core), and
+--first-seed N starts elsewhere. Every sixth stream drives an arm of six joints without a gripper.
 Streams have: latencies of 0 to 500 ms, drops, reorderings, duplicates, reversals, spikes, rows at and past joint limits
 and singular poses, NaN, wrong sizes and periods, horizons of 1 to 500, stamps in the future, a clock that
 jumps ahead, openings out of range, stops and homing in the middle, arms that start moving or slightly outside their
@@ -9,13 +9,13 @@ limits, all action spaces, strategies and ways to change the instruction. What i
 times in whole nanoseconds, interpolated at 1 kHz as the controller does by the fields given.
 """
 
-import os
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import six_axis
+import soak
 
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.executor import ChunkExecutor
@@ -25,7 +25,7 @@ from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, St
 from vla_nodes.control.trajectory import refusal, sample
 from vla_nodes.share import share_path
 
-STREAMS = int(os.environ.get("VLA_STREAMS", "40"))
+STREAMS = soak.amount(40, 10_000)
 FOUND = (2340,)  # streams that broke something once, run every time
 RATE = 1e-3
 FINGER = ("panda_finger_joint1",)
@@ -205,7 +205,7 @@ def run_stream(seed, robot, counts):
 
 @pytest.mark.timeout(300 + 10 * STREAMS)  # ten times what one takes alone
 def test_streams(robots):
-    streams, start = STREAMS, int(os.environ.get("VLA_SEED", "0"))
+    streams, start = STREAMS, soak.first_seed
     counts = Counter()
     for seed in (*FOUND, *range(start, start + streams)):
         try:

@@ -109,17 +109,60 @@ def test_joint_states_stale_or_bad(robot, gate):
     assert gate.tick(NOW + 0.4, 1.5, robot.rest, True).action is Action.GO
 
 
-def test_blocked_arm(robot, gate):
+@pytest.mark.parametrize("stopped", [False, True])
+def test_blocked_arm(robot, gate, stopped):
     reference = robot.rest + [0.3, 0, 0, 0, 0, 0, 0]
+    actions = []
+    if stopped:
+        gate.stop()  # who presses stop because the arm presses wants it let go, too
     for k in range(40):
-        steady = 1.0 + 0.05 * k
+        steady = 1.0 + 0.02 * k
         gate.observe(robot.rest, steady)
-        verdict = gate.tick(NOW + 0.05 * k, steady, reference if k >= 10 else robot.rest, True)
-        if k != 16:  # at exactly 0.3 s rounding decides
-            assert (verdict.action is Action.REBASE) == (k > 16), k  # 0.3 s of error, not one sample
-    assert verdict.cause == "tracking" and "panda_joint1" in verdict.reason
-    assert gate.tick(NOW + 2.0, 3.0, robot.rest + 0.2, True).action is Action.REBASE  # hysteresis
-    assert gate.tick(NOW + 2.1, 3.05, robot.rest + 0.05, True).action is Action.GO
+        verdict = gate.tick(NOW + 0.02 * k, steady, reference if k >= 10 else robot.rest, True)
+        actions.append(verdict.action)
+    first = actions.index(Action.RELEASE)
+    assert first in (15, 16)  # 0.1 s of error, not one sample; rounding decides
+    assert set(actions[:first]) == {Action.HOLD if stopped else Action.GO}
+    assert set(actions[first + 1 :]) == {Action.HOLD}
+    assert verdict.cause == gate.holding == "tracking"
+    assert "panda_joint1 is 0.300 rad from its reference, 0.15 rad is allowed" in verdict.reason
+    assert "panda_joint1" in gate.resume()  # not while it persists
+    assert gate.tick(NOW + 0.8, 1.8, robot.rest + 0.05, True).action is Action.HOLD  # nor by itself
+    gate.reset()
+    assert gate.holding == "tracking"
+    gate.observe(robot.rest, 1.82)
+    gate.tick(NOW + 0.82, 1.82, robot.rest, True)
+    assert gate.resume() is None
+    assert gate.tick(NOW + 0.84, 1.84, robot.rest, True).action is Action.GO
+    assert gate.counts["tracking"] == 1
+
+
+def test_after_an_emergency_stop_nothing_moves_not_even_to_let_go(robot, gate):
+    gate.estop(True)
+    for k in range(20):
+        gate.observe(robot.rest, 1.0 + 0.02 * k)
+        assert gate.tick(NOW + 0.02 * k, 1.0 + 0.02 * k, robot.rest + 0.3, False).cause == "estop"
+    gate.estop(False)
+    assert "rad from its reference" in gate.resume()
+
+
+def test_emergency_stop_sources_do_not_clear_each_other(robot, gate):
+    """Two topics, and two readers of each: one says so for as long as any of them does."""
+    gate.observe(robot.rest, 1.0)
+    for reader in ("reliable", "best effort"):
+        gate.estop(True, "estop", reader)
+    gate.estop(True, "cell/estop", "best effort")
+    gate.estop(True, "cell/estop", "best effort")  # heard again: the same
+    assert gate.estops == ["cell/estop", "estop"] and gate.holding == "estop"
+    gate.estop(False, "estop", "reliable")
+    gate.estop(False, "cell/estop", "reliable")
+    assert "cell/estop, estop" in gate.resume()
+    gate.estop(False, "estop", "best effort")
+    assert gate.estops == ["cell/estop"] and "publish false on cell/estop" in gate.resume()
+    assert gate.tick(NOW, 1.0, None, False).cause == "estop"
+    gate.estop(False, "cell/estop", "best effort")
+    assert gate.tick(NOW + 0.02, 1.0, None, False).cause == "estop" and gate.resume() is None
+    assert gate.tick(NOW + 0.04, 1.0, None, False).action is Action.GO and gate.counts["estop"] == 1
 
 
 @pytest.mark.parametrize(("jump", "steady", "caught"), [(-0.5, 0.05, True), (5.0, 0.05, True), (5.0, 5.0, False)])

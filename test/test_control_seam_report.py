@@ -1,13 +1,13 @@
 """The seam report: what is recorded comes back, what is reported is what happened, and nonsense is refused."""
 
 import json
-import os
 from collections import Counter
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+import soak
 
 from vla_nodes.benchmarks import executor_cost
 from vla_nodes.control import seam_plot, seam_report
@@ -19,7 +19,7 @@ from vla_nodes.control.trajectory import sample
 from vla_nodes.share import share_path
 
 LATENCY = 0.12
-CHUNKS = int(os.environ.get("VLA_CHUNKS", "400"))
+CHUNKS = soak.amount(400, 100_000)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_an_empty_run_is_reported_as_empty():
 def test_the_picture_shows_the_run(run, tmp_path, capsys):
     path, png = tmp_path / "run.jsonl", tmp_path / "seams.png"
     path.write_text("\n".join(r.line() for r in run[0]) + "\n")
-    assert seam_report.main([str(path), "--png", str(png)]) == 0
+    assert seam_report.main([str(path), "--out", str(png)]) == 0
     assert "12 carried out" in capsys.readouterr().out
     image = cv2.imread(str(png))
     assert image.shape[0] > 800 and image.shape[1] > 1000
@@ -133,14 +133,11 @@ def test_a_file_that_is_no_recording_is_refused_with_its_line(run, tmp_path, lin
     path.write_text(json.dumps(good) + "\n" + (json.dumps(bad[line]) if line in bad else line) + "\n")
     with pytest.raises(ValueError, match="line 2"):
         seam_report.read(path)
-    with pytest.raises(SystemExit) as exit_info:
-        seam_report.main([str(path)])
-    assert exit_info.value.code == 1 and "line 2" in capsys.readouterr().err
+    assert seam_report.main([str(path)]) == 2 and "line 2" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        seam_report.main([str(tmp_path / "nothing.jsonl")])
+    assert seam_report.main([str(tmp_path / "nothing.jsonl")]) == 2
     assert "nothing.jsonl" in capsys.readouterr().err
 
 
@@ -158,7 +155,7 @@ def test_growth_is_what_is_kept(robot):
 
 @pytest.mark.timeout(300 + CHUNKS // 10)
 def test_the_executor_keeps_nothing_per_chunk(robot):
-    """VLA_CHUNKS=100000 pytest -s test/test_control_seam_report.py -k keeps looks longer: ten minutes."""
+    """./check --soak -k keeps_nothing looks longer: ten minutes."""
     cost = executor_cost.measure(robot, 300, memory=True)
     assert cost.growth is not None and cost.growth < 30_000  # one kept trajectory per chunk would be 700 kB
     cost = executor_cost.measure(robot, CHUNKS)

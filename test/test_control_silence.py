@@ -5,7 +5,7 @@ import pytest
 
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.joint_trajectory_controller import JointTrajectoryController
-from vla_nodes.control.limits import Limits, bounds
+from vla_nodes.control.limits import Limits, bounds, excess
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import SafetySettings
 from vla_nodes.control.settings import ExecutorSettings
@@ -121,3 +121,39 @@ def test_a_stop_at_any_moment_is_within_the_deceleration_and_near_the_path(robot
         assert core.chunk(chunk(robot, t, 0.2), now + 0.02).arm is None  # held: nothing more is carried out
     print(f"25 stops: at most {worst * 1e3:.2f} mm from the plan, {slowest:.2f} s beyond twice the shortest stop")
     assert worst <= 0.01 and slowest <= 0.4, (worst, slowest)
+
+
+def test_an_emergency_stop_is_at_the_full_limits_and_on_the_path_where_that_is_as_fast(robot):
+    """25 moments and speeds: from the emergency stop to rest, next to vla/stop at the scaled limits."""
+    rng, took, away = np.random.default_rng(1), [], []
+    for _ in range(25):
+        seed, speed, late = int(rng.integers(1 << 30)), rng.uniform(0.05, 0.6), rng.uniform(0.0, 0.1)
+        both = {}
+        for cause in ("stop", "estop"):
+            core, count = ActionCore(robot, ExecutorSettings(), SafetySettings()), np.random.default_rng(seed)
+            t = T0
+            core.joints(t, robot.rest, np.zeros(7), 0.04, t)
+            for _ in range(int(count.integers(2, 9))):
+                core.chunk(chunk(robot, t, speed), t + 0.08)
+                for x in t + 0.02 * np.arange(1, 7):
+                    q, qd, _ = core.executor.reference(float(x))
+                    core.joints(float(x), q, qd, 0.04, float(x))
+                t += 0.12
+            plan, now = core.executor.plan, t + late
+            core.gate.estop(True) if cause == "estop" else core.gate.stop()
+            both[cause] = stop = core.tick(now, now).arm
+            assert stop.stamp <= now and not stop.velocities[-1].any() and not stop.accelerations[-1].any()
+        assert excess(both["estop"], core.executor.full, robot)[0] <= 1.0
+        took.append([both[cause].end - now for cause in ("stop", "estop")])
+        leaves = now + core.executor.settings.lead  # until then the controller follows what it has
+        for x in np.arange(now, leaves, 0.002):
+            for old, new in zip(sample(plan, x - plan.stamp), sample(stop, x - stop.stamp), strict=True):
+                np.testing.assert_allclose(old, new, atol=1e-6)
+        along = robot.poses(sample(plan, np.arange(0.0, plan.times[-1] + 0.002, 0.002))[0])[0]
+        tool = robot.poses(sample(stop, np.arange(now, stop.end + 0.005, 0.005) - stop.stamp)[0])[0]
+        away.append(max(np.linalg.norm(along - p, axis=1).min() for p in tool))
+        assert core.chunk(chunk(robot, t, 0.2), now + 0.02).arm is None
+    took = np.array(took)
+    print(f"from vla/stop to rest {took[:, 0].max():.2f} s at most, from estop {took[:, 1].max():.2f} s "
+          f"(p50 {np.median(took, axis=0).round(2)}), off the path by {1e3 * max(away):.1f} mm")  # fmt: skip
+    assert (took[:, 1] <= took[:, 0]).all() and took[:, 1].max() <= 0.2 and max(away) <= 0.015

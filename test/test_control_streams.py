@@ -48,7 +48,7 @@ def drive(robot, output):
     """Twelve chunks, then silence: positions (T, 7) at every STEP."""
     executor, controller = ChunkExecutor(robot), JointTrajectoryController(robot.joint_names)
     forward, lost, server = ForwardSampler(), [], ActionServer(controller)
-    server.stream = stream = GoalStream(server.send, lost.append)
+    server.stream = stream = GoalStream(server.send, lambda reason, astray: lost.append(reason))
     q, qd = robot.rest.copy(), np.zeros(7)
     controller.hold(q)
     chunks, coming, track = list(executor_cost.chunks(robot, 12)), [], []
@@ -112,7 +112,7 @@ def test_a_sampler_says_nothing_before_and_long_after():
 
 def test_a_goal_lost_is_said_once_and_old_goals_say_nothing():
     sent, lost = [], []
-    stream = GoalStream(lambda number, trajectory: sent.append(number), lost.append)
+    stream = GoalStream(lambda number, trajectory: sent.append(number), lambda *told: lost.append(told))
     arm = Trajectory(("a",), np.array([1.0]), np.array([[0.0]]))
     stream.take(arm)
     stream.take(arm)
@@ -123,10 +123,11 @@ def test_a_goal_lost_is_said_once_and_old_goals_say_nothing():
     stream.answered(2, True)
     stream.finished(2, -4, "elbow")
     stream.finished(2, -4, "elbow")
-    assert lost == ["the controller ended the goal: path tolerance violated (elbow)"] and stream.state == "lost"
+    assert lost == [("the controller ended the goal: path tolerance violated (elbow)", True)]
+    assert stream.state == "lost"
     stream.take(arm)
     stream.answered(3, False)
-    assert len(lost) == 2 and "refused" in lost[1]
+    assert len(lost) == 2 and "refused" in lost[1][0] and not lost[1][1]
     stream.take(arm)
     stream.answered(4, True)
     stream.finished(4, 0)

@@ -248,7 +248,7 @@ def test_build_says_what_it_did(rows, checkpoint, tmp_path, capsys):
     assert [episodes.read_header(p)["success"] for p in episodes.files(out)] == [True, False]
 
     code, _, error = run(capsys, "build", bags / "a", "--out", out, "--checkpoint", checkpoint)
-    assert code == 1 and "--append" in error and error.count("\n") == 1
+    assert code == 2 and "--append" in error and error.count("\n") == 1
     code, text, _ = run(capsys, "build", bags / "a", bags / "b", "--out", out, "--checkpoint", checkpoint, "--append",
                         "--only-success")  # fmt: skip
     assert code == 0 and "left out 1 recordings marked failure" in text
@@ -271,7 +271,7 @@ def test_what_is_wrong_is_said_in_one_line(rows, checkpoint, tmp_path, capsys, k
     change, args, said = WRONG[kind]
     path = tmp_path / "bag" if change is None else write(tmp_path / "bag", change(rows))
     code, text, error = run(capsys, "build", path, "--out", tmp_path / "out", "--checkpoint", checkpoint, *args)
-    assert code == 1 and said in text + error and "Traceback" not in text + error
+    assert code == 2 and said in text + error and "Traceback" not in text + error
     assert error.count("\n") == 1
 
 
@@ -334,7 +334,7 @@ def test_somebody_elses_folder_needs_to_be_explained(rows, checkpoint, tmp_path,
     foreign(tmp_path / "lerobot")
     args = ["import", tmp_path / "lerobot", "--out", tmp_path / "b", *fit]
     steps = [  # each error names the flags that the next call adds
-        ("--joint OURS:THEIRS", [f"--joint={name}:motor_{i}.pos" for i, name in enumerate(NAMES[:7])]),
+        ("--joint-map OURS:THEIRS", [f"--joint-map={name}:motor_{i}.pos" for i, name in enumerate(NAMES[:7])]),
         ("--gripper NAME", ["--gripper", "motor_7.pos"]),
         ("give --intrinsics", ["--intrinsics", "77", "77", "32", "32"]),
         ("give --camera-pose", ["--camera-pose", "0.5", "0", "0.8", "1", "0", "0", "0"]),
@@ -343,7 +343,7 @@ def test_somebody_elses_folder_needs_to_be_explained(rows, checkpoint, tmp_path,
     ]
     for said, flags in steps:
         code, _, error = run(capsys, *args)
-        assert code == 1 and said in error and error.count("\n") == 1, error
+        assert code == 2 and said in error and error.count("\n") == 1, error
         args += flags
     code, text, _ = run(capsys, *args)
     assert code == 0 and "no depth" in text
@@ -353,7 +353,7 @@ def test_somebody_elses_folder_needs_to_be_explained(rows, checkpoint, tmp_path,
     np.testing.assert_allclose(after.arrays["actions"][:, :, :6], before.arrays["actions"][:, :, :6], atol=3e-3)
     assert after.header["instruction"] == SENTENCE and not after.depth(0).any()
     code, _, error = run(capsys, *args[:4], *fit, "--camera", "observation.images.wrist")
-    assert code == 1 and "observation.images.camera" in error
+    assert code == 2 and "observation.images.camera" in error
 
 
 def test_inspect_shows_each_kind(rows, checkpoint, tmp_path, capsys):
@@ -367,13 +367,13 @@ def test_inspect_shows_each_kind(rows, checkpoint, tmp_path, capsys):
         "bag": ["outcome: success", "/joint_states", "100.0", "20.0", "camera_pose", SENTENCE],
     }.items():
         sheet = tmp_path / f"{place}.png"
-        code, text, _ = run(capsys, "inspect", tmp_path / place, "--sheet", sheet)
+        code, text, _ = run(capsys, "inspect", tmp_path / place, "--out", sheet)
         assert code == 0, text
         for words in said:
             assert words in text, (place, words, text)
         picture = cv2.imread(str(sheet))
         assert picture.shape[1] == 960 and picture.std() > 5
     code, _, error = run(capsys, "inspect", tmp_path / "nothing")
-    assert code == 1 and error.count("\n") == 1
+    assert code == 2 and error.count("\n") == 1
     code, _, error = run(capsys, "inspect", tmp_path)
-    assert code == 1 and "neither" in error
+    assert code == 2 and "neither" in error

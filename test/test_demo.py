@@ -100,16 +100,22 @@ def test_a_free_domain_is_one_whose_port_can_be_bound():
     [("--seed", "-1"), ("--episodes", "0"), ("--time-limit", "0"), ("--time-limit", "nan"), ("--checkpoint", "/none")],
 )
 def test_wrong_options_are_refused_by_name(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.parse_arguments(["pick up the red block", *arguments])
-    assert caught.value.code == 2
+    assert cli.main(["pick up the red block", *arguments]) == 2
     assert arguments[0] in capsys.readouterr().err
+
+
+def asked(monkeypatch, *arguments: str) -> str | None:
+    """The instruction that a command line comes to."""
+    found = []
+    monkeypatch.setattr(cli.command, "run", lambda options: found.append(cli.instruction_of(options)))
+    assert cli.main(list(arguments)) == 0
+    return found[0]
 
 
 def test_without_a_terminal_the_default_is_taken(monkeypatch):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
-    assert cli.parse_arguments([]).instruction == cli.DEFAULT
-    assert cli.parse_arguments([""]).instruction == "", "an empty instruction is the policy's to refuse"
+    assert asked(monkeypatch) == cli.DEFAULT
+    assert asked(monkeypatch, "") == "", "an empty instruction is the policy's to refuse"
 
 
 @pytest.mark.parametrize(
@@ -157,11 +163,10 @@ def test_a_suite_is_the_one_that_eval_measures():
         assert job.limit == (suites.IDLE_LIMIT if job.idle else suites.time_limit(task))
 
 
-def test_an_instruction_and_a_suite_are_too_much(capsys):
-    with pytest.raises(SystemExit):
-        cli.parse_arguments(["open the drawer", "--suite", "drawer"])
+def test_an_instruction_and_a_suite_are_too_much(capsys, monkeypatch):
+    assert cli.main(["open the drawer", "--suite", "drawer"]) == 2
     assert "not both" in capsys.readouterr().err
-    assert cli.parse_arguments(["--suite", "drawer"]).instruction is None, "nobody is asked"
+    assert asked(monkeypatch, "--suite", "drawer") is None, "nobody is asked"
 
 
 def test_a_result_tells_why_in_the_words_of_eval():

@@ -44,11 +44,11 @@ def test_recorder_keeps_some_looks_and_changes_nothing():
 
 
 def test_missing_things_are_one_line(tmp_path, capsys, monkeypatch):
-    assert command.main(["--checkpoint", str(tmp_path / "none")]) == 1
-    assert capsys.readouterr().err.startswith("engine: ") and not list(tmp_path.iterdir())
+    assert command.main(["--checkpoint", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.startswith("vla_nodes engine: ") and not list(tmp_path.iterdir())
     folder = write_checkpoint(tmp_path / "tiny")
     monkeypatch.setattr(graphs, "version", lambda _: "")
-    assert command.main(["--checkpoint", str(folder), "--calibrate"]) == 1
+    assert command.main(["--checkpoint", str(folder), "--calibrate"]) == 2
     assert "pip install openvino" in capsys.readouterr().err
     assert not (folder / quantize.FILE).exists()
 

@@ -17,6 +17,7 @@ pytest.importorskip("launch_ros", reason="launch_ros is not installed (it is no 
 
 from launch.actions import DeclareLaunchArgument, OpaqueFunction  # noqa: E402
 from launch_ros.actions import LifecycleNode  # noqa: E402
+from launch_ros.utilities import evaluate_parameters  # noqa: E402
 
 from launch import LaunchContext, LaunchDescription  # noqa: E402
 from vla_nodes.demo.processes import free_domain  # noqa: E402
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "launch/robot.launch.py"
 REQUIRED = {
     "use_sim", "robot", "camera", "checkpoint", "device", "instruction", "namespace", "params_file", "use_sim_time",
-    "autostart", "respawn", "log_level",
+    "autostart", "respawn", "resume_instruction", "log_level",
 }  # fmt: skip
 
 
@@ -36,6 +37,14 @@ def description(monkeypatch) -> LaunchDescription:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module.generate_launch_description()
+
+
+def context_of(**arguments: str) -> LaunchContext:
+    """A context in which the params file is this checkout's."""
+    context = LaunchContext()
+    file = ROOT / "config/panda/params.yaml"
+    context.launch_configurations.update({"params_file": str(file), "namespace": "", "log_level": "info", **arguments})
+    return context
 
 
 def entities(description: LaunchDescription, **arguments: str) -> list:
@@ -75,14 +84,34 @@ def test_the_arguments_choose_the_nodes(description, arguments, expected):
     assert set(nodes(description, **arguments)) == expected
 
 
-def test_transitions_only_with_autostart_and_without_respawn(description):
-    count = {
-        (autostart, respawn): len(entities(description, autostart=autostart, respawn=respawn))
-        for autostart in ("true", "false")
-        for respawn in ("true", "false")
+def parameters(node: LifecycleNode, context: LaunchContext) -> dict:
+    """What the launch file gives a node beside the params file."""
+    given = {}
+    for one in evaluate_parameters(context, node._Node__parameters):
+        given |= one if isinstance(one, dict) else {}
+    return given
+
+
+@pytest.mark.parametrize("respawn", ["true", "false"])
+@pytest.mark.parametrize("autostart", ["true", "false"])
+def test_no_launch_asks_for_a_transition(description, autostart, respawn):
+    """Nothing but the nodes: what activates whatever is configured would do so again, with nobody asking."""
+    found = entities(description, autostart=autostart, respawn=respawn)
+    assert {type(entity) for entity in found} == {LifecycleNode} and len(found) == 2
+    for node in found:
+        assert parameters(node, context_of())["autostart"] is (autostart == "true")
+
+
+@pytest.mark.parametrize("use_sim", ["true", "false"])
+def test_an_instruction_is_resumed_in_simulation_only_unless_told(description, use_sim):
+    resumed = {
+        given: parameters(
+            nodes(description, use_sim=use_sim, **({"resume_instruction": given} if given else {}))["policy_node"],
+            context_of(),
+        )["resume_instruction"]
+        for given in ("", "true", "false")
     }
-    assert count[("true", "false")] == 2 * 3  # two nodes, each with the handlers of its two transitions
-    assert count[("false", "false")] == count[("false", "true")] == count[("true", "true")] == 2
+    assert resumed == {"": use_sim == "true", "true": True, "false": False}
 
 
 @pytest.mark.parametrize("wrong", ["use_sim:=perhaps", "log_level:=loud", "device:=tpu"])
@@ -95,7 +124,7 @@ def test_a_wrong_value_is_refused_by_name(wrong, tmp_path):
     assert wrong.split(":=")[0] in output and wrong.split(":=")[1] in output
 
 
-def run_launch(log: Path, *arguments: str) -> subprocess.Popen:
+def run_launch(log: Path, *arguments: str, domain: int | None = None) -> subprocess.Popen:
     """The launch file under launch's own service, as `ros2 launch` does it, with its output in `log`."""
     code = (
         "import sys; from launch import LaunchDescription, LaunchService;"
@@ -111,23 +140,33 @@ def run_launch(log: Path, *arguments: str) -> subprocess.Popen:
             [sys.executable, "-c", code, str(FILE), *arguments],
             stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             env=os.environ | {
-                "ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-                "PYTHONUNBUFFERED": "1",
+                "ROS_DOMAIN_ID": str(free_domain() if domain is None else domain),
+                "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "PYTHONUNBUFFERED": "1",
             },
         )  # fmt: skip
 
 
-def test_the_simulated_graph_comes_up_and_ends_cleanly(tmp_path):
+def four_active(log: Path, process: subprocess.Popen) -> None:
+    """Wait until the simulated graph is up."""
+    deadline = time.monotonic() + 120
+    while log.read_text().count("]: active") < 4 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    assert log.read_text().count("]: active") == 4, log.read_text()[-3000:]
+
+
+@pytest.fixture
+def simulation():
+    """Skips where the simulated graph cannot be started."""
     pytest.importorskip("vla_nodes.msg", reason="the messages are not built: colcon build, or tools/setup")
     if not (ROOT / "resource/checkpoints/nano/model.safetensors").exists():
         pytest.skip("resource/checkpoints/nano holds no weights")
+
+
+def test_the_simulated_graph_comes_up_and_ends_cleanly(tmp_path, simulation):
     log = tmp_path / "launch.log"
     process = run_launch(log, "use_sim:=true")
     try:
-        deadline = time.monotonic() + 120
-        while log.read_text().count("]: active") < 4 and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.1)
-        assert log.read_text().count("]: active") == 4, log.read_text()[-3000:]
+        four_active(log, process)
         os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal reaches launch and every node
         process.wait(90)
     finally:
@@ -138,3 +177,40 @@ def test_the_simulated_graph_comes_up_and_ends_cleanly(tmp_path):
     assert text.count("process has finished cleanly") == 4, text[-3000:]
     left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
     assert not left
+
+
+def test_a_second_launch_ends_and_configure_activates_nothing(tmp_path, simulation):
+    """In the domain of a robot at work: its nodes are neither ended nor asked for anything; nor does its own launch
+    activate what its operator has only configured."""
+    import nodes_support as support
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState, GetState
+
+    graph = support.Graph()
+    logs = [tmp_path / "first.log", tmp_path / "second.log"]
+    launches = [run_launch(logs[0], "use_sim:=true", domain=graph.domain)]
+
+    def change(label: str) -> bool:
+        request = ChangeState.Request(transition=Transition(label=label))
+        return graph.call(ChangeState, "action_node/change_state", request).success
+
+    try:
+        four_active(logs[0], launches[0])
+        assert change("deactivate") and change("cleanup")
+        launches.append(run_launch(logs[1], "use_sim:=true", domain=graph.domain))
+        launches[1].wait(120)
+        ended = logs[1].read_text()
+        assert ended.count("runs in this domain and namespace") == 4 and ended.count("exit code 1,") == 4, ended
+        assert "Traceback" not in ended and "]: configured" not in ended
+        assert graph.call(GetState, "action_node/get_state").current_state.label == "unconfigured"
+        assert change("configure")
+        time.sleep(2.0)  # for whoever would activate it
+        assert graph.call(GetState, "action_node/get_state").current_state.label == "inactive"
+        assert change("activate")
+        assert "process has" not in logs[0].read_text()
+    finally:
+        for process in launches:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+                process.wait(90)
+        graph.close()

@@ -25,6 +25,7 @@ from vla_nodes.control.streams import ForwardSampler
 from vla_nodes.control.trajectory import sample
 from vla_nodes.messages.convert import trajectory_from
 from vla_nodes.msg import ActionChunk, PolicyStatus
+from vla_nodes.nodes.base import LATEST
 from vla_nodes.nodes.to_messages import to_time
 from vla_nodes.share import share_path
 
@@ -38,6 +39,7 @@ class Arm:
     def __init__(self, graph):
         self.robot = RobotModel(share_path("config/panda/panda.urdf"))
         self.graph, self.q, self.plan, self.begun = graph, self.robot.rest.copy(), None, time.time()
+        self.offset = np.zeros(7)  # rad, measured minus commanded
         self.states = graph.publisher(JointState, "joint_states", 10)
         self.status = graph.publisher(PolicyStatus, "vla/status", 1)
         self.chunks = graph.publisher(ActionChunk, "vla/action_chunk", 1)
@@ -61,7 +63,8 @@ class Arm:
                 self.q = sample(plan, at - plan.stamp)[0]
             elif self.graph.heard["arm_controller/commands"]:
                 self.q = np.array(self.graph.heard["arm_controller/commands"][-1].data)
-            message = JointState(name=[*self.robot.joint_names, "panda_finger_joint1"], position=[*self.q, 0.04])
+            names = [*self.robot.joint_names, "panda_finger_joint1"]
+            message = JointState(name=names, position=[*(self.q + self.offset), 0.04])
             message.header.stamp = to_time(at)
             self.states.publish(message)
             time.sleep(0.01)
@@ -157,6 +160,57 @@ def test_emergency_stop_from_a_plain_publisher_seams_and_diagnostics(run, tmp_pa
     assert len(records) > 5 and records[0].mode and records[0].trajectory() is not None
 
 
+def test_an_offset_holds_the_arm_until_resume_and_moves_it_no_farther_than_itself(run):
+    """The measured joints are 0.2 rad away from what is commanded, for good, then no longer."""
+    graph, process, arm = run()
+    heard = graph.heard["arm_controller/joint_trajectory"]
+    until(arm, lambda: len(heard) > 5, "trajectories")
+    arm.offset[0] = 0.2
+    until(arm, lambda: values(graph).get("held for") == "tracking", "held")
+    assert "panda_joint1 is 0." in values(graph)["held because"] and "vla/resume" in values(graph)["held because"]
+    assert "tracking: panda_joint1 is" in process.log
+    count, end = len(heard), trajectory_from(heard[-1]).positions[-1]
+    for _ in range(20):
+        arm.step()
+    refused = graph.call(Trigger, "vla/resume")
+    assert not refused.success and "panda_joint1 is 0." in refused.message
+    assert len(heard) == count and np.abs(end - arm.robot.rest).max() < 0.3
+    arm.offset[0] = 0.0
+    until(arm, lambda: graph.call(Trigger, "vla/resume").success, "resumed")
+    until(arm, lambda: len(heard) > count + 2, "moving again")
+    assert "Traceback" not in process.log
+
+
+def test_emergency_stops_of_several_sources_of_any_quality_of_service(run):
+    """One publishes best effort, as some safety bridges do; the other keeps what it said for those who come later."""
+    graph, process, arm = run("estop_topics:=['estop', 'cell/estop']")
+    heard = graph.heard["arm_controller/joint_trajectory"]
+    until(arm, lambda: len(heard) > 5, "trajectories")
+    bridge, cell = graph.publisher(Bool, "estop", LATEST), graph.publisher(Bool, "cell/estop", support.LATCHED)
+
+    def asserted(publisher, data, topics):
+        def found():
+            publisher.publish(Bool(data=data))  # best effort may be lost
+            return values(graph).get("emergency stops") == topics
+
+        until(arm, found, f"emergency stops: {topics}")
+
+    asserted(bridge, True, "estop")
+    assert values(graph)["held for"] == "estop"
+    count = len(heard)
+    asserted(cell, True, "cell/estop, estop")
+    asserted(bridge, False, "cell/estop")
+    refused = graph.call(Trigger, "vla/resume")
+    assert not refused.success and "cell/estop" in refused.message
+    assert len(heard) == count and values(graph)["held for"] == "estop"
+    asserted(cell, False, "none")
+    for _ in range(5):
+        arm.step()
+    assert len(heard) == count  # released is not resumed
+    until(arm, lambda: graph.call(Trigger, "vla/resume").success, "resumed")
+    until(arm, lambda: len(heard) > count + 2, "moving again")
+
+
 def test_dry_run_previews_and_the_deadman_must_be_held(run):
     graph, _, arm = run("dry_run:=true", "deadman_timeout:=1.0")
     preview, hand = graph.heard["vla/preview/arm_controller/joint_trajectory"], graph.publisher(Bool, "vla/deadman", 1)
@@ -182,6 +236,8 @@ def test_dry_run_previews_and_the_deadman_must_be_held(run):
     [
         ("seam_log:=/nowhere/seams.jsonl", "/nowhere/seams.jsonl"),
         ("output:=carrier_pigeon", "output"),
+        ("estop_topics:=['estop', 'estop']", "estop_topics"),
+        ("estop_topics:=['e stop']", "estop_topics: 'e stop'"),
         ("limits:=config/none.yaml", "config/none.yaml"),
     ],
 )

@@ -321,7 +321,8 @@ def test_bad_chunks_are_counted_and_said_once(robot):
 
 
 def test_a_blocked_arm_is_let_go(robot):
-    """The reference strays from an arm that does not move: it comes back to the arm, said and published once."""
+    """The reference strays from an arm that does not move: it comes back to the arm, said and published once, and the
+    arm is held until resume."""
     arm = Arm(robot, chunk_timeout=0.0)
     arm.run(0.2)
     rows = np.column_stack([np.tile(READY, (16, 1)), np.ones(16)])
@@ -337,3 +338,26 @@ def test_a_blocked_arm_is_let_go(robot):
     assert arm.said == ["tracking"]
     assert arm.published == 2
     assert np.abs(arm.core.executor.reference(arm.now)[0] - READY).max() < 1e-3
+    assert arm.core.holding == "tracking" and "panda_joint1" in arm.core.reason
+    arm.run(0.3, chunks=True)
+    assert arm.published == 2  # still held
+    assert arm.core.gate.resume() is None
+    arm.run(0.3, chunks=True)
+    assert arm.published > 2
+
+
+def test_a_controller_that_gives_up_because_the_arm_is_astray_is_not_asked_again_before_resume(robot):
+    arm = Arm(robot)
+    arm.run(0.2)
+    arm.run(1.0, chunks=True)
+    arm.take(arm.core.lost("no action server"))
+    before = arm.published
+    arm.run(0.3, chunks=True)
+    assert arm.published > before  # that one is tried again
+    arm.take(arm.core.lost("path tolerance violated (panda_joint1)", astray=True))
+    before = arm.published
+    arm.run(0.5, chunks=True)
+    assert arm.published == before and arm.core.holding == "controller" and "panda_joint1" in arm.core.reason
+    assert arm.core.gate.resume() is None
+    arm.run(0.3, chunks=True)
+    assert arm.published > before

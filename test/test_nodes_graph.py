@@ -32,7 +32,7 @@ SAID_WITHIN = 1.0
 SLACK = 1.0
 """s more than SAID_WITHIN that a machine busy with other things is given."""
 SLOW = 4.0
-"""s, besides, for each s that heartbeats came late: three intervals are silence (peers.py), the check is late too."""
+"""s, besides, for each s that heartbeats came late: three intervals are silence (liveness), the check is late too."""
 MOST_LATE = 3.0
 """s of lateness beyond which it is no longer the machine."""
 
@@ -50,7 +50,10 @@ def graph(tmp_path_factory):
         ):  # fmt: skip
             # Deep queues, but for images: on a busy machine this process reads late, and must miss nothing.
             graph.hear(kind, topic, 10 if kind is Image else 2000, keep=200_000)
-        graph.parameters = {"policy_node": [f"checkpoint:={checkpoint}"], "sim_node": ["seed:=3"]}
+        graph.parameters = {
+            "policy_node": [f"checkpoint:={checkpoint}", "resume_instruction:=true"],
+            "sim_node": ["seed:=3"],
+        }
         graph.running = {}
         for name in NODES:
             graph.running[name] = graph.start(name, *graph.parameters.get(name, ()))
@@ -83,6 +86,7 @@ def status(graph) -> PolicyStatus:
 
 def speed(graph) -> float:
     """Largest arm joint speed in the newest joint state, rad/s."""
+    wait_for(lambda: graph.heard["joint_states"], "joint states")
     message = graph.heard["joint_states"][-1]
     return max(abs(v) for name, v in zip(message.name, message.velocity, strict=True) if name in ARM)
 
@@ -156,14 +160,15 @@ def test_instruction_moves_the_arm(graph):
     assert chunk.instruction == "pick up the red block" and chunk.action_space == "ee_delta"
     assert len(chunk.actions) == chunk.horizon * chunk.dim and list(chunk.names)[-1] == "gripper"
     served = {(c.header.stamp.sec, c.header.stamp.nanosec) for c in chunks[:-2]}
-    # Of the infos, which are queued: where this process reads late, it misses images.
-    exposures = {(m.header.stamp.sec, m.header.stamp.nanosec) for m in list(graph.heard[f"{COLOR}/camera_info"])}
+    # Of all four topics: where this process reads late, it misses messages of one or the other.
+    topics = [f"{camera}/{kind}" for camera in (COLOR, DEPTH) for kind in ("image_raw", "camera_info")]
+    exposures = {(m.header.stamp.sec, m.header.stamp.nanosec) for t in topics for m in list(graph.heard[t])}
     assert served <= exposures
     for message in trajectories[:20]:
         trajectory = trajectory_from(message)
         assert len(trajectory.times) > 3 and trajectory.velocities is not None
         assert np.abs(trajectory.velocities[-1]).max() == 0
-    assert status(graph).latency_ms > 0 and 0 < status(graph).observation_age < 2.0
+    assert status(graph).latency_ms > 0 and 0 <= status(graph).observation_age < 2.0
     # What comes too late on a busy machine is refused, rightly; nothing else is, and not most of it.
     refused = [line for line in graph.running["sim_node"].log.splitlines() if "refused a trajectory" in line]
     assert all(line.endswith("in the past") for line in refused) and len(refused) < len(trajectories), refused

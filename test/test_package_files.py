@@ -53,28 +53,60 @@ def test_every_ros_package_that_is_imported_is_an_exec_depend():
     assert needed - depends("depend", "exec_depend") == set()
 
 
-@pytest.mark.parametrize(
-    "room",
-    [
-        "policy",
-        "control",
-        "messages",
-        "rosbag",
-        "pipeline",
-        "datasets",
-        "envs",
-        "replay",
-        "training",
-        "evaluation",
-        "benchmarks",
-    ],
-)
+def rooms() -> list[str]:
+    """The folders of vla_nodes/ in the order of CONTRIBUTING.md's table: each may import those below it."""
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## Where a change goes")[1].split("\n## ")[0]
+    return [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)/`", row)]
+
+
+def room_imports(room: str) -> list[tuple[str, str]]:
+    """(file, folder of vla_nodes/) for every import in a folder's files."""
+    found = []
+    for file in sorted((ROOT / "vla_nodes" / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == "vla_nodes" and len(parts) > 1 and parts[1] != room:
+                    found.append((str(file.relative_to(ROOT)), parts[1]))
+    return found
+
+
+def test_every_folder_is_in_the_table_of_rooms():
+    folders = {file.parent.name for file in ROOT.glob("vla_nodes/*/__init__.py")}
+    assert folders - set(rooms()) == set(), "CONTRIBUTING.md does not say what these hold"
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_rooms_import_only_those_below_them(room):
+    order = rooms()
+    below = {"cli"} if room in ("policy", "control") else set(order[order.index(room) + 1 :])
+    upwards = {f"{file} imports {other}" for file, other in room_imports(room) if other in order and other not in below}
+    assert not upwards, sorted(upwards)
+
+
+@pytest.mark.parametrize("room", rooms()[2:])
 def test_rooms_below_the_nodes_never_import_ros(room):
     files = list((ROOT / "vla_nodes" / room).rglob("*.py"))
     assert files
     for file in files:
         names = {name for name, _ in imports(file)}
         assert not names & ROS_PACKAGES, f"{file} imports {names & ROS_PACKAGES}"
+
+
+def test_no_two_modules_share_a_name():
+    """Searching for a file by its name leads to one place.
+
+    Two names say what a file is to its folder: cli.py is its command line, base.py what its modules have in common.
+    """
+    names = [
+        file.stem
+        for file in (ROOT / "vla_nodes").rglob("*.py")
+        if file.name not in ("__init__.py", "cli.py", "base.py")
+    ]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 def test_every_message_is_built():
@@ -102,7 +134,7 @@ def test_every_node_has_an_executable_that_runs_its_module():
     for name in names:
         script = ROOT / "resource/executables" / name
         assert script.stat().st_mode & 0o111
-        assert f"from vla_nodes.nodes.{name} import main" in script.read_text()
+        assert f'start("{name}")' in script.read_text()
         assert (ROOT / f"vla_nodes/nodes/{name}.py").exists()
 
 

@@ -32,7 +32,7 @@ def run(policy, bag, out, *arguments):
 def refused(policy, capsys, bag, *words, arguments=()):
     assert run(policy, bag, bag.parent / "out", *arguments) == 2
     line = capsys.readouterr().err
-    assert line.startswith("replay: ") and line.count("\n") == 1 and len(line) < 500
+    assert line.startswith("vla_nodes replay: ") and line.count("\n") == 1 and len(line) < 500
     for word in words:
         assert word in line, line
     assert not (bag.parent / "out").exists()

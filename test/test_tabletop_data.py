@@ -11,7 +11,7 @@ import torch
 from vla_nodes.datasets import episode as episodes
 from vla_nodes.datasets.episode import DataError, EpisodeWriter
 from vla_nodes.envs import base as envs
-from vla_nodes.envs.tabletop import grounding
+from vla_nodes.envs.tabletop import labels
 from vla_nodes.envs.tabletop.disturbance import Disturbance
 from vla_nodes.envs.tabletop.environment import Tabletop
 from vla_nodes.envs.tabletop.instructions import parse
@@ -129,7 +129,7 @@ def test_frame_says_where_the_named_thing_is(tmp_path):
 def test_a_scene_without_graspables_still_gives_sentences():
     rng = np.random.default_rng(0)
     for _ in range(60):
-        text, _ = grounding.random_instruction(["tray", "drawer"], rng)
+        text, _ = labels.random_instruction(["tray", "drawer"], rng)
         assert text
 
 

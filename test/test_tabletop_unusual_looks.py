@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vla_nodes.envs.tabletop import held_out
-from vla_nodes.envs.tabletop.grounding import TabletopGrounding, random_instruction
+from vla_nodes.envs.tabletop.labels import TabletopGrounding, random_instruction
 from vla_nodes.envs.tabletop.scene import COLORS, GRASPABLE, HALF_HEIGHT, NAMED_APART, SHAPES, UNNAMED, Scene, strange
 from vla_nodes.envs.tabletop.world import World
 from vla_nodes.training.grounding_data import NO_NAME, Names

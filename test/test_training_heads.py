@@ -21,7 +21,8 @@ def made(tmp_path):
     def build(stage, **others):
         values = {"stage": stage, "env": "tabletop", "data": [str(data)], "start": str(start),
                   "out": str(tmp_path / stage),
-                  "steps": 30, "examples": 2, "held_out": 3, "batch": 64, "learning_rate": 0.01, "device": "cpu"}  # fmt: skip
+                  "steps": 30, "examples": 2, "held_out": 3, "batch": 64, "learning_rate": 0.01,
+                  "device": "cpu"}  # fmt: skip
         return config.build(values | others)
 
     return build

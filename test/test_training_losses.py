@@ -142,7 +142,8 @@ def test_where_things_go_is_learnt_from_words_and_made_up_places(model):
     """Also "next to", which changes sides in the middle of the table."""
     said = [sentence("put the red block in the bowl", Task("place", "red block", "bowl")),
             sentence("grab the red block", Task("pick", "red block")),
-            sentence("put red block in the blue block", Task("place", "red block", "blue block", "beside"))]  # fmt: skip
+            sentence("put red block in the blue block", Task("place", "red block", "blue block", "beside")),
+            ]  # fmt: skip
     rng = np.random.default_rng(0)
     assert losses_grounding.spots(said, LABELS, rng).row.tolist() == [0, 2]
     asked = losses_grounding.understand(model.eval(), [text for text, _ in said])

@@ -18,7 +18,8 @@ from vla_nodes.training.stages import paraphrase
 def values(tmp_path, monkeypatch):
     monkeypatch.setattr(paraphrase, "PLAIN", 400)
     start = training_tiny.write_checkpoint(tmp_path / "start")
-    return config.build({"stage": "paraphrase", "env": "tabletop", "start": str(start), "out": str(tmp_path / "paraphrase"), "steps": 25,
+    return config.build({"stage": "paraphrase", "env": "tabletop", "start": str(start),
+                         "out": str(tmp_path / "paraphrase"), "steps": 25,
                            "batch": 16, "learning_rate": 0.01, "warmup": 2, "device": "cpu"})  # fmt: skip
 
 

@@ -180,7 +180,8 @@ def test_damaged_files_cost_the_same_draws_however_they_are_met(place, tmp_path)
     data = training_tiny.write_data(tmp_path / "data", 4)
     raw = (data / "002.safetensors").read_bytes()
     (data / "002.safetensors").write_bytes(raw.replace(b"IHDR", b"IHDX"))
-    argv = {"stage": "grounding", "env": "tabletop", "data": str(data), "out": "x", "steps": 1, "held_out": 100, "batch": 6, "questions": 2,
+    argv = {"stage": "grounding", "env": "tabletop", "data": str(data), "out": "x", "steps": 1,
+            "held_out": 100, "batch": 6, "questions": 2,
             "start": str(place / "checkpoint")}  # fmt: skip
     fresh, used = (GroundingStage(initialize.begin(settings.build(argv)).model, settings.build(argv)) for _ in range(2))
     for step in range(4):
@@ -275,7 +276,7 @@ def test_the_closed_loop_score_comes_from_a_child_while_training_goes_on(place, 
 
     def start(arguments, nice, **options):
         asked.append(arguments)
-        where = Path(arguments[arguments.index("--save") + 1])
+        where = Path(arguments[arguments.index("--out") + 1])
         checkpoint.load(Path(arguments[arguments.index("--checkpoint") + 1]))
         rows = json.dumps({"episodes": [{"success": True}, {"success": False}]})
         text = f"open({str(where / 'eval.json')!r}, 'w').write({rows!r})" if len(asked) == 1 else "raise SystemExit(3)"
@@ -321,7 +322,7 @@ def test_a_recipe_does_each_step_once(tmp_path, monkeypatch, capsys):
 
 
 def test_ablations_differ_in_what_they_say(tmp_path, capsys):
-    argv = ["--data", "d", "--out", str(tmp_path), "--scenes", "s", "--show"]
+    argv = ["--data", "d", "--out", str(tmp_path), "--static-scenes", "s", "--show"]
     assert ablations.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     eyes = [line for line in lines if "grounding.yaml" in line]
@@ -331,7 +332,7 @@ def test_ablations_differ_in_what_they_say(tmp_path, capsys):
     for name, values in ablations.read(ROOT / "config/train/ablations").items():
         differing = {k for k in {*full, *values} if full.get(k) != values.get(k)} - {"what"}
         assert len(differing) == (name != "full"), (name, differing)
-    assert ablations.main(argv[:4]) == 2 and "give --scenes" in capsys.readouterr().err
+    assert ablations.main(argv[:4]) == 2 and "give --static-scenes" in capsys.readouterr().err
     for name, won in (("full", 3), ("no-memory", 1)):
         rows = [{"success": i < won} for i in range(4)]
         made = {"held out": {"end mm": 12.4}} if name == "full" else {"held out": {}}
@@ -393,8 +394,8 @@ def test_minutes_stop_it_early_and_the_same_command_goes_on_to_the_same_curve(pl
     assert cli.main(command(place, "action", "uncapped", "--steps", "9")) == 0
     argv = command(place, "action", "capped", "--steps", "9")
     codes = [cli.main([*argv, "--minutes", "1e-9"]), cli.main(argv)]
-    assert codes == [3, 0]
-    assert "stopped early, at step 0 of 9, because minutes is 1e-09" in capsys.readouterr().out
+    assert codes == [1, 0]
+    assert "stopped early, at step 1 of 9, because minutes is 1e-09" in capsys.readouterr().out
     assert losses(place / "capped") == losses(place / "uncapped")
 
 

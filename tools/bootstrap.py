@@ -332,9 +332,8 @@ def write_env_file() -> None:
         "unset AMENT_CURRENT_PREFIX COLCON_PREFIX_PATH PYTHONHOME",
     ]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in ros_variables().items()]
-    lines.append(
-        f'case ":$PATH:" in *:{VENV / "bin"}:*) ;; *) export PATH={shlex.quote(str(VENV / "bin"))}:"$PATH" ;; esac'
-    )
+    for folder in (VENV / "bin", BUILD / "install/bin"):
+        lines.append(f'case ":$PATH:" in *:{folder}:*) ;; *) export PATH={shlex.quote(str(folder))}:"$PATH" ;; esac')
     with tempfile.NamedTemporaryFile("w", dir=BUILD, delete=False) as file:
         file.write("\n".join(lines) + "\n")
     os.chmod(file.name, 0o644)
@@ -349,7 +348,7 @@ def make_engine() -> None:
 
 def installed_files() -> list[str]:
     """Names of the share files and executables, which the build links one by one: a new one needs an install."""
-    folders = ("launch", "config", "resource/executables")
+    folders = ("launch", "config", "resource/executables", "resource/bin")
     return sorted(
         str(f.relative_to(ROOT))
         for folder in folders

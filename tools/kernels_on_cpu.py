@@ -12,7 +12,6 @@ interpreter has no arithmetic for bfloat16); how a GPU rounds and how fast it is
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
@@ -23,6 +22,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
 import torch
 
+from vla_nodes import cli
 from vla_nodes.policy.mamba import kernels, mixers
 
 BOUNDS = {torch.float32: (1e-4, 1e-3), torch.float16: (1e-2, 3e-2)}  # of a stream, of gradients
@@ -30,14 +30,14 @@ CUTS = (0, 20, 30, 31, 32, 40)  # tokens of a stream, from call to call
 
 
 def interpreted(source: Path) -> None:
-    """Makes ``mamba_ssm``'s Triton part importable on a CPU; SystemExit says what is missing."""
+    """Makes ``mamba_ssm``'s Triton part importable on a CPU; CommandError says what is missing."""
     try:
         import triton
     except ImportError:
-        raise SystemExit("kernels_on_cpu: triton is not installed: pip install triton einops") from None
+        raise cli.CommandError("triton is not installed: pip install triton einops") from None
     folder = source / "mamba_ssm"
     if not (folder / "ops" / "triton" / "ssd_combined.py").is_file():
-        raise SystemExit(f"kernels_on_cpu: {source} is no unpacked source distribution of mamba-ssm")
+        raise cli.CommandError(f"{source}: no unpacked source distribution of mamba-ssm")
     package = types.ModuleType("mamba_ssm")  # its own __init__ demands the compiled scan
     package.__path__ = [str(folder)]
     convolution = types.ModuleType("causal_conv1d")
@@ -95,10 +95,9 @@ def worst(found: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> tup
     return errors[name], name
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, help="folder of mamba-ssm's unpacked source distribution")
-    interpreted(parser.parse_args().source)
+def compare(options: cli.Options) -> int:
+    """The command."""
+    interpreted(options.source)
     torch.set_num_threads(1)
     within = {"on": False}
     kernels.use_for = lambda x, scan=False: within["on"] and not scan
@@ -122,8 +121,22 @@ def main() -> int:
             errors = "".join(f"{error:>{width}.1e}" for (error, _), width in zip(found, (10, 12), strict=False))
             print(f"{mixer:9}{str(dtype)[6:]:16}{errors:22}  {', '.join(name for _, name in found)}", flush=True)
     print("within bounds" if good else "BEYOND THE BOUNDS")
-    return 0 if good else 1
+    return cli.ExitStatus.DONE if good else cli.ExitStatus.FAILED
+
+
+command = cli.Command(
+    "kernels_on_cpu",
+    """
+    The Triton kernels of mamba_ssm against our reference, without a GPU: Triton's interpreter runs their own source.
+    """,
+    compare,
+    cli.argument("SOURCE", "folder of mamba-ssm's unpacked source distribution", type=cli.PATH),
+    examples="""
+    python tools/kernels_on_cpu.py mamba_ssm-2.2.5/
+    """,
+    program="python tools/kernels_on_cpu.py",
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.main(command))

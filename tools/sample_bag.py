@@ -9,14 +9,14 @@ file beside it. Takes about a minute on an idle machine; on a busy one the polic
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from vla_nodes.replay import cli
+from vla_nodes import cli
+from vla_nodes.replay import cli as replay
 from vla_nodes.rosbag import metadata
 from vla_nodes.rosbag.repair import Scan
 from vla_nodes.rosbag.write import BagWriter
@@ -57,30 +57,40 @@ def pack(source: Path, folder: Path, seconds: float) -> None:
                 bag.add_metadata(name, values)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seed", type=int, default=3, help="scene of the simulator (default 3)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="longest recording kept (default 8 s)")
-    parser.add_argument("--golden-only", action="store_true", help="keep the bag, replay it and write the golden file")
-    options = parser.parse_args()
+def record(options: cli.Options) -> int:
+    """The command."""
     if not options.golden_only:
         with tempfile.TemporaryDirectory() as place:
             run = [sys.executable, "-m", "vla_nodes.demo.cli", "--no-video", "--seed", str(options.seed)]
             run += ["--record", f"{place}/bags", "--out", f"{place}/out", INSTRUCTION]
             if subprocess.run(run, cwd=ROOT).returncode != 0:
-                print("sample_bag: the run did not succeed; try another --seed", file=sys.stderr)
-                return 1
+                raise cli.CommandError("the run did not succeed: try another --seed", cli.ExitStatus.FAILED)
             (recorded,) = Path(place, "bags").iterdir()
             shutil.rmtree(BAG, ignore_errors=True)
-            pack(recorded, BAG, options.seconds)
+            pack(recorded, BAG, options.duration)
         size = sum(f.stat().st_size for f in BAG.iterdir())
         print(f"{BAG.relative_to(ROOT)}: {size / 1e6:.2f} MB")
         if size > LIMIT:
-            print(f"sample_bag: larger than {LIMIT / 1e6:.0f} MB; give fewer --seconds", file=sys.stderr)
-            return 1
+            raise cli.CommandError(f"larger than {LIMIT / 1e6:.0f} MB: lower --duration", cli.ExitStatus.FAILED)
     with tempfile.TemporaryDirectory() as report:
-        return cli.main([str(BAG), "--golden", str(GOLDEN), "--update", "--out", report])
+        return replay.main([str(BAG), "--golden", str(GOLDEN), "--update", "--out", report])
+
+
+command = cli.Command(
+    "sample_bag",
+    """
+    Record the sample bag anew, and its golden replay: after the shipped checkpoint or the topics have changed.
+    """,
+    record,
+    cli.seed("scene of the simulator", 3),
+    cli.number("--duration", "longest recording kept [s]", 8.0),
+    cli.flag("--golden-only", "keep the bag, replay it and write the golden file"),
+    examples="""
+    python tools/sample_bag.py --golden-only
+    """,
+    program="python tools/sample_bag.py",
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.main(command))

@@ -6,4 +6,11 @@ from pkgutil import extend_path
 # (pytest, python -m from its root), the installed package of the same name is searched as well.
 __path__ = extend_path(__path__, __name__)
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> str:
+    """``vla_nodes.__version__``, read from package.xml when somebody asks."""
+    if name == "__version__":
+        from vla_nodes.share import version
+
+        return version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 PACKAGE = "vla_nodes"
@@ -29,3 +30,8 @@ def share_path(relative: str) -> Path:
     raise FileNotFoundError(
         f"{relative} not found; looked in {looked}: is {PACKAGE} installed or its workspace sourced?"
     )
+
+
+def version() -> str:
+    """The version of vla_nodes: package.xml has it, and nothing else."""
+    return ElementTree.parse(share_path("package.xml")).getroot().findtext("version", "unknown")

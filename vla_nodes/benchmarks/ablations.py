@@ -1,19 +1,14 @@
-"""``python -m vla_nodes ablations``: what each part of the design is good for, trained alike, measured in closed loop.
-
-Every NAME.yaml of config/train/ablations says one difference from action.yaml, and NAME.grounding.yaml, where there is
-one, the same of grounding.yaml. Each is trained for the same steps and evaluated on the same episodes; the table is
-printed and written. The same command again goes on where the last one ended.
-"""
+"""What each part of the design is good for: trained alike, measured in closed loop, as a table."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vla_nodes import cli
 from vla_nodes.share import share_path
 from vla_nodes.training import config as settings
 from vla_nodes.training import recipe
@@ -32,7 +27,7 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     return {FULL: found.pop(FULL), **found}
 
 
-def steps_of(name: str, values: dict[str, Any], folder: Path, args: argparse.Namespace) -> list[str]:
+def steps_of(name: str, values: dict[str, Any], folder: Path, args: cli.Options) -> list[str]:
     """The commands of one ablation. Eyes are trained once for all ablations that share them."""
     steps, out = [], args.out / name
     pairs = [f"language={args.language}"] if args.language else []
@@ -42,22 +37,23 @@ def steps_of(name: str, values: dict[str, Any], folder: Path, args: argparse.Nam
         weights = args.out / "eyes" / eyes / WEIGHTS
         if eyes == GROUND and args.grounded:
             weights = args.grounded
-        elif not args.scenes:
-            raise SettingsError(f"{name} trains eyes of its own: give --scenes, or name others with --only")
+        elif not args.static_scenes:
+            raise SettingsError(f"{name} trains eyes of its own: give --static-scenes, or name others with --only")
         else:
             begun = [f"start={args.grounded}"] if args.grounded else []
-            steps.append(_train(config, weights.parent, args.scenes, args.eyes_steps, [*pairs, *begun]))
+            steps.append(_train(config, weights.parent, args.static_scenes, args.eyes_steps, [*pairs, *begun]))
         pairs = [*pairs, f"grounded={weights}", f"cache={args.out}/cache/{eyes}"]
     steps.append(_train(folder / f"{name}.yaml", out, args.data, args.steps, pairs))
     steps.append(shlex.join(["eval", "--checkpoint", str(out / "checkpoint"), "--suite", args.suite, "--episodes",
-                             str(args.episodes), "--seed", str(args.seed), "--save", str(out / "eval")]))  # fmt: skip
+                             str(args.episodes), "--seed", str(args.seed), "--out", str(out / "eval")]))  # fmt: skip
     return steps
 
 
-def _train(config: Path, out: Path, data: list[str], steps: int | None, pairs: list[str]) -> str:
+def _train(config: Path, out: Path, data: Sequence[str], steps: int | None, pairs: list[str]) -> str:
     budget = [] if steps is None else ["--steps", str(steps)]
-    words = ["train", str(config), "--out", str(out), *budget, "--data", *map(str, data)]
-    return shlex.join([*words, *(word for pair in pairs for word in ("--set", pair))])
+    words = ["train", str(config), "--out", str(out), *budget]
+    repeated = [("--data", str(folder)) for folder in data] + [("--set", pair) for pair in pairs]
+    return shlex.join([*words, *(word for each in repeated for word in each)])
 
 
 def table(names: dict[str, dict[str, Any]], out: Path) -> str:
@@ -86,47 +82,69 @@ def table(names: dict[str, dict[str, Any]], out: Path) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes ablations", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--data", nargs="+", required=True, help="folders of demonstrations")
-    parser.add_argument("--scenes", nargs="+", help="folders of static scenes, to train eyes on")
-    parser.add_argument(
-        "--grounded",
-        type=Path,
-        help="stage 1 weights of the full design, in place of training them; eyes of an ablation's own begin with them",
-    )
-    parser.add_argument("--language", type=Path, help="as the key of action.yaml")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, help="stage 2 of each (default: those of action.yaml)")
-    parser.add_argument("--eyes-steps", type=int, help="stage 1 of each (default: those of grounding.yaml)")
-    parser.add_argument("--suite", default="all")
-    parser.add_argument("--episodes", type=int, default=10, help="per task family (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", help="names of ablations (default: all)")
-    parser.add_argument("--show", action="store_true", help="print the commands and exit")
-    args = parser.parse_args(argv)
-    try:
-        folder = share_path(f"{CONFIGS}/ablations")
-        names = read(folder)
-        if args.only:
-            if unknown := sorted(set(args.only) - set(names)):
-                parser.error(f"no ablation {', '.join(unknown)}; there are {', '.join(names)}")
-            names = {name: names[name] for name in args.only}
-        steps: list[str] = []
-        for name, values in names.items():
-            steps += [step for step in steps_of(name, values, folder, args) if step not in steps]
-        escaped = [step.replace("{", "{{").replace("}", "}}") for step in steps]
-        status = recipe.run({"out": str(args.out), "steps": escaped}, "ablations", args.show)
-    except (SettingsError, FileNotFoundError) as error:
-        print(f"ablations: {error}", file=sys.stderr)
-        return 2
+def compare(args: cli.Options) -> int:
+    """The command."""
+    folder = share_path(f"{CONFIGS}/ablations")
+    names = read(folder)
+    if args.only:
+        if unknown := sorted(set(args.only) - set(names)):
+            raise SettingsError(f"--only: no ablation {', '.join(unknown)}; there are {', '.join(names)}")
+        names = {name: names[name] for name in args.only}
+    steps: list[str] = []
+    for name, values in names.items():
+        steps += [step for step in steps_of(name, values, folder, args) if step not in steps]
+    escaped = [step.replace("{", "{{").replace("}", "}}") for step in steps]
+    status = recipe.run({"out": str(args.out), "steps": escaped}, "ablations", args.show)
     if args.show:
         return status
     text = table(names, args.out)
     print(text)
     (args.out / "table.md").write_text(text + "\n")
     return status
+
+
+command = cli.Command(
+    "ablations",
+    """
+    What each part of the design is good for, trained alike, measured in closed loop.
+
+    Every NAME.yaml of config/train/ablations says one difference from action.yaml, and NAME.grounding.yaml, where there
+    is one, the same of grounding.yaml. Each is trained for the same steps and evaluated on the same episodes; the table
+    is printed and written. The same command again goes on where the last one ended.
+    """,
+    compare,
+    cli.option("--data", multiple=True, required=True, metavar="DIR", help="folder of demonstrations (repeatable)"),
+    cli.out("folder for everything", required=True),
+    cli.option("--only", type=cli.Several(), metavar="NAME,NAME", help="ablations; without it all"),
+    cli.flag("--show", "print the commands and exit"),
+    *cli.section(
+        "Stage 1",
+        cli.option("--static-scenes", multiple=True, metavar="DIR", help="folder of pictures for eyes (repeatable)"),
+        cli.option("--grounded", type=cli.PATH, metavar="FILE", help="weights of the full design, in place of training "
+                   "them; eyes of an ablation's own begin with them"),
+        cli.option("--language", type=cli.PATH, metavar="DIR", help="as the key of action.yaml"),
+        cli.count("--eyes-steps", "steps of each; without it those of grounding.yaml"),
+    ),
+    *cli.section(
+        "Stage 2",
+        cli.count("--steps", "steps of each; without it those of action.yaml"),
+    ),
+    *cli.section(
+        "Evaluation",
+        cli.option("--suite", metavar="SUITE", default="all", help="as for eval"),
+        cli.count("--episodes", "episodes per suite", 10),
+        cli.seed("seed of the first episode"),
+    ),
+    examples="""
+    python -m vla_nodes ablations --data work/data --static-scenes work/scenes --out work/ablations
+    python -m vla_nodes ablations --data work/data --static-scenes work/scenes --out work/few --only full --show
+    """,
+    errors=(SettingsError, FileNotFoundError),
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

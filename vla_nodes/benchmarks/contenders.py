@@ -271,11 +271,11 @@ def need_memory(config, args) -> None:
     """MemoryError before anything is allocated that would not fit."""
     with torch.device("meta"):
         weights = 4 * sum(p.numel() for p in VlaPolicy(config).parameters())
-    copies = 1 + (not args.no_twin) + (args.device == "cpu" and args.engines != "none")
+    copies = 1 + (not args.no_twin) + (args.device == "cpu" and args.engine != ["none"])
     need, free = copies * weights, free_bytes(args.device)
     if need > 0.9 * free:
         raise MemoryError(f"{config.preset} needs {need >> 20} MiB on {args.device} and {free >> 20} are free; "
-                          "try --no-twin, --engines none or a smaller preset")  # fmt: skip
+                          "try --no-twin, --engine none or a smaller preset")  # fmt: skip
 
 
 def machine_limits(device: str, threads: int, core_bytes: int) -> dict[str, float]:

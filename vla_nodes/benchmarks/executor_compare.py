@@ -1,23 +1,7 @@
-"""The chunk executor against what peers do, on the same recorded policy chunks and in closed loop.
-
-Recorded: the policy drives the arm once per scene through our executor at 50 ms; its chunks, as joint positions,
-are then played by every executor at every latency. Closed loop: the policy sees what each executor makes of it.
-
-    ours        splice, this suite's default
-    ours-mean   our splice onto the mean of recent chunks (strategy temporal_ensemble)
-    naive       one point per control period, positions only: the newest chunk's rows from the first one on
-    timed       every chunk as one trajectory of positions stamped with its observation, so that the controller starts
-                at the row for now: latency compensated as well as a stock controller can, without blending or limits
-    mean        the same, with the exponentially weighted mean of recent chunks (ACT, Zhao et al. 2023, section IV.B)
-
-Jerk is that of the measured tool at 100 Hz, except while the hand touches the drawer or the table: these then set it,
-slipping and sticking, whatever the executor does. The tracking error is the tool's distance from where the newest
-observed chunk wanted it at that instant.
-"""
+"""The chunk executor against what peers do, on the same recorded policy chunks and in closed loop."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import multiprocessing
 import signal
@@ -27,9 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import click
 import numpy as np
-from tqdm import tqdm
 
+from vla_nodes import cli
 from vla_nodes.benchmarks.executor_cost import measure
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.executor import ExecutorOutput
@@ -45,6 +30,7 @@ from vla_nodes.envs.tabletop.tasks import SuccessChecker, Task
 from vla_nodes.envs.tabletop.world import World
 from vla_nodes.evaluation.evaluate import SHIPPED
 from vla_nodes.policy.runtime import PolicyRuntime
+from vla_nodes.progress import progress
 from vla_nodes.share import share_path
 
 EXECUTORS = ("ours", "ours-mean", "naive", "timed", "mean")
@@ -252,46 +238,20 @@ def _numbers(played: list[Played], executor: str, latency: float) -> tuple[float
     return rms[0], float(jerk.max()), rms[1], f"{sum(p.success for p in part)}/{len(part)}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vla_nodes control-bench",
-        description=__doc__,
-        epilog="A recorded episode and one in closed loop take about half a minute of a core each, a replayed one\n"
-        "some seconds; the defaults make 4, 60 and 60. Ctrl-C in closed loop gives the table so far. Measure the cost\n"
-        "on a machine that does nothing else.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--checkpoint", type=Path, help=f"checkpoint folder (default: the shipped {SHIPPED})")
-    parser.add_argument("--suite", choices=("demo", "random"), default="demo", help="scenes and tasks (default: demo)")
-    parser.add_argument("--episodes", type=int, default=4, help="scenes recorded and played (default: 4; 0: none)")
-    parser.add_argument("--closed", type=int, default=4, help="episodes in closed loop per row (default: 4; 0: none)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first scene (default: 0)")
-    parser.add_argument("--latency", type=float, nargs="+", default=LATENCIES, metavar="S",
-                        help="s from an observation to its chunk (default: 0.05 0.15 0.3)")  # fmt: skip
-    parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=EXECUTORS, metavar="NAME",
-                        help=f"of {', '.join(EXECUTORS)} (default: all)")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(),
-                        help="episodes at a time, in processes of their own (default: one per core)")  # fmt: skip
-    parser.add_argument("--chunks", type=int, default=500,
-                        help="chunks the cost is measured over (default: 500; 0: not measured)")  # fmt: skip
-    parser.add_argument("--cost-only", action="store_true", help="cost per chunk and memory; no policy, no simulator")
-    parser.add_argument("--record", type=Path, metavar="RUN.JSONL",
-                        help="write our first episode's seams here, for `python -m vla_nodes seams`")  # fmt: skip
-    args = parser.parse_args(argv)
-    if args.workers < 1 or min(args.episodes, args.closed, args.chunks) < 0 or min(args.latency) < 0.0:
-        parser.error("workers must be at least 1; episodes, closed, chunks and latencies must not be negative")
+def compare(args: cli.Options) -> int:
+    """The command."""
     if args.chunks:
         print(measure(panda(), args.chunks))
         print(measure(panda(), min(args.chunks, 2000), memory=True, seed=1), "(traced, which slows it down)")
     if args.cost_only:
-        return 0
+        return cli.ExitStatus.DONE
     checkpoint, started = str(args.checkpoint or share_path(SHIPPED)), time.monotonic()
     seeds = range(args.seed, args.seed + args.episodes)
     ignored = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process
     with multiprocessing.get_context("spawn").Pool(args.workers, signal.signal, ignored) as pool:
 
         def run(jobs: list[tuple]) -> list[Played]:
-            return list(tqdm(pool.imap(_job, jobs), total=len(jobs), unit="episode"))
+            return list(progress(pool.imap(_job, jobs), total=len(jobs), unit="episodes"))
 
         recorded = run([(checkpoint, args.suite, seed, "ours", LATENCIES[0], None) for seed in seeds])
         moved = [p for p in recorded if p.chunks]
@@ -299,18 +259,73 @@ def main(argv: list[str] | None = None) -> int:
         replayed = run([(checkpoint, args.suite, p.seed, *c, p.chunks) for p in moved for c in combinations])
         if args.closed and replayed:
             print(table(replayed, []), flush=True)  # what follows takes much longer
-        again, closed = range(args.seed, args.seed + args.closed), []
+        again, closed, status = range(args.seed, args.seed + args.closed), [], cli.ExitStatus.DONE
         jobs = [(checkpoint, args.suite, seed, *c, None) for seed in again for c in combinations]
         try:
-            closed.extend(tqdm(pool.imap(_job, jobs), total=len(jobs), unit="episode"))
+            closed.extend(progress(pool.imap(_job, jobs), total=len(jobs), unit="episodes"))
         except KeyboardInterrupt:
+            status = cli.ExitStatus.INTERRUPTED
             print(f"interrupted after {len(closed)} of {len(jobs)} episodes in closed loop")
     print(table(replayed, closed))
     print(f"recorded: {sum(p.success for p in recorded)}/{len(recorded)} succeeded, "
           f"{sum(len(p.chunks) for p in moved)} chunks; {time.monotonic() - started:.0f} s")  # fmt: skip
-    if args.record and moved:
-        args.record.write_text("\n".join(record.line() for record in moved[0].records) + "\n")
-    return 0
+    if args.seam_log and moved:
+        args.seam_log.write_text("\n".join(record.line() for record in moved[0].records) + "\n")
+    return status
+
+
+command = cli.Command(
+    "control-bench",
+    """
+    The chunk executor against what peers do, on the same recorded policy chunks and in closed loop.
+
+    Recorded: the policy drives the arm once per scene through our executor at 50 ms; its chunks, as joint positions,
+    are then played by every executor at every latency. Closed loop: the policy sees what each executor makes of it.
+
+        ours        splice, this suite's default
+        ours-mean   our splice onto the mean of recent chunks (strategy temporal_ensemble)
+        naive       one point per control period, positions only: the newest chunk's rows from the first one on
+        timed       every chunk as one trajectory of positions stamped with its observation, so that the controller
+                    starts at the row for now: latency compensated as well as a stock controller can, without
+                    blending or limits
+        mean        the same, with the exponentially weighted mean of recent chunks (ACT, Zhao et al. 2023, IV.B)
+
+    Jerk is that of the measured tool at 100 Hz, except while the hand touches the drawer or the table: these then set
+    it, slipping and sticking, whatever the executor does. The tracking error is the tool's distance from where the
+    newest observed chunk wanted it at that instant.
+    
+
+    A recorded episode and one in closed loop take about half a minute of a core each, a replayed one some seconds; the
+    defaults make 4, 60 and 60. Ctrl-C in closed loop gives the table so far. Measure the cost on a machine that does
+    nothing else.
+    """,
+    compare,
+    cli.checkpoint(),
+    cli.option("--suite", type=click.Choice(("demo", "random")), default="demo", help="scenes and tasks"),
+    cli.count("--episodes", "scenes recorded and played", 4, least=0),
+    cli.count("--closed", "episodes in closed loop per row", 4, least=0),
+    cli.seed("seed of the first scene"),
+    cli.option("--latency", type=cli.Several(float, least=0.0), metavar="X,X", default=",".join(map(str, LATENCIES)),
+               help="from an observation to its chunk [s]"),
+    cli.option("--executors", type=cli.Several(choices=EXECUTORS), metavar="NAME,NAME", default=",".join(EXECUTORS),
+               help="what is compared"),
+    cli.workers(),
+    cli.option("--seam-log", type=cli.PATH, metavar="FILE", help="our first episode's seams, for the command seams"),
+    *cli.section(
+        "Cost",
+        cli.count("--chunks", "chunks that the cost is measured over; 0 measures none", 500, least=0),
+        cli.flag("--cost-only", "cost per chunk and memory; no policy, no simulator"),
+    ),
+    examples="""
+    python -m vla_nodes control-bench --cost-only
+    python -m vla_nodes control-bench --episodes 6 --closed 0 --chunks 0
+    """,
+    errors=(OSError,),
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.executor import ChunkExecutor
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings
+from vla_nodes.memory import resident_kb
 
 ROWS, PERIOD, TICK, LATENCY = 16, 0.1, 0.1, 0.05
 WATCH, LOOKS = 50, 100  # chunks between two looks at the memory at least; looks at most
@@ -89,13 +89,6 @@ def measure(
         tracemalloc.stop()
     blocks, resident = (_growth(x.tolist()) for x in looks)
     return Cost(ms, dict(modes), blocks, resident, _growth(held) if memory else None)
-
-
-def resident_kb() -> int:
-    """kB of this process in memory (Linux)."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(x.split()[1]) for x in lines if x.startswith("VmRSS")), 0)
 
 
 def _growth(held: list[int]) -> int:

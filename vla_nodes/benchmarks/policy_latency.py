@@ -1,13 +1,7 @@
-"""``python -m vla_nodes bench``: ms per control tick and memory, the SSM against its transformer twin, interleaved.
-
-A tick is everything from a 224x224 RGB-D image to an action chunk, through the runtime that the nodes use. Contenders
-and history lengths take turns tick by tick, so a busy or throttled machine slows all alike and ratios hold. Weights are
-random unless --checkpoint gives trained ones: times do not depend on them.
-"""
+"""ms per control tick and memory: the SSM against its transformer twin, interleaved."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -17,8 +11,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import torch
 
+from vla_nodes import cli
 from vla_nodes.benchmarks import contenders as parts
 from vla_nodes.benchmarks import latency_plot
 from vla_nodes.policy import checkpoint as checkpoints
@@ -28,45 +24,18 @@ from vla_nodes.policy.inference import graphs, quantize
 from vla_nodes.policy.mamba import kernels, mixers
 from vla_nodes.policy.modeling import VlaPolicy
 from vla_nodes.policy.runtime import PolicyRuntime
+from vla_nodes.progress import progress
 
 WARM_UP = 3
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes bench", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--preset", choices=PRESETS, default="nano", help="sizes, with random weights (default nano)")
-    source.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="a checkpoint folder instead; its twin still has random weights"
-    )
-    parser.add_argument("--count", action="store_true", help="only count the parameters of all presets, in seconds")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads (default 2)")
-    parser.add_argument("--ticks", type=int, default=50, help="timed ticks at each history length (default 50)")
-    parser.add_argument(
-        "--history",
-        default="10,1000,10000",
-        metavar="N,N,...",
-        help="ticks already carried when timing starts (default 10,1000,10000)",
-    )
-    parser.add_argument("--engines", default="auto", metavar="E,E",
-                        help="CPU engines beside eager torch: auto (the best one installed), all, none, or of "
-                             + ", ".join(engines.EXPORTED))  # fmt: skip
-    parser.add_argument("--precision", default="auto", metavar="P,P",
-                        help="of exported engines, each a contender: f32, int8, bf16 (default auto: f32, and int8 "
-                             "where the checkpoint brings its ranges)")  # fmt: skip
-    parser.add_argument("--dtype", choices=("f32", "bf16"), help="of the core in torch (default f32; bf16 on cuda)")
-    parser.add_argument("--no-twin", action="store_true", help="without the transformer of the same size")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default out/bench")
-    args = parser.parse_args(argv)
+def bench(args: cli.Options) -> int:
+    """The command."""
     if args.count:
         return count()
-    try:
-        report = measure(args)
-    except (ValueError, MemoryError, torch.cuda.OutOfMemoryError) as error:
-        print(f"bench: {(str(error) or 'out of memory').splitlines()[0]}", file=sys.stderr)
-        return 1
+    if args.checkpoint and args.given("preset"):
+        raise click.UsageError("give a --preset or a --checkpoint, not both")
+    report = measure(args)
     args.out.mkdir(parents=True, exist_ok=True)
     name = f"{report['preset']}-{args.device}"
     (args.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -77,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError:
         print("no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
     print("wrote " + " and ".join(map(str, written)))
-    return 0
+    return cli.ExitStatus.DONE
 
 
 def count() -> int:
@@ -89,7 +58,7 @@ def count() -> int:
                 model = VlaPolicy(config)
             sizes = [size(part) for part in (model, model.core, model.vision, model.language)]
             print(f"{name:12} {config.mixer:10} {sizes[0]:14,} {sizes[1]:14,} {sizes[2]:12,} {sizes[3]:11,}")
-    return 0
+    return cli.ExitStatus.DONE
 
 
 def size(module: torch.nn.Module) -> int:
@@ -97,7 +66,7 @@ def size(module: torch.nn.Module) -> int:
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
-def measure(args: argparse.Namespace) -> dict:
+def measure(args: cli.Options) -> dict:
     lengths, precisions = check(args)
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
@@ -124,36 +93,30 @@ def measure(args: argparse.Namespace) -> dict:
         "ratios": ratios(results)}  # fmt: skip
 
 
-def check(args: argparse.Namespace) -> tuple[list[int], list[str]]:
+def check(args: cli.Options) -> tuple[list[int], list[str]]:
     """The history lengths and precisions asked for. ValueError says what is wrong before anything is built."""
-    try:
-        lengths = sorted({int(n) for n in args.history.split(",")})
-    except ValueError:
-        raise ValueError(f"--history {args.history!r} must be numbers of ticks separated by commas") from None
-    if lengths[0] < 1 or args.ticks < 2 or args.threads < 1:
-        raise ValueError("--history and --threads must be at least 1, --ticks at least 2")
+    lengths = sorted(set(args.history))
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, and this machine has none that torch can use; take --device cpu")
-    precisions = args.precision.split(",")
-    if args.precision == "auto":
+    precisions = args.precision
+    if precisions == ["auto"]:
         ranges = args.checkpoint and (args.checkpoint / quantize.FILE).is_file() and graphs.exact_int8()
         precisions = ["f32", "int8"] if ranges else ["f32"]
-    if other := [p for p in precisions if p not in engines.TOLERANCE]:
-        raise ValueError(f"--precision {other[0]!r} is none of {', '.join(engines.PRECISIONS)}")
-    named = args.engines.split(",")
-    if other := [n for n in named if n not in (*engines.EXPORTED, "auto", "all", "none")]:
-        raise ValueError(f"--engines {other[0]!r} is none of auto, all, none, {', '.join(engines.EXPORTED)}")
+    if len(args.engine) > 1 and {"auto", "all", "none"} & set(args.engine):
+        raise ValueError("--engine: auto, all and none stand alone")
+    if "auto" in precisions:
+        raise ValueError("--precision: auto stands alone")
     return lengths, precisions
 
 
-def chosen_engines(args: argparse.Namespace) -> list[str]:
+def chosen_engines(args: cli.Options) -> list[str]:
     installed = [name for name in engines.EXPORTED if graphs.version(name)]
     every = {"auto": installed[:1], "all": list(engines.EXPORTED), "none": []}
-    return every[args.engines] if args.engines in every else args.engines.split(",")
+    return every.get(args.engine[0], args.engine)
 
 
 def say(text: str) -> None:
-    print(f"bench: {text} ...", file=sys.stderr, flush=True)
+    print(f"{text} ...", file=sys.stderr, flush=True)
 
 
 def core_bytes(model: VlaPolicy) -> int:
@@ -236,14 +199,12 @@ def at_histories(args, contenders, core_only, clock, lengths: list[int], limits:
         if length in getattr(call, "calls", lengths)
     }  # fmt: skip
     rounds, order = args.ticks + WARM_UP, list(runs)
-    for tick in range(rounds):
+    for tick in progress(range(rounds), unit="ticks of each", label="timing"):
         if tick == WARM_UP:
             for run in runs.values():
                 run.times.clear()
             for entry in alone.values():
                 entry[1].clear()
-        if tick % max(1, rounds // 10) == 0:
-            say(f"timing, {100 * tick // rounds} %")
         order = order[1:] + order[:1]  # nobody always follows the same one
         for key in order:
             parts.time_round(runs[key], clock, tick, args.device)
@@ -321,6 +282,52 @@ def processor(device: str) -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+command = cli.Command(
+    "bench",
+    """
+    ms per control tick and memory, the SSM against its transformer twin, interleaved.
+
+    A tick is everything from a 224x224 RGB-D image to an action chunk, through the runtime that the nodes use.
+    Contenders and history lengths take turns tick by tick, so a busy or throttled machine slows all alike and ratios
+    hold. Weights are random unless --checkpoint gives trained ones: times do not depend on them.
+    """,
+    bench,
+    *cli.section(
+        "Contenders",
+        cli.option("--preset", type=click.Choice(list(PRESETS)), default="nano", help="sizes, with random weights"),
+        cli.checkpoint("a checkpoint folder in place of a preset; its twin has random weights", default=None),
+        cli.option("--engine", type=cli.Several(choices=(*engines.EXPORTED, "auto", "all", "none")), default="auto",
+                   metavar="NAME,NAME", help=f"CPU engines beside eager torch: {', '.join(engines.EXPORTED)}, all, "
+                   "none, or auto, the best one installed"),
+        cli.option("--precision", type=cli.Several(choices=engines.PRECISIONS), metavar="NAME,NAME", default="auto",
+                   help="of exported engines, each a contender: f32, int8, bf16, or auto, f32 and int8 where the "
+                   "checkpoint brings its ranges"),
+        cli.option("--dtype", type=click.Choice(("f32", "bf16")), help="of the core in torch; f32, on cuda bf16"),
+        cli.flag("--no-twin", "without the transformer of the same size"),
+    ),
+    *cli.section(
+        "How",
+        cli.option("--device", type=click.Choice(("cpu", "cuda")), help="where torch computes",
+                   default="cuda" if torch.cuda.is_available() else "cpu", show_default="cuda if there is one"),
+        cli.count("--threads", "CPU threads", min(2, os.cpu_count() or 1)),
+        cli.count("--ticks", "timed ticks at each history length", 50, least=2),
+        cli.option("--history", type=cli.Several(int, least=1), metavar="N,N", default="10,1000,10000",
+                   help="ticks already carried when timing starts"),
+        cli.out("folder for the report and the plot", default="out/bench"),
+        cli.flag("--count", "only count the parameters of all presets"),
+    ),
+    examples="""
+    python -m vla_nodes bench --checkpoint work/nano --threads 2
+    python -m vla_nodes bench --preset anole-370m --engine none --history 10,1000
+    """,
+    errors=(ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError),
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

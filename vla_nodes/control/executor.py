@@ -35,6 +35,7 @@ HARD = 0.95  # share of the limits a join may ask for that is not to be had with
 # How a chunk may join the motion in flight, smoothest first, and how often each is tried slower.
 MODES = (("moving", 4), ("rest", 6))
 State = tuple[np.ndarray, np.ndarray, np.ndarray]  # q, q', q'' (J,)
+FINE = 1.0 / 4.0  # knots: what must not wait is planned on finer ones
 FINEST = 1.0 / 64.0  # s, rows closer together than that are thinned out: an arm cannot follow faster ones
 
 
@@ -88,6 +89,7 @@ class ChunkExecutor:
         self._objection = ("", "")
         self.settings = s = settings or ExecutorSettings()
         self.limits = Limits.scaled(robot, s.velocity_scale, s.acceleration_scale, s.jerk_scale, s.tool_speed)
+        self.full = Limits.scaled(robot, 1.0, 1.0, 1.0, robot.max_tool_speed)
         self._joints = JointHistory(robot.dof, s.history, s.max_joint_gap)
         self.reset()
 
@@ -169,37 +171,51 @@ class ChunkExecutor:
             return _refuse("no_splice", "no motion within the limits joins this chunk to the reference in flight")
         return self._publish(chunk, now, begin, base, state, rows, *found)
 
-    def stop(self, now: float) -> Trajectory | None:
+    def stop(self, now: float, full: bool = False) -> Trajectory | None:
         """Decelerate to rest and hold: along the planned path, or faster off it where that would take too long.
 
+        Args: full: at the robot's own limits instead of the scaled ones, and off the path wherever that is faster.
         Returns the trajectory to publish, None if nothing was ever seen or commanded.
         """
         base = self._base(now)
         if base is None:
             return None
-        begin = self._begin(now)
-        self._plan = with_prefix(base, now, self._stopping(base, begin), self.settings.knot)
+        if full:
+            begin, knot = self._begin(now, FINE), FINE * self.settings.knot
+            after = come_to_rest(base, begin, self.full, self.robot, knot, None)
+        else:
+            after = self._stopping(base, self._begin(now))
+        self._plan = with_prefix(base, now, after, self.settings.knot)
         return self._plan
 
-    def approach(self, target: np.ndarray, now: float) -> Trajectory | None:
-        """Move to rest at joint positions `target` (J,) (homing); None if ruckig finds no way or nothing is known."""
-        base = self._base(now)
+    def approach(self, target: np.ndarray, now: float, full: bool = False) -> Trajectory | None:
+        """Move to rest at joint positions `target` (J,); None if nothing is known, ruckig finds no way, or a guard
+        objects to it.
+
+        Args: full: with the robot's own acceleration and jerk; its speed stays scaled.
+        """
+        base, limits, fine = self._base(now), self.limits, 1.0
         if base is None:
             return None
-        begin = self._begin(now)
+        if full:
+            limits, fine = replace(self.full, velocity=limits.velocity, tool_speed=limits.tool_speed), FINE
+        begin, knot = self._begin(now, fine), fine * self.settings.knot
         state = sample(base, begin - base.stamp)
-        for slower in (1.0, 1.3, 1.8, 3.0, 5.0):
-            after = approach(self.robot.joint_names, self.limits, *state, target, begin, self.settings.knot, slower)
-            if after is not None and excess(after, self.limits, self.robot)[0] <= 1.0:
+        for slower in (1.0, 1.2, 1.5, 2.0, 3.0, 5.0):
+            after = approach(self.robot.joint_names, limits, *state, target, begin, knot, slower)
+            if after is not None and excess(after, limits, self.robot)[0] <= 1.0:
+                if self._objects(after, float(after.times[-1])):
+                    return None
                 self._plan = with_prefix(base, now, after, self.settings.knot)
                 return self._plan
         return None
 
     # -- parts of submit ---------------------------------------------------------------------------------------
 
-    def _begin(self, now: float) -> float:
+    def _begin(self, now: float, fine: float = 1.0) -> float:
+        """When what is planned now may begin: `lead` from now, on a multiple of `fine` knots."""
         knot = self.settings.knot
-        begin = math.ceil((now + self.settings.lead) / knot - 1e-6) * knot
+        begin = math.ceil((now + self.settings.lead) / (fine * knot) - 1e-6) * fine * knot
         return begin if self._plan is None else clear_of_knots(self._plan, begin, knot)
 
     def _base(self, now: float) -> Trajectory | None:

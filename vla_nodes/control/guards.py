@@ -28,6 +28,11 @@ class WorkspaceGuard:
         self._robot, self._slack = robot, slack
         self._low, self._high = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
 
+    def beyond(self, q: np.ndarray) -> np.ndarray:
+        """How far (m) the tool is outside of the box with the joints at q (N, J): (N, 3), negative inside."""
+        tool = self._robot.poses(q)[0]
+        return np.maximum(self._low - tool, tool - self._high)
+
     def __call__(self, trajectory: Trajectory, over: float) -> str:
         last = int(np.searchsorted(trajectory.times, over + 1e-9))
         tool = self._robot.poses(trajectory.positions[: max(last, 2)])[0]

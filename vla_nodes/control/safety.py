@@ -18,6 +18,7 @@ from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.inverse_kinematics import rotation_vector
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.rows import tool_targets
+from vla_nodes.control.tracking import Tracking
 
 CAUSES = {
     "malformed": "wrong shape, joint count, period or action space",
@@ -31,7 +32,7 @@ CAUSES = {
     "impossible_step": "a row farther from the one before than the arm can physically move",
     "stale_joint_states": "joint_states stopped",
     "bad_joint_states": "joint_states with wrong size or NaN",
-    "tracking": "the arm does not follow its reference (blocked?)",
+    "tracking": "the arm does not follow its reference (blocked, sagging, a wrong zero?)",
     "clock_jump": "the clock jumped",
     "silent_policy": "no usable chunk for chunk_timeout while moving",
     "stop": "vla/stop was called",
@@ -42,12 +43,16 @@ CAUSES = {
 }
 
 
+RESUME = "held; vla/resume to go on"
+
+
 class Action(str, Enum):
     """What the action node must do now."""
 
     GO = "go"  # chunks may be carried out
     HOLD = "hold"  # decelerate along the plan and hold; take no chunks
-    REBASE = "rebase"  # the reference is not where the arm is: approach the measured pose, then hold
+    RELEASE = "release"  # stop pressing: move the reference back to the arm, once, and hold
+    FORGET = "forget"  # the clock jumped: the reference means nothing any more
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class SafetySettings:
     max_age: float = 1.0
     step_factor: float = 1.2
     tracking_tolerance: float = 0.15
-    tracking_time: float = 0.3
+    tracking_time: float = 0.1
     joint_timeout: float = 0.25
     chunk_timeout: float = 1.0
     deadman_timeout: float = 0.0
@@ -107,8 +112,9 @@ class SafetyGate:
         self.settings = settings or SafetySettings()
         self.counts: Counter[str] = Counter()
         self._active: set[str] = set()  # causes already logged and not yet cleared
-        self._estop_asserted = False
-        self._latched = ""  # "stop" or "estop" until resume
+        self._estops: dict[tuple[str, str], bool] = {}  # (topic, reader): what was heard last
+        self._latched: dict[str, str] = {}  # cause: reason, until resume
+        self.tracking = Tracking(robot.joint_names, self.settings.tracking_tolerance, self.settings.tracking_time)
         self.reset()
 
     def reset(self) -> None:
@@ -117,35 +123,49 @@ class SafetyGate:
         self._q: np.ndarray | None = None
         self._now: float | None = None
         self._steady: float | None = None
-        self._astray_since: float | None = None
         self._chunk_used: float | None = None
         self._deadman_seen: float | None = None
-        self._blocked = False
+        self.tracking.reset()
 
     # -- the operator ------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """vla/stop: hold until resume."""
-        if not self._latched:
-            self._latched = "stop"
+        self.hold("stop", "stopped on request")
 
-    def estop(self, asserted: bool) -> None:
-        """The latched estop topic: True holds at once; False only allows a later resume."""
-        self._estop_asserted = asserted
+    def estop(self, asserted: bool, topic: str = "estop", reader: str = "") -> None:
+        """An emergency stop topic: True holds at once; False only allows a later resume.
+
+        reader: which of several subscriptions on that topic heard it. Each counts by itself: what one of them delivers
+        late, or misses, must not undo what another heard.
+        """
+        self._estops[topic, reader] = asserted
         if asserted:
-            self._latched = "estop"
+            self.hold("estop", f"emergency stop ({', '.join(self.estops)})")
+
+    @property
+    def estops(self) -> list[str]:
+        """The emergency stop topics that are asserted now."""
+        return sorted({topic for (topic, _), asserted in self._estops.items() if asserted})
+
+    def hold(self, cause: str, reason: str) -> None:
+        """Hold until resume, for a cause that was seen elsewhere."""
+        self._latched[cause] = f"{reason}; {RESUME}"
 
     def deadman(self, steady: float) -> None:
         """The operator's hand is on the switch, at `steady` s on the steady clock."""
         self._deadman_seen = steady
 
     def resume(self) -> str | None:
-        """vla/resume: release stop and estop latches; returns why not, or None."""
-        if self._estop_asserted:
-            return "emergency stop is still asserted: release it (publish false) first"
-        self._latched = ""
-        self._blocked = False
-        self._astray_since = None
+        """vla/resume: release what is latched; returns why not, or None."""
+        if self.estops:
+            return f"emergency stop is still asserted: release it (publish false on {', '.join(self.estops)}) first"
+        if self.tracking.problem:
+            return (
+                f"{self.tracking.problem}: free the arm, or mend its zero; to begin from where it is, "
+                "deactivate and activate action_node first"
+            )
+        self._latched.clear()
         return None
 
     # -- the arm -----------------------------------------------------------------------------------------------
@@ -167,21 +187,24 @@ class SafetyGate:
         s = self.settings
         jump = self._clock(now, steady)
         if jump is not None:
-            return self._verdict(Action.REBASE, "clock_jump", jump)
+            return self._verdict(Action.FORGET, "clock_jump", jump)
+        silent = self.age_of_joints(steady)
+        stale = bool(s.joint_timeout) and silent > s.joint_timeout
+        if reference is None:
+            self.tracking.reset()
+        elif self._q is not None and not stale and self.tracking.look(reference, self._q, steady):
+            if "tracking" not in self._latched:
+                self.hold("tracking", f"{self.tracking.problem} (blocked, sagging, a wrong zero?)")
+                if "estop" not in self._latched:  # after an emergency stop nothing moves
+                    return self._verdict(Action.RELEASE, "tracking", self._latched["tracking"])
         if self._latched:
-            reason = "emergency stop" if self._latched == "estop" else "stopped on request"
-            return self._verdict(Action.HOLD, self._latched, f"{reason}; call vla/resume to go on")
+            return self._verdict(Action.HOLD, self.holding, self._latched[self.holding])
         if s.deadman_timeout and (self._deadman_seen is None or steady - self._deadman_seen > s.deadman_timeout):
             return self._verdict(Action.HOLD, "deadman", "deadman signal missing")
         if self._joint_seen is None:
             return self._verdict(Action.HOLD, "no_joint_state", "no joint_states received yet")
-        silent = steady - self._joint_seen
-        if s.joint_timeout and silent > s.joint_timeout:
+        if stale:
             return self._verdict(Action.HOLD, "stale_joint_states", f"no joint_states for {silent:.2f} s")
-        if reference is not None:
-            astray = self._tracking(reference, steady)
-            if astray is not None:
-                return self._verdict(Action.REBASE, "tracking", astray)
         if moving and s.chunk_timeout and self._chunk_used is not None and now - self._chunk_used > s.chunk_timeout:
             silence = f"no usable chunk for {now - self._chunk_used:.2f} s while moving"
             return self._verdict(Action.HOLD, "silent_policy", silence)
@@ -202,20 +225,6 @@ class SafetyGate:
             self.reset()
             return f"clock went ahead by {ahead:.3f} s"
         return None
-
-    def _tracking(self, reference: np.ndarray, steady: float) -> str | None:
-        error = np.abs(self._q - reference)
-        j = int(np.argmax(error))
-        limit = self.settings.tracking_tolerance * (0.5 if self._blocked else 1.0)  # hysteresis
-        if error[j] <= limit:
-            self._astray_since, self._blocked = None, False
-            return None
-        if self._astray_since is None:
-            self._astray_since = steady
-        if not self._blocked and steady - self._astray_since < self.settings.tracking_time:
-            return None
-        self._blocked = True
-        return f"{self.robot.joint_names[j]} is {error[j]:.3f} rad from its reference: is the arm blocked?"
 
     # -- chunks ------------------------------------------------------------------------------------------------
 
@@ -314,8 +323,13 @@ class SafetyGate:
 
     @property
     def holding(self) -> str:
-        """The latched cause ("stop", "estop") or ""."""
-        return self._latched
+        """The latched cause, gravest first, or ""."""
+        return next((cause for cause in ("estop", "tracking", "controller", "stop") if cause in self._latched), "")
+
+    @property
+    def measured(self) -> np.ndarray | None:
+        """(J,) rad, the last usable joint state, None before the first."""
+        return self._q
 
     def age_of_joints(self, steady: float) -> float:
         """Seconds since the last usable joint state, inf if none."""

@@ -2,12 +2,11 @@
 
 A run is recorded as JSON lines, one per chunk (`SeamRecord.line`), and read back by
 
-    python -m vla_nodes seams RUN.jsonl --png seams.png
+    python -m vla_nodes seams RUN.jsonl --out seams.png
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_nodes import cli
 from vla_nodes.control.executor import ExecutorOutput
 from vla_nodes.control.trajectory import Trajectory, sample
 
@@ -174,21 +174,33 @@ def report(records: list[SeamRecord]) -> str:
     return "\n".join(f"{name:30}{text}" for name, text in rows)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes seams", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="JSON lines, by action_node's seam_log or control-bench --record")
-    parser.add_argument("--png", type=Path, help="also draw the run here")
-    args = parser.parse_args(argv)
-    try:
-        records = read(args.run)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"seams: {error}\n")
+def show(args: cli.Options) -> None:
+    """The command."""
+    records = read(args.run)
     print(report(records))
-    if args.png:
+    if args.out:
         from vla_nodes.control.seam_plot import draw
 
-        draw(records, args.png)
-    return 0
+        draw(records, args.out)
+
+
+command = cli.Command(
+    "seams",
+    """
+    The seam report of a run: how the chunks were joined, in numbers and as a picture.
+    """,
+    show,
+    cli.argument("RUN", "JSON lines, written by action_node's seam_log or control-bench --seam-log", type=cli.PATH),
+    cli.out("also draw the run, into this PNG file", metavar="FILE"),
+    examples="""
+    python -m vla_nodes seams run.jsonl --out seams.png
+    """,
+    errors=(OSError, ValueError),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

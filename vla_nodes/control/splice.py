@@ -40,15 +40,15 @@ def knot_grid(knot: float, sections: list[tuple[float, int]]) -> np.ndarray:
     """Times (N,) from 0, all multiples of `knot`.
 
     Args: sections: (end, step) in order: up to `end` seconds a point every `step` knots; the last end is reached or
-    passed by less than a knot.
+    passed by less than a knot. There are two points at least, for a motion that takes no time too.
     """
     ticks, at = [], 0
     for end, step in sections:
-        until = max(math.ceil(end / knot - 1e-9), 0)
+        until = max(math.ceil(end / knot - 1e-9), 1)
         if until > at:
             ticks.append(np.arange(at, until, step))
             at = until
-    return np.concatenate([*ticks, [max(at, 1)]]) * knot
+    return np.concatenate([*ticks, [at]]) * knot
 
 
 def instants(path: ChunkPath, law: TimeLaw) -> np.ndarray:

@@ -65,24 +65,33 @@ def fastest_stop(
 
 
 def come_to_rest(
-    base: Trajectory, begin: float, limits: Limits, robot: RobotModel, knot: float, longest: float
+    base: Trajectory, begin: float, limits: Limits, robot: RobotModel, knot: float, longest: float | None
 ) -> Trajectory:
-    """To rest from the base's state at `begin`, within limits: along its path if that takes no more than `longest` s,
-    else off it, else as the base does itself."""
-    state = sample(base, begin - base.stamp)
+    """To rest from the base's state at `begin`, within limits: along its path if that takes no more than `longest` s
+    (None: no longer than leaving it takes, to a knot), else off it, else as the base does itself."""
+    state, remaining = sample(base, begin - base.stamp), base.end - begin
     speed = np.abs(state[1])
+
+    def off_path() -> Trajectory | None:
+        fast = fastest_stop(base.joint_names, limits, *state, begin, knot)
+        good = fast is not None and fast.times[-1] < remaining and excess(fast, limits, robot)[0] <= 1.0
+        return fast if good else None
+
+    fast = None
+    if longest is None:
+        fast = off_path()
+        longest = remaining if fast is None else float(fast.times[-1]) + knot
     duration = max(2 * knot, float((1.7 * speed / limits.acceleration).max()),
                    math.sqrt(float((8.0 * speed / limits.jerk).max())))  # fmt: skip
-    remaining = base.end - begin
     while duration <= longest and duration < remaining:
         slowed = slow_along(base, begin, duration, knot)
         if excess(slowed, limits, robot)[0] <= 1.0:
             return slowed
         duration *= 1.2
-    if remaining > longest:
-        fast = fastest_stop(base.joint_names, limits, *state, begin, knot)
-        if fast is not None and fast.times[-1] < remaining and excess(fast, limits, robot)[0] <= 1.0:
-            return fast
+    if fast is None and remaining > longest:
+        fast = off_path()
+    if fast is not None:
+        return fast
     if remaining <= 1e-9:
         return hold(base.joint_names, base.positions[-1], begin, knot)
     later = base.stamp + base.times > begin + 1e-9
@@ -107,11 +116,10 @@ def approach(
     knot: float,
     slower: float = 1.0,
 ) -> Trajectory | None:
-    """To rest at `target` (J,), all joints arriving together. `slower` >= 1 stretches a motion from rest."""
+    """To rest at `target` (J,), all joints arriving together, at most at 1 / `slower` (<= 1) of the speed limits."""
     request = _limited(names, limits, q, qd, qdd, knot)
     request.target_position = np.clip(target, limits.lower, limits.upper).tolist()
     request.max_velocity = [x / slower for x in request.max_velocity]
-    request.max_acceleration = [x / slower for x in request.max_acceleration]
     request.synchronization = ruckig.Synchronization.Time
     motion = ruckig.Trajectory(len(names))
     if ruckig.Ruckig(len(names)).calculate(request, motion) < 0:

@@ -62,6 +62,8 @@ RESULTS = {
     -4: "path tolerance violated",
     -5: "goal tolerance violated",
 }
+ASTRAY = (-4, -5)
+"""Those by which the controller says that the arm does not follow."""
 
 
 class GoalStream:
@@ -72,10 +74,11 @@ class GoalStream:
     longer follows what the executor thinks it follows.
 
     Args: send: sends goal `number` (its results are reported with the same number); lost: told why, once per goal,
-    when the newest goal is refused or ends in anything but success.
+    when the newest goal is refused or ends in anything but success, and whether the controller gave it up because the
+    arm was not where it should be.
     """
 
-    def __init__(self, send: Callable[[int, Trajectory], None], lost: Callable[[str], None]) -> None:
+    def __init__(self, send: Callable[[int, Trajectory], None], lost: Callable[[str, bool], None]) -> None:
         self._send, self._lost = send, lost
         self.newest = 0
         self.state = "idle"  # sent, active, done, lost
@@ -108,8 +111,8 @@ class GoalStream:
             return
         self.counts["aborted"] += 1
         reason = RESULTS.get(code, f"error code {code}")
-        self._end(f"the controller ended the goal: {reason}{f' ({text[:200]})' if text else ''}")
+        self._end(f"the controller ended the goal: {reason}{f' ({text[:200]})' if text else ''}", code in ASTRAY)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, astray: bool = False) -> None:
         self.state = "lost"
-        self._lost(reason)
+        self._lost(reason, astray)

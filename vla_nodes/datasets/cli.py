@@ -1,25 +1,20 @@
-"""Recordings to training data, and between our episodes and LeRobot's folders.
-
-python -m vla_nodes dataset build BAGS... --out DIR [--lerobot FOLDER]   recordings to episodes
-python -m vla_nodes dataset export DIR --out FOLDER                      episodes to a LeRobotDataset v3.0 folder
-python -m vla_nodes dataset import FOLDER --out DIR                      the reverse
-python -m vla_nodes dataset inspect DIR_OR_BAG                           what is in it, in numbers and as a picture
-"""
+"""Recordings to training data, and between our episodes and LeRobot's folders: build, export, import, inspect."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
-from tqdm import tqdm
 
+from vla_nodes import cli
 from vla_nodes.datasets import episode
 from vla_nodes.datasets.episode import DataError
+from vla_nodes.progress import progress, say
 from vla_nodes.rosbag.read import BagError, open_bag
+from vla_nodes.rosbag.timeline import KINDS
 from vla_nodes.share import share_path
 
 if TYPE_CHECKING:  # torch and pinocchio take seconds to import: only where a command needs them
@@ -27,85 +22,11 @@ if TYPE_CHECKING:  # torch and pinocchio take seconds to import: only where a co
     from vla_nodes.datasets.from_rosbag import BagResult
     from vla_nodes.policy.checkpoint import CheckpointConfig
 
-POSE = ("X", "Y", "Z", "QX", "QY", "QZ", "QW")
 CHECKPOINT = "resource/checkpoints/nano"
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = _arguments(argv)
-    try:
-        return args.run(args)
-    except (OSError, ValueError) as error:  # BagError, DataError, CheckpointError, RobotError and the like: one line
-        print(f"vla_nodes dataset: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
-
-
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    shape = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes dataset", description=__doc__, formatter_class=shape)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run, text: str, fits: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        if fits:
-            text = "whose tick, horizon, image size and joints the data is for (default: the shipped one)"
-            sub.add_argument("--checkpoint", type=Path, help=text)
-            sub.add_argument("--urdf", default="config/panda/panda.urdf", help="default %(default)s")
-        return sub
-
-    sub = command("build", _build, "recordings to episodes, one for each instruction")
-    sub.add_argument("bags", nargs="+", type=Path, metavar="BAG", help="rosbag2 folders or files, or folders of them")
-    sub.add_argument("--out", type=Path, required=True, help="folder for the episodes")
-    sub.add_argument("--append", action="store_true", help="go on numbering after the episodes that --out has")
-    sub.add_argument("--lerobot", type=Path, metavar="FOLDER", help="also write a LeRobotDataset v3.0 folder")
-    sub.add_argument("--only-success", action="store_true", help="leave out what was not marked a success")
-    sub.add_argument("--instruction", default="", help="in force throughout, instead of what the bag says")
-    sub.add_argument(
-        "--motion",
-        choices=("measured", "commanded"),
-        default="measured",
-        help="actions lead where the arm went, or where its controller was told to go (default measured)",
-    )
-    text = "colour optical frame in base, instead of the bag's camera/pose"
-    sub.add_argument("--camera-pose", nargs=7, type=float, metavar=POSE, help=text)
-    sub.add_argument("--no-depth", action="store_true", help="do not wait for depth images, nor use them")
-    sub.add_argument("--slop", type=float, default=0.02, help="s, largest difference of colour and depth stamps")
-    sub.add_argument("--clock", choices=("auto", "received", "topic", "header"), default="auto")
-    sub.add_argument("--remap", action="append", default=[], metavar="TOPIC:=BAG_TOPIC")
-    sub.add_argument("--namespace", default="", help="of the recorded nodes")
-    sub.add_argument("--joint-map", action="append", default=[], metavar="OURS:THEIRS")
-
-    sub = command("export", _export, "episodes to a LeRobotDataset v3.0 folder")
-    sub.add_argument("data", type=Path, help="folder of episodes")
-    sub.add_argument("--out", type=Path, required=True, help="folder to make")
-
-    sub = command("import", _import, "a LeRobotDataset v3.0 folder to episodes")
-    sub.add_argument("folder", type=Path)
-    sub.add_argument("--out", type=Path, required=True, help="folder for the episodes")
-    sub.add_argument("--append", action="store_true", help="go on numbering after the episodes that --out has")
-    sub.add_argument("--camera", default="", help="feature of the colour images (default: the only one)")
-    sub.add_argument("--depth", default="", help="feature of the depth images, or none")
-    sub.add_argument("--state", default="observation.state", help="feature with the joints (default %(default)s)")
-    sub.add_argument("--joint", action="append", default=[], metavar="OURS:THEIRS", help="our joint, its name there")
-    sub.add_argument("--gripper", default="gripper", help="its name in the state (default %(default)s)")
-    sub.add_argument("--gripper-closed", type=float, default=0.0, help="its value when closed (default 0)")
-    sub.add_argument("--gripper-open", type=float, default=1.0, help="and when open (default 1)")
-    sub.add_argument("--degrees", action="store_true", help="joint angles are in degrees")
-    sub.add_argument(
-        "--intrinsics", nargs=4, type=float, metavar=("FX", "FY", "CX", "CY"), help="of the images, pixels"
-    )
-    sub.add_argument("--camera-pose", nargs=7, type=float, metavar=POSE, help="colour optical frame in base")
-
-    sub = command("inspect", _inspect, "what is in episodes, a LeRobot folder or a recording", fits=False)
-    sub.add_argument("path", type=Path)
-    sub.add_argument("--sheet", type=Path, help="contact sheet to write (default: PATH's name + _sheet.png, here)")
-    sub.add_argument("--remap", action="append", default=[], metavar="TOPIC:=BAG_TOPIC")
-    return parser.parse_args(argv)
-
-
-def _fit(args: argparse.Namespace) -> tuple[CheckpointConfig, RobotModel]:
-    """What the data is for."""
+def _fit(args: cli.Options) -> tuple[CheckpointConfig, RobotModel]:
+    """The checkpoint and the robot that the data is made for."""
     from vla_nodes.control.robot import RobotModel
     from vla_nodes.policy.checkpoint import read_config
 
@@ -122,7 +43,7 @@ def _fit(args: argparse.Namespace) -> tuple[CheckpointConfig, RobotModel]:
 
 
 class _Folder:
-    """Numbers episodes in a folder. By its number an episode is drawn for measuring (every 12th) or for learning."""
+    """Numbers the episodes of a folder. Training holds every 12th one out, by this number."""
 
     def __init__(self, folder: Path, append: bool) -> None:
         numbers = [int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdigit()]
@@ -148,23 +69,21 @@ def _recordings(given: list[Path]) -> list[Path]:
     return found
 
 
-def _build(args: argparse.Namespace) -> int:
+def _build(args: cli.Options) -> int:
     from vla_nodes.datasets.from_rosbag import BagResult, BuildSettings, build, pose_argument
     from vla_nodes.messages.joints import JointStatesError
 
     config, robot = _fit(args)
     pose = None if args.camera_pose is None else pose_argument(args.camera_pose)
     settings = BuildSettings(
-        args.instruction, pose, args.motion == "commanded", tuple(args.remap), args.namespace, args.clock, args.slop,
-        not args.no_depth, tuple(args.joint_map), config.base_frame)  # fmt: skip
+        args.instruction, pose, args.motion == "commanded", args.remap, args.namespace, args.clock, args.slop,
+        not args.no_depth, args.joint_map, config.base_frame)  # fmt: skip
     folder = _Folder(args.out, args.append)
     bags, results, left_out = _recordings(args.bags), [], Counter()
-    with tqdm(
+    with progress(
         total=len(bags),
-        unit="bag",
-        disable=None,
-        mininterval=0.5,
-        bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]",
+        bar="{l_bar}{bar}| {n:.1f}/{total} bags [{elapsed}<{remaining}]",
+        line="{n:.1f} of {total} bags, {elapsed} gone, {remaining} to go",
     ) as bar:
         for number, path in enumerate(bags):
             result = BagResult(path)
@@ -175,11 +94,11 @@ def _build(args: argparse.Namespace) -> int:
                         left_out[outcome] += 1
                         continue
 
-                    def progress(share: float, number=number) -> None:
+                    def moved(share: float, number=number) -> None:
                         if number + share - bar.n > 0.01:
                             bar.update(number + share - bar.n)
 
-                    result = build(bag, config, robot, settings, folder.write, progress)
+                    result = build(bag, config, robot, settings, folder.write, moved)
             except (BagError, JointStatesError) as error:
                 result.error = str(error)
             results.append(result)
@@ -189,10 +108,11 @@ def _build(args: argparse.Namespace) -> int:
     ticks = sum(result.ticks for result in results)
     print(f"{count} episodes, {ticks} observations ({ticks * config.tick:.1f} s) in {args.out}")
     if not count:
-        raise DataError("no episode came of it")
+        errors = [result.error for result in results if result.error]
+        raise DataError(f"no episode came of it{f': {errors[0]}' if errors else ''}")
     if args.lerobot:
         _to_lerobot(folder.written, args.lerobot, config, robot)
-    return 1 if any(result.error for result in results) else 0
+    return cli.ExitStatus.FAILED if any(result.error for result in results) else cli.ExitStatus.DONE
 
 
 def _report(results: list[BagResult], left_out: Counter[str]) -> None:
@@ -213,28 +133,29 @@ def _report(results: list[BagResult], left_out: Counter[str]) -> None:
 def _to_lerobot(paths: list[Path], folder: Path, config: CheckpointConfig, robot: RobotModel) -> None:
     from vla_nodes.datasets.lerobot_convert import export
 
-    writer = export(paths, folder, config, robot.name, print)
+    each = progress(paths, unit="episodes", label="to LeRobot")
+    writer = export(each, folder, config, robot.name, say)
     print(f"{folder}: LeRobotDataset v3.0, {writer.frames} frames at {writer.fps} fps")
     if writer.out_of_range:
         far = writer.coding.far
         print(f"  {writer.out_of_range} depth readings beyond {far:.3f} m were written as no reading")
 
 
-def _export(args: argparse.Namespace) -> int:
+def _export(args: cli.Options) -> int:
     config, robot = _fit(args)
     _to_lerobot(episode.files(args.data), args.out, config, robot)
     return 0
 
 
-def _import(args: argparse.Namespace) -> int:
+def _import(args: cli.Options) -> int:
     from vla_nodes.datasets.from_rosbag import pose_argument
     from vla_nodes.datasets.lerobot_convert import Importer, Mapping
     from vla_nodes.datasets.lerobot_read import LeRobotFolder
 
     config, robot = _fit(args)
-    joints = dict(pair.split(":", 1) for pair in args.joint if ":" in pair)
-    if len(joints) != len(args.joint) or set(joints) - set(config.joint_names):
-        raise DataError(f"--joint is OURS:THEIRS with OURS one of {', '.join(config.joint_names)}")
+    joints = dict(pair.split(":", 1) for pair in args.joint_map if ":" in pair)
+    if len(joints) != len(args.joint_map) or set(joints) - set(config.joint_names):
+        raise DataError(f"--joint-map is OURS:THEIRS with OURS one of {', '.join(config.joint_names)}")
     if args.gripper_closed == args.gripper_open:
         raise DataError("--gripper-closed and --gripper-open are the same")
     k = None
@@ -247,32 +168,164 @@ def _import(args: argparse.Namespace) -> int:
     source = LeRobotFolder(args.folder)
     reader, folder = Importer(source, mapping, config, robot), _Folder(args.out, args.append)
     skipped = 0
-    for index in tqdm(range(len(source)), unit="episode", disable=None):
+    for index in progress(range(len(source)), unit="episodes"):
         try:
             writer, header = reader.read(index)
             folder.write(writer, header)
         except DataError as error:
             if index == 0:
-                raise  # what is wrong with the first is wrong with all: a flag is missing
+                raise  # an error of the first episode is one of all episodes: an option is missing
             skipped += 1
-            tqdm.write(f"skipped: {error}")
+            say(f"skipped: {error}")
     for reason, count in sorted(reader.dropped.items()):
         print(f"  dropped {count:6d}  {reason}")
     if not reader.depth:
         print("  note    the folder has no depth: the policy will see none")
     print(f"{len(folder.written)} episodes in {args.out}, {skipped} skipped")
-    return 1 if skipped else 0
+    return cli.ExitStatus.FAILED if skipped else cli.ExitStatus.DONE
 
 
-def _inspect(args: argparse.Namespace) -> int:
+def _inspect(args: cli.Options) -> int:
     from vla_nodes.datasets.inspect_dataset import contact_sheet, inspect
 
     strips = inspect(args.path, print, args.remap)
-    sheet = args.sheet or Path(f"{args.path.resolve().name}_sheet.png")
+    sheet = args.out or Path(f"{args.path.resolve().name}_sheet.png")
     if strips:
         contact_sheet(strips, sheet)
         print(f"\n{sheet}: contact sheet")
     return 0
+
+
+def _made_for() -> list[cli.Option]:
+    return cli.section(
+        "What the data is for",
+        cli.checkpoint("policy whose tick, horizon, image size and joints the data is for"),
+        cli.option("--urdf", metavar="FILE", default="config/panda/panda.urdf", help="the robot"),
+    )
+
+
+def _append() -> cli.Option:
+    return cli.flag("--append", "go on numbering after the episodes that --out has")
+
+
+def _joint_map(of: str) -> cli.Option:
+    return cli.option("--joint-map", multiple=True, metavar="OURS:THEIRS", help=f"a joint's name {of} (repeatable)")
+
+
+def _camera_pose() -> cli.Option:
+    return cli.option("--camera-pose", **cli.POSE, help="colour optical frame in base, not what the recording says")
+
+
+ERRORS = (OSError, ValueError)  # BagError, DataError, CheckpointError, RobotError and the like
+
+command = cli.Group(
+    "dataset",
+    """
+    Recordings to training data, and between our episodes and LeRobot's folders.
+    """,
+    [
+        cli.Command(
+            "build",
+            """
+            Recordings to episodes, one for each instruction.
+
+            Recordings marked discarded are left out. The status is 1 where one is damaged; the others are built.
+            """,
+            _build,
+            cli.argument("BAGS...", "rosbag2 folders or files, or folders of them", type=cli.PATH, nargs=-1,
+                         required=True),
+            cli.out("folder for the episodes", required=True),
+            _append(),
+            cli.option("--lerobot", type=cli.PATH, metavar="DIR", help="also write a LeRobotDataset v3.0 folder"),
+            *_made_for(),
+            *cli.section(
+                "Recordings",
+                cli.flag("--only-success", "leave out what was not marked a success"),
+                cli.option("--instruction", metavar="TEXT", default="", help="in force throughout, not the bag's"),
+                cli.option("--motion", type=click.Choice(("measured", "commanded")), default="measured",
+                           help="actions lead where the arm went, or where its controller was told to go"),
+                _camera_pose(),
+                cli.flag("--no-depth", "do not wait for depth images, nor use them"),
+                cli.number("--slop", "largest difference of colour and depth stamps [s]", 0.02),
+                cli.option("--clock", type=click.Choice(KINDS), default="auto", help="which stamps are the bag's time"),
+                cli.remap(),
+                cli.option("--namespace", metavar="NAME", default="", help="namespace of the recorded nodes"),
+                _joint_map("in the bag"),
+            ),
+            examples="""
+            python -m vla_nodes dataset build recordings/ --out data --only-success
+            python -m vla_nodes dataset build recordings/ --out data --lerobot data_lerobot
+            """,
+            errors=ERRORS,
+        ),
+        cli.Command(
+            "export",
+            """
+            Episodes to a LeRobotDataset v3.0 folder.
+            """,
+            _export,
+            cli.argument("DATA", "folder of episodes", type=cli.PATH),
+            cli.out("folder to make", required=True),
+            *_made_for(),
+            examples="""
+            python -m vla_nodes dataset export data --out data_lerobot
+            """,
+            errors=ERRORS,
+        ),
+        cli.Command(
+            "import",
+            """
+            A LeRobotDataset v3.0 folder to episodes.
+
+            The status is 1 where an episode had to be skipped.
+            """,
+            _import,
+            cli.argument("FOLDER", "LeRobotDataset v3.0", type=cli.PATH),
+            cli.out("folder for the episodes", required=True),
+            _append(),
+            *_made_for(),
+            *cli.section(
+                "What its columns are",
+                cli.option("--camera", metavar="NAME", default="", help="feature of the colour images; without it the "
+                           "only one"),
+                cli.option("--depth", metavar="NAME", default="", help="feature of the depth images"),
+                cli.option("--state", metavar="NAME", default="observation.state", help="feature with the joints"),
+                _joint_map("in the state"),
+                cli.option("--gripper", metavar="NAME", default="gripper", help="the gripper's name in the state"),
+                cli.number("--gripper-closed", "its value when closed", 0.0, least=None),
+                cli.number("--gripper-open", "its value when open", 1.0, least=None),
+                cli.flag("--degrees", "joint angles are in degrees"),
+                cli.option("--intrinsics", type=float, nargs=4, metavar="FX FY CX CY", help="of the images [pixels]"),
+                _camera_pose(),
+            ),
+            examples="""
+            python -m vla_nodes dataset import data_lerobot --out data
+            """,
+            errors=ERRORS,
+        ),
+        cli.Command(
+            "inspect",
+            """
+            What is in a folder of episodes, a LeRobot folder or a recording, in numbers and as a picture.
+            """,
+            _inspect,
+            cli.argument("PATH", "the folder or recording", type=cli.PATH),
+            cli.out("contact sheet to write; without it PATH's name and _sheet.png, here", metavar="FILE"),
+            cli.remap(),
+            examples="""
+            python -m vla_nodes dataset inspect data --out data.png
+            """,
+            errors=ERRORS,
+        ),
+    ],
+    examples="""
+    python -m vla_nodes dataset build recordings/ --out data
+    """,
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Messages go through the very loop that feeds the live policy (pipeline/policy_loop.py), so an episode holds what the
 policy would have seen; what was dropped on the way is counted with its reason. Actions are what the arm did next
-(motion.py).
+(actions_from_motion.py).
 
 An episode begins when an instruction comes into force and ends with the next one, with the recording, or at a break:
 a clock set back, images missing for longer than MAX_GAP, another camera pose or calibration, MAX_TICKS.

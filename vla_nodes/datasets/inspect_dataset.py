@@ -15,6 +15,7 @@ from vla_nodes.datasets.episode import DataError
 from vla_nodes.datasets.lerobot_read import LeRobotFolder
 from vla_nodes.messages.convert import seconds
 from vla_nodes.pipeline.observe import color_pixels
+from vla_nodes.progress import progress
 from vla_nodes.rosbag.read import BagError, open_bag
 from vla_nodes.rosbag.topics import resolve
 
@@ -31,7 +32,7 @@ class Strip:
 
 
 def inspect(path: Path, say: Say, remaps: Sequence[str] = ()) -> list[Strip]:
-    """Describe `path`, whatever it is, and give the strips of its contact sheet. DataError, BagError."""
+    """Describe the folder or recording at `path`, and give the strips of its contact sheet. DataError, BagError."""
     if (path / "meta" / "info.json").is_file():
         return _lerobot(path, say)
     if path.is_dir() and any(path.glob("*.safetensors")):
@@ -104,7 +105,7 @@ def _episodes(folder: Path, say: Say) -> list[Strip]:
     strips: list[Strip] = []
     damaged, ticks, blind = [], 0, 0
     paths = episodes.files(folder)
-    for path in paths:
+    for path in progress(paths, unit="episodes", label="reading"):
         try:
             episode = episodes.read(path)
             episode.require("joint_positions", "gripper", "ee_pose", "actions")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Mapping:
-    """What a foreign folder's names mean; "" is: find out, or refuse where that is not clear.
+    """What a foreign folder's names mean. "" is found out from the folder, or refused where the folder is not clear.
 
     joints: {our joint: name in the state vector}; gripper: name in the state vector, with its values closed and open;
     degrees: joint angles are in degrees; intrinsics: (3, 3) of the folder's images; camera_pose: (4, 4) optical frame
@@ -52,7 +52,7 @@ class Mapping:
 
 
 def export(
-    paths: Sequence[Path], folder: Path, config: CheckpointConfig, robot_type: str, report: Callable[[str], None]
+    paths: Iterable[Path], folder: Path, config: CheckpointConfig, robot_type: str, report: Callable[[str], None]
 ) -> LeRobotWriter:
     """Write episodes as a LeRobot folder. Damaged ones are reported and left out; DataError when none is left."""
     writer = LeRobotWriter(folder, config.tick, config.period, config.joint_names, config.camera, robot_type)
@@ -94,7 +94,7 @@ class Importer:
             raise DataError(f"{folder.folder}: no feature {mapping.state!r} (--state), only {_listed(folder.features)}")
         names = folder.names(mapping.state)
         wanted = [mapping.joints.get(name, name) for name in config.joint_names] + [mapping.gripper]
-        flags = ["--joint OURS:THEIRS"] * len(config.joint_names) + ["--gripper NAME"]
+        flags = ["--joint-map OURS:THEIRS"] * len(config.joint_names) + ["--gripper NAME"]
         for name, flag in zip(wanted, flags, strict=True):
             if name not in names:
                 raise DataError(f"{folder.folder}: {mapping.state} has no {name!r} ({flag}); it has {_listed(names)}")
@@ -132,7 +132,7 @@ class Importer:
             span = f"{q[:, j].min():.2f} to {q[:, j].max():.2f} rad"
             raise DataError(
                 f"{folder.folder}: episode {index}: {config.joint_names[j]} runs from {span}, beyond its limits: "
-                "--degrees, or another --joint?"
+                "--degrees, or another --joint-map?"
             )
         opening = self._opening(state[:, -1], index)
         stamps = rows["vla.stamp"] if own else rows["timestamp"].astype(np.float64)

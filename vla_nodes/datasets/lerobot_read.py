@@ -129,7 +129,7 @@ class LeRobotFolder:
         return info
 
     def _parquet(self, path: Path) -> Any:
-        """An opened parquet file whose own account of its size is bearable."""
+        """A parquet file, opened if the size that its header claims is within the bounds."""
         try:
             if path.stat().st_size > MAX_PARQUET:
                 raise ValueError(f"larger than {MAX_PARQUET} bytes")

@@ -8,7 +8,7 @@ import numpy as np
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 SAMPLES = 100  # images of an episode that are looked at
-STRIDE = 4  # and every so many of their pixels, each way
+STRIDE = 4  # and of each image every so many pixels in both directions
 
 
 def describe(values: np.ndarray) -> dict[str, np.ndarray]:

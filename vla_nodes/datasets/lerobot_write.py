@@ -8,7 +8,7 @@ Layout (huggingface.co/docs/lerobot/lerobot-dataset-v3), many episodes to a file
 
 Features written (T frames, float32 unless said):
 
-    observation.images.<camera>        H.264 video; observation.images.<camera>_depth: 12-bit depth video, see video.py
+    observation.images.<camera>        H.264 video; observation.images.<camera>_depth: 12-bit depth video (video_codec)
     observation.state                  (8,) the arm's joints, rad, and the gripper's opening 0..1
     observation.velocity               (7,) rad/s
     observation.ee_pose                (7,) tool in base, x y z (m) qx qy qz qw
@@ -267,11 +267,11 @@ class LeRobotWriter:
         }  # fmt: skip
         (meta / "info.json").write_text(json.dumps(info, indent=1) + "\n")
         if self.folder.is_dir():
-            self.folder.rmdir()  # empty, or it would have been refused
+            self.folder.rmdir()  # the folder is empty: the constructor refuses any other
         os.replace(self._partial, self.folder)
 
     def abort(self) -> None:
-        """Leave nothing behind."""
+        """Delete what was written so far."""
         for writer in self._videos.values():
             writer.close()
         if self._data is not None:

@@ -1,13 +1,11 @@
 """Run the whole graph in simulation and carry one instruction out: what ./run starts.
 
 Starts sim_node, camera_node, policy_node and action_node as processes of their own, brings them up, publishes the
-instruction like any operator would, and tells what happens. The exit status is 0 only if the simulator's own state
-says that the task succeeded (and stayed so for 1 s) in every episode; with --suite, if every episode was run.
+instruction like any operator would, and tells what happens.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -17,6 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import click
+
+from vla_nodes import cli
 from vla_nodes.demo.jobs import Job, jobs, result
 from vla_nodes.envs.tabletop.suites import GIVEN_UP, LAYOUT
 from vla_nodes.evaluation.contact_sheet import pick
@@ -45,49 +46,13 @@ class Interrupted(Exception):
     """SIGINT, SIGTERM or SIGHUP came; the number is the argument."""
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line; checked, with the instruction chosen where none was given."""
-    parser = argparse.ArgumentParser(
-        prog="./run", description="A simulated robot arm carries out an instruction, through the real ROS 2 graph."
-    )
-    parser.add_argument("instruction", nargs="?", help=f"what the arm is to do (without a terminal: '{DEFAULT}')")
-    parser.add_argument(
-        "--seed", type=int, help="scene: where the objects stand (default: the first that allows the instruction)"
-    )
-    parser.add_argument(
-        "--episodes", type=int, default=1, help="run this many scenes, of seeds from --seed on (default 1)"
-    )
-    parser.add_argument(
-        "--suite", choices=LAYOUT.choices, metavar="SUITE", help="an evaluation suite instead of an instruction, "
-        "--episodes of each: what `python -m vla_nodes eval` measures without ROS, measured here",
-    )  # fmt: skip
-    parser.add_argument(
-        "--time-limit", type=float,
-        help="simulated seconds per episode (default for each step 40, with --short or --suite 25)",
-    )  # fmt: skip
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where the policy computes")
-    parser.add_argument("--checkpoint", type=Path, help="checkpoint folder (default: the one the package ships)")
-    parser.add_argument("--robot", default="panda", help="folder of config/ (default panda)")
-    parser.add_argument("--out", type=Path, help="folder for the GIF and the logs (default out/<time>)")
-    parser.add_argument("--short", action="store_true", help="a quick check: no GIF, shorter time limit")
-    parser.add_argument(
-        "--record", type=Path, metavar="DIR", help="record each episode in DIR (rosbag2), marked with its outcome"
-    )
-    parser.add_argument("--no-video", action="store_true", help="write no GIF")
-    options = parser.parse_args(arguments)
-    if not 0 <= (options.seed or 0) < 2**31 - 1 - max(0, options.episodes):
-        parser.error(f"--seed {options.seed}: must be 0 .. 2147483646")
-    if not 1 <= options.episodes <= 1000:
-        parser.error(f"--episodes {options.episodes}: must be 1 .. 1000")
-    if options.time_limit is not None and not 1.0 <= options.time_limit <= 3600.0:  # NaN too
-        parser.error(f"--time-limit {options.time_limit:g}: must be 1 .. 3600 simulated seconds")
-    if options.checkpoint is not None and not options.checkpoint.is_dir():
-        parser.error(f"--checkpoint {options.checkpoint}: no such folder")
+def instruction_of(options: cli.Options) -> str | None:
+    """What is asked for: on the command line, by a person at the terminal, or the default; None for a suite."""
     if options.suite and options.instruction:
-        parser.error("give an instruction or a --suite, not both")
-    if options.instruction is None and not options.suite:
-        options.instruction = choose() if sys.stdin.isatty() else DEFAULT
-    return options
+        raise click.UsageError("give an INSTRUCTION or a --suite, not both")
+    if options.suite or options.instruction is not None:
+        return options.instruction
+    return choose() if sys.stdin.isatty() else DEFAULT
 
 
 def choose() -> str:
@@ -107,7 +72,7 @@ def shown(text: str, limit: int = 80) -> str:
     return line if len(line) <= limit else f"{line[:limit]}... ({len(text)} characters)"
 
 
-def run(options: argparse.Namespace, say: Any) -> int:
+def run(options: cli.Options, say: Any) -> int:
     """Start the graph, run the episodes, stop the graph; the exit status."""
     from vla_nodes.demo.processes import Processes, node_command, ros_environment
 
@@ -121,7 +86,7 @@ def run(options: argparse.Namespace, say: Any) -> int:
     todo = jobs(options.instruction, options.suite, options.seed, options.episodes, options.time_limit, options.short)
     own = {
         "sim_node": ["-p", f"seed:={todo[0].seed}", "-p", f"scene:={todo[0].scene}"],
-        "policy_node": ["-p", f"device:={options.device}"],
+        "policy_node": ["-p", f"device:={options.device}", "-p", "resume_instruction:=true"],
     }
     if options.checkpoint is not None:
         own["policy_node"] += ["-p", f"checkpoint:={options.checkpoint.resolve()}"]
@@ -141,7 +106,7 @@ def run(options: argparse.Namespace, say: Any) -> int:
         processes.stop()
 
 
-def conduct(options: argparse.Namespace, todo: list[Job], nodes: list[str], processes: Any, folder: Path,
+def conduct(options: cli.Options, todo: list[Job], nodes: list[str], processes: Any, folder: Path,
             say: Any) -> int:  # fmt: skip
     """Everything between the start of the processes and their end."""
     import rclpy
@@ -183,7 +148,7 @@ def conduct(options: argparse.Namespace, todo: list[Job], nodes: list[str], proc
                 say(client.record("success" if values["success"] else "failure"))
     except DemoError as error:
         say(f"failed: {error}")
-        return 1
+        return cli.ExitStatus.FAILED
     finally:
         for child in processes.children.values():
             for note in child.new_notes():
@@ -203,10 +168,10 @@ def conduct(options: argparse.Namespace, todo: list[Job], nodes: list[str], proc
     succeeded = sum(r["success"] for r in results)
     if len(todo) > 1:
         say(f"{succeeded} of {len(todo)} episodes succeeded")
-    return 0 if succeeded == len(todo) or options.suite else 1
+    return cli.ExitStatus.DONE if succeeded == len(todo) or options.suite else cli.ExitStatus.FAILED
 
 
-def episode(options: argparse.Namespace, client: Any, job: Job, folder: Path, say: Any
+def episode(options: cli.Options, client: Any, job: Job, folder: Path, say: Any
             ) -> tuple[dict[str, Any], Outcome]:  # fmt: skip
     """One instruction in one scene; records it and says how it went."""
     from vla_nodes.demo.client import STATES, finite
@@ -333,8 +298,8 @@ def why_not(client: Any, job: Job, elapsed: float) -> str:
     return f"time limit of {job.limit:g} s; {client.task.get('reason', '')}; {progress}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point; see the module's docstring for the exit status. 130 after Ctrl-C."""
+def demo(options: cli.Options) -> int:
+    """The command."""
     start = time.monotonic()
 
     def say(text: str) -> None:
@@ -343,29 +308,74 @@ def main(arguments: list[str] | None = None) -> int:
     def interrupt(number: int, frame: Any) -> None:
         raise Interrupted(number)
 
+    if options.episodes + (options.seed or 0) >= 2**31:
+        raise click.UsageError(f"--seed {options.seed} and --episodes: seeds end at {2**31 - 1}")
+    options.instruction = instruction_of(options)
     try:
         import rclpy  # noqa: F401
 
         import vla_nodes.msg  # noqa: F401
     except ImportError as error:
-        print(
-            f"./run needs ROS 2 and the built package ({error}): start it as ./run, or source a workspace",
-            file=sys.stderr,
-        )
-        return 2
+        remedy = "start it as ./run, or source a workspace"
+        raise cli.CommandError(f"needs ROS 2 and the built package ({error}): {remedy}") from None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     try:
-        return run(parse_arguments(arguments), say)
+        return run(options, say)
     except Interrupted as interrupted:
         number = interrupted.args[0]
         say(f"stopped by {signal.Signals(number).name}; every node has been ended")
         return 128 + number
-    except (EOFError, KeyboardInterrupt):
-        return 130
-    except (FileNotFoundError, RuntimeError) as error:
-        print(f"./run: {error}", file=sys.stderr)
-        return 1
+
+
+command = cli.Command(
+    "run",
+    """
+    A simulated robot arm carries out an instruction, through the real ROS 2 graph.
+
+    The status is 0 only if the simulator's own state says that the task succeeded (and stayed so for 1 s) in every
+    episode, else 1; with --suite it is 0 if every episode was run.
+    """,
+    demo,
+    cli.argument("[INSTRUCTION]", f"what the arm is to do; a terminal asks, else '{DEFAULT}'", required=False),
+    *cli.section(
+        "What to do",
+        cli.seed("scene: where the objects stand; without it the first that allows the instruction", default=None),
+        cli.count("--episodes", "scenes, of seeds from --seed on", 1, most=1000),
+        cli.option("--suite", type=click.Choice(LAYOUT.choices), metavar="SUITE",
+                   help="an evaluation suite in place of an instruction, --episodes of each: what eval measures "
+                   "without ROS, measured here"),
+        cli.number("--time-limit", "simulated time of an episode [s]; without it for each step 40, with --short or "
+                   "--suite 25", least=1.0, most=3600.0),
+        cli.flag("--short", "a quick check: no GIF, shorter time limit"),
+    ),
+    *cli.section(
+        "Robot and policy",
+        cli.checkpoint(),
+        cli.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto",
+                   help="where the policy computes"),
+        cli.option("--robot", metavar="NAME", default="panda", help="folder of config/"),
+    ),
+    *cli.section(
+        "Results",
+        cli.out("folder for the GIF and the logs; without it out/<time>"),
+        cli.option("--record", type=cli.PATH, metavar="DIR",
+                   help="record each episode in DIR (rosbag2), marked with its outcome"),
+        cli.flag("--no-video", "write no GIF"),
+    ),
+    cli.version(),
+    examples="""
+    ./run "pick up the red block"
+    ./run --seed 3 --record recordings "put the green block in the bowl"
+    ./run --suite drawer --episodes 10
+    """,
+    errors=(FileNotFoundError, RuntimeError),
+    program="./run",
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

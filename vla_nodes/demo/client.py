@@ -151,6 +151,8 @@ class Client(Node):
         self.spin_until(
             lambda: self.now < before and self.task.get("time", before) < before, 10.0, "the scene did not restart"
         )
+        # What the arm was held for in the old scene (it pressed on something, say) is not there in the new one.
+        self.call(Trigger, "vla/resume", Trigger.Request(), 10.0)
 
     def _on_clock(self, message: Clock) -> None:
         self.now = message.clock.sec + 1e-9 * message.clock.nanosec

@@ -5,22 +5,23 @@ Every episode is made from its seed alone, so a folder can be filled by several 
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import time
 from pathlib import Path
 
+import click
 import msgspec
 import numpy as np
-from tqdm import tqdm
 
+from vla_nodes import cli
 from vla_nodes.datasets.episode import EpisodeWriter
 from vla_nodes.envs import base as envs
 from vla_nodes.envs.base import Demonstrator
 from vla_nodes.policy import contract as contracts
 from vla_nodes.policy.contract import Contract
 from vla_nodes.policy.runtime import PolicyRuntime
+from vla_nodes.progress import progress, say
 
 THROWN_AWAY = "thrown_away.jsonl"  # beside the episodes: seeds that failed, so that they are not tried again
 LATENCIES = (0.02, 0.09)  # s, least and most, from an observation to the arrival of its chunk
@@ -135,44 +136,62 @@ def open_jobs(out: Path, seeds: range, policy: Path | None) -> tuple[list[Job], 
     return [job for job in left if job[0] not in failed], sum(job[0] in failed for job in left)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes collect", description=__doc__)
-    parser.add_argument("--env", choices=envs.NAMES, default=envs.DEFAULT, help="environment (default %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the episodes; existing ones are kept")
-    parser.add_argument("--episodes", type=int, default=800)
-    parser.add_argument("--seed", type=int, default=100_000, help="seed of the first episode (default %(default)s)")
-    parser.add_argument("--policy", type=Path, help="checkpoint that drives while the expert only labels")
-    parser.add_argument("--only", metavar="FAMILY", help="one task family; without it the environment's mixture")
-    parser.add_argument("--horizon", type=int, help="rows of a chunk (default: the policy's, else the environment's)")
-    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
-    args = parser.parse_args(argv)
-    try:
-        families = envs.make_demonstrator(args.env).families
-    except envs.EnvError as error:
-        parser.error(str(error))
-    if args.only and args.only not in families:
-        parser.error(f"--only {args.only}: no such family; there are {', '.join(families)}")
-    jobs, noted = open_jobs(args.out, range(args.seed, args.seed + args.episodes), args.policy)
+def collect(args: cli.Options) -> None:
+    """The command."""
+    families = envs.make_demonstrator(args.env).families
+    if args.suite and args.suite not in families:
+        raise click.UsageError(f"--suite {args.suite}: no such family of tasks; there are {', '.join(families)}")
+    jobs, noted = open_jobs(args.out, range(args.seed, args.seed + args.episodes), args.checkpoint)
     if noted:
         print(f"{noted} seeds failed before and are left out; delete {args.out / THROWN_AWAY} to try them again")
     started, thrown = time.monotonic(), 0
+    begin = (args.env, args.checkpoint, args.horizon, args.suite)
     args.out.mkdir(parents=True, exist_ok=True)
-    pool = multiprocessing.get_context("spawn").Pool(
-        args.workers, _begin, (args.env, args.policy, args.horizon, args.only)
-    )
-    with (pool, tqdm(total=len(jobs), unit="episode") as bar,
-          open(args.out / THROWN_AWAY, "a") as failures):  # fmt: skip
+    with (
+        multiprocessing.get_context("spawn").Pool(args.workers, _begin, begin) as pool,
+        progress(total=len(jobs), unit="episodes") as bar,
+        open(args.out / THROWN_AWAY, "a") as failures,
+    ):
         for seed, reason in pool.imap_unordered(_job, jobs):
             bar.update()
             bar.set_postfix_str(f"{60 * bar.n / max(time.monotonic() - started, 1e-9):.1f} a minute", refresh=False)
             if reason:
                 thrown += 1
-                tqdm.write(reason)
-                failures.write(json.dumps({"seed": seed, "policy": bool(args.policy), "reason": reason}) + "\n")
+                say(reason)
+                failures.write(json.dumps({"seed": seed, "policy": bool(args.checkpoint), "reason": reason}) + "\n")
                 failures.flush()
     rate = len(jobs) / max(time.monotonic() - started, 1e-9) * 60
     print(f"{len(jobs) - thrown} episodes written, {thrown} failed and thrown away, {rate:.1f} a minute, in {args.out}")
-    return 0
+
+
+command = cli.Command(
+    "collect",
+    """
+    Demonstrations: an environment's expert, disturbed on purpose, recorded with what the camera saw.
+
+    With --checkpoint that policy drives while the expert only says what it would do: the data then holds the states
+    that the policy's own mistakes lead to. Every episode is made from its seed alone, so a folder can be filled by
+    several processes, stopped and resumed; episodes that are there are kept.
+    """,
+    collect,
+    cli.out("folder for the episodes", required=True),
+    cli.count("--episodes", "seeds to try", 800),
+    cli.seed("seed of the first episode", 100_000),
+    cli.option("--env", type=click.Choice(envs.NAMES), default=envs.DEFAULT, help="environment"),
+    cli.option("--suite", metavar="SUITE", help="one family of tasks; without it the environment's mixture"),
+    cli.count("--horizon", "rows of a chunk; without it as the policy that drives has, else the environment"),
+    cli.checkpoint("checkpoint folder of a policy that drives", default=None),
+    cli.workers(),
+    examples="""
+    python -m vla_nodes collect --out work/data
+    python -m vla_nodes collect --out work/stacks --suite stacking --checkpoint work/action/checkpoint
+    """,
+    errors=(OSError, envs.EnvError),
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

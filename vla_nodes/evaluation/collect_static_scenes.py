@@ -6,15 +6,16 @@ Such a picture costs a hundredth of a demonstration, and grounding needs many sc
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import time
 from pathlib import Path
 
-from tqdm import tqdm
+import click
 
+from vla_nodes import cli
 from vla_nodes.datasets.episode import EpisodeWriter
 from vla_nodes.envs import base as envs
+from vla_nodes.progress import progress
 
 
 def collect_one(job: tuple[str, int, Path, float]) -> int:
@@ -32,31 +33,43 @@ def collect_one(job: tuple[str, int, Path, float]) -> int:
     return len(writer)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes collect-static-scenes", description=__doc__)
-    parser.add_argument("--env", choices=envs.NAMES, default=envs.DEFAULT, help="environment (default %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures; existing ones are kept")
-    parser.add_argument("--scenes", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=500_000, help="seed of the first scene (default %(default)s)")
-    parser.add_argument(
-        "--unusual",
-        type=float,
-        default=0.3,
-        metavar="SHARE",
-        help="of scenes with objects nobody asks for, in looks without a name (default %(default)s)",
-    )
-    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
-    args = parser.parse_args(argv)
-    seeds = range(args.seed, args.seed + args.scenes)
-    jobs = [(args.env, seed, args.out / f"{seed:07d}.safetensors", args.unusual) for seed in seeds]
+def collect(args: cli.Options) -> None:
+    """The command."""
+    jobs = [(args.env, seed, args.out / f"{seed:07d}.safetensors", args.unusual)
+            for seed in range(args.seed, args.seed + args.scenes)]  # fmt: skip
     jobs = [job for job in jobs if not job[2].exists()]
     started, pictures = time.monotonic(), 0
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for count in tqdm(pool.imap_unordered(collect_one, jobs), total=len(jobs), unit="scene"):
+        for count in progress(pool.imap_unordered(collect_one, jobs), total=len(jobs), unit="scenes"):
             pictures += count
     rate = pictures / max(time.monotonic() - started, 1e-9)
     print(f"{len(jobs)} scenes, {pictures} pictures, {rate:.1f} pictures a second, in {args.out}")
-    return 0
+
+
+command = cli.Command(
+    "collect-static-scenes",
+    """
+    Pictures of static scenes for stage 1: nothing moves, everything is somewhere else in every picture, all labelled.
+
+    Such a picture costs a hundredth of a demonstration, and grounding needs many scenes rather than many moments of
+    one. What is there is kept.
+    """,
+    collect,
+    cli.out("folder for the pictures", required=True),
+    cli.option("--env", type=click.Choice(envs.NAMES), default=envs.DEFAULT, help="environment"),
+    cli.count("--scenes", "scenes, of several pictures each", 2000),
+    cli.seed("seed of the first scene", 500_000),
+    cli.number("--unusual", "share of scenes with objects nobody asks for, in looks without a name", 0.3, most=1.0),
+    cli.workers(),
+    examples="""
+    python -m vla_nodes collect-static-scenes --out work/scenes --scenes 1500
+    """,
+    errors=(OSError, envs.EnvError),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,23 @@
-"""``python -m vla_nodes engine``: a checkpoint's fast CPU graphs, made, proven and timed before the robot needs them.
-
-Without it the first start with a new checkpoint does the same. With --calibrate it drives episodes in the simulator,
-measures on the first half of them the ranges that 8-bit convolutions need (int8.json in the checkpoint folder), and on
-the second half, carrying the state through every tick, what 8 bits change in millimetres.
-"""
+"""A checkpoint's fast CPU graphs: made, proven and timed before the robot needs them; ranges for 8 bits measured."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
-import sys
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 
+from vla_nodes import cli
 from vla_nodes.envs import base as envs
 from vla_nodes.policy import checkpoint as checkpoints
 from vla_nodes.policy.inference import engine as engines
 from vla_nodes.policy.inference import graphs, quantize
 from vla_nodes.policy.runtime import Observation, PolicyRuntime
+from vla_nodes.progress import progress, say
 from vla_nodes.share import share_path
 
 SHIPPED = "resource/checkpoints/nano"
@@ -66,13 +62,13 @@ def drive(model, config, count: int, name: str, first_seed: int = FIRST_SEED) ->
 
     runtime.step = recorded  # type: ignore[method-assign]
     driver, suite = closed_loop_episode.PolicyDriver(runtime), env.suites.varied or env.suites.default
-    for name, seed in [(member, seed) for seed in range(first_seed, first_seed + count)
-                       for member in env.suites.members(suite)][:count]:  # fmt: skip
+    seeds = range(first_seed, first_seed + count)
+    jobs = [(member, seed) for seed in seeds for member in env.suites.members(suite)][:count]
+    for name, seed in progress(jobs, unit="episodes"):
         start = env.reset(name, seed)
         episodes.append((start.instruction, []))
         result, _ = closed_loop_episode.run(driver, env, start, name, seed)
-        print(f'  seed {seed}: "{start.instruction}": {len(episodes[-1][1])} ticks, {result.reason or "done"}',
-              flush=True)  # fmt: skip
+        say(f'  seed {seed}: "{start.instruction}": {len(episodes[-1][1])} ticks, {result.reason or "done"}')
     env.close()
     return episodes
 
@@ -81,7 +77,7 @@ def replay(model, config, engine, episodes: list[Episode]) -> list:
     """The outputs of this engine for every tick of the episodes."""
     runtime = PolicyRuntime(model, config, engine=engine)
     outputs = []
-    for text, observations in episodes:
+    for text, observations in progress(episodes, unit="episodes", label=f"through {engine.name} {engine.precision}"):
         runtime.set_instruction(text)
         outputs += [runtime.step(observation) for observation in observations]
     return outputs
@@ -121,8 +117,6 @@ def calibrate(folder: Path, model, config, count: int, threads: int, env: str) -
     """Writes int8.json into the folder and prints what 8 bits change. EngineError when OpenVINO is not there."""
     if reason := engines.why_not("openvino", model):
         raise engines.EngineError(reason)
-    if count < 2:
-        raise ValueError("--episodes must be at least 2: one half is calibrated on, the other compared")
     print(f"driving {count} episodes in the simulator")
     episodes = drive(model, config, count, env)
     learned, held_out = episodes[: count // 2], episodes[count // 2 :]
@@ -144,33 +138,17 @@ def calibrate(folder: Path, model, config, count: int, threads: int, env: str) -
     print(f"wrote {path}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes engine", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--checkpoint", type=Path, help=f"checkpoint folder (default: the shipped {SHIPPED})")
-    parser.add_argument("--engine", choices=engines.NAMES, default="auto", help="default auto, as policy_node chooses")
-    parser.add_argument("--precision", choices=engines.PRECISIONS, default="auto", help="default auto: int8 where the "
-                        "checkpoint brings its ranges, else f32")  # fmt: skip
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1, as policy_node)")
-    parser.add_argument("--calibrate", action="store_true", help="measure the ranges for 8 bits first (needs MuJoCo)")
-    parser.add_argument(
-        "--env", choices=envs.NAMES, default=envs.DEFAULT, help="environment to calibrate in (default %(default)s)"
-    )
-    parser.add_argument("--episodes", type=int, default=12, help="simulated episodes to calibrate on (default 12)")
-    args = parser.parse_args(argv)
+def prepare(args: cli.Options) -> int:
+    """The command."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("vla_nodes").setLevel(logging.INFO)
     folder = args.checkpoint or share_path(SHIPPED)
-    torch.set_num_threads(max(1, args.threads))
-    try:
-        model, config = checkpoints.load(folder)
-        if args.calibrate:
-            calibrate(folder, model, config, args.episodes, args.threads, args.env)
-        started = time.perf_counter()
-        engine = engines.load(model, args.engine, args.threads, folder, args.precision)
-    except (ValueError, OSError) as error:
-        print(f"engine: {error}", file=sys.stderr)
-        return 1
+    torch.set_num_threads(args.threads)
+    model, config = checkpoints.load(folder)
+    if args.calibrate:
+        calibrate(folder, model, config, args.episodes, args.threads, args.env)
+    started = time.perf_counter()
+    engine = engines.load(model, args.engine, args.threads, folder, args.precision)
     seconds = time.perf_counter() - started
     _, ms = engines.run_ticks(engine, model, engines.TIMED_TICKS)
     version = graphs.version(engine.name) if engine.name != "torch" else torch.__version__
@@ -179,6 +157,39 @@ def main(argv: list[str] | None = None) -> int:
         f"{ms:.1f} ms a tick (fastest of {engines.TIMED_TICKS}), off torch by {engine.error:.1e} at most"
     )
     return 0
+
+
+command = cli.Command(
+    "engine",
+    """
+    A checkpoint's fast CPU graphs, made, proven and timed before the robot needs them.
+
+    Without it the first start with a new checkpoint does the same. With --calibrate it drives episodes in the
+    simulator, measures on the first half of them the ranges that 8-bit convolutions need (int8.json in the checkpoint
+    folder), and on the second half, carrying the state through every tick, what 8 bits change in millimetres.
+    """,
+    prepare,
+    cli.checkpoint(),
+    cli.engine(engines.NAMES, "what computes the policy; auto chooses as policy_node does"),
+    cli.option("--precision", type=click.Choice(engines.PRECISIONS), default="auto",
+               help="auto is int8 where the checkpoint brings its ranges, else f32"),
+    cli.count("--threads", "CPU threads; policy_node takes one", 1),
+    *cli.section(
+        "Calibration",
+        cli.flag("--calibrate", "measure the ranges for 8 bits first (needs MuJoCo)"),
+        cli.option("--env", type=click.Choice(envs.NAMES), default=envs.DEFAULT, help="environment to calibrate in"),
+        cli.count("--episodes", "simulated episodes, half of them to calibrate on", 12, least=2),
+    ),
+    examples="""
+    python -m vla_nodes engine --checkpoint work/nano
+    python -m vla_nodes engine --checkpoint work/nano --calibrate
+    """,
+    errors=(ValueError, OSError),
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class ObservationSync:
         self._add("info", stamp, payload)
 
     def add_joints(self, stamp: float, position: np.ndarray, velocity: np.ndarray | None) -> None:
-        """(J,) positions and velocities in the reader's order, see `data.joints.JointReader`."""
+        """(J,) positions and velocities in the reader's order, see `messages.joints.JointReader`."""
         newest = self.joints.newest
         if newest is not None and stamp < newest.stamp - self.jump_back:
             self._jump()

@@ -1,12 +1,14 @@
 """action_node: ActionChunk to the JointTrajectory a stock controller accepts, behind the safety gate.
 
 Silence of the policy, of the camera (seen as the policy's own hold) or of joint_states means one decelerating stop,
-said once. vla/stop and vla/resume are services, estop a latched Bool, dry_run publishes to vla/preview/... only.
+said once. An arm that does not follow, vla/stop and an emergency stop (a Bool on each of `estop_topics`) hold it until
+vla/resume. dry_run publishes to vla/preview/... only.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 from sensor_msgs.msg import JointState
@@ -22,7 +24,7 @@ from vla_nodes.control.streams import Output
 from vla_nodes.msg import ActionChunk as ActionChunkMessage
 from vla_nodes.msg import PolicyStatus
 from vla_nodes.nodes import command_outputs
-from vla_nodes.nodes.base import ERROR, LATCHED, OK, RELIABLE_LATEST, WARN, BaseNode, run
+from vla_nodes.nodes.base import ERROR, LATCHED, LATEST, OK, RELIABLE_LATEST, WARN, BaseNode, run
 from vla_nodes.nodes.command_outputs import ActionDoor, ForwardDoor, TopicDoor
 from vla_nodes.nodes.liveness import Change
 from vla_nodes.nodes.lockstep_timers import GATE
@@ -87,8 +89,15 @@ class ActionNode(BaseNode):
         ),
         Param("max_age", S.max_age, "Oldest observation a chunk may serve [s].", 0.05, 10.0),
         Param("step_factor", S.step_factor, "Share of top speed above which a row is impossible.", 0.1, 10.0),
-        Param("tracking_tolerance", S.tracking_tolerance, "Error of a joint that counts as blocked [rad].", 0.005, 3.0),
+        Param(
+            "tracking_tolerance",
+            S.tracking_tolerance,
+            "Measured-minus-commanded error of a joint at which the arm is held until vla/resume [rad].",
+            0.005,
+            3.0,
+        ),
         Param("tracking_time", S.tracking_time, "How long that error must last [s].", 0.0, 5.0),
+        Param("estop_topics", ["estop"], "Emergency stop topics (std_msgs/Bool), one for each source."),
         Param("joint_timeout", 0.5, "Silence of joint_states that stops the arm [s]; 0: never.", 0.0, 5.0),
         Param(
             "chunk_timeout",
@@ -109,6 +118,8 @@ class ActionNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("action_node")
+        self._core: ActionCore | None = None
+        self._held = ""
         self._doors: dict = {}
         self._seams: SeamLog | None = None
 
@@ -120,6 +131,8 @@ class ActionNode(BaseNode):
         self._seams = SeamLog(Path(self.value("seam_log"))) if self.value("seam_log") else None
         self._core = ActionCore(robot, executor_settings(self.value), safety_settings(self.value), guards=guards,
                                 record=self._seams and self._seams.write)  # fmt: skip
+        if self._held:  # a stop outlives what was configured when it was asked for
+            self._core.gate.stop()
         self._loop = ActionLoop(self._core, self.value("joint_map"))
         self._doors = self._made_doors()
         self.subscribe(ActionChunkMessage, "vla/action_chunk", self._on_chunk, self.between())
@@ -127,10 +140,7 @@ class ActionNode(BaseNode):
         self.subscribe(JointState, "joint_states", self._on_joints, 10)
         self._last_instruction_pub = self.publish_on(String, "vla/last_instruction", LATCHED, managed=False)
         self.subscribe(String, "vla/active_instruction", self._last_instruction_pub.publish, LATCHED)
-        # Twice: one keeps what was latched before, the other hears publishers that latch nothing (ros2 topic pub).
-        self.subscribe(Bool, "estop", self._on_estop, LATCHED)
-        self.subscribe(Bool, "estop", self._on_estop, RELIABLE_LATEST)
-        self._estop = False
+        self._subscribe_estops()
         self.subscribe(Bool, "vla/deadman", self._on_deadman, RELIABLE_LATEST)
         self.serve(Trigger, "vla/stop", self._on_stop)
         self.serve(Trigger, "vla/resume", self._on_resume)
@@ -148,6 +158,8 @@ class ActionNode(BaseNode):
         self._publish(Answer(arm=self._core.stop(self.now())))
 
     def cleanup(self) -> None:
+        if self._core is not None:
+            self._held = self._core.gate.holding
         for door in self._doors.values():
             door.close()
         self._doors = {}
@@ -203,12 +215,32 @@ class ActionNode(BaseNode):
         self.inputs.heard("vla/status", time.monotonic())
         self._loop.status(message.state, message.reason)
 
-    def _on_estop(self, message: Bool) -> None:
-        self._core.gate.estop(message.data)
-        if message.data == self._estop:
+    def _subscribe_estops(self) -> None:
+        """Each topic thrice: what was latched before, publishers that latch nothing (ros2 topic pub), and those whose
+        quality of service is best effort. Some are heard more than once, which changes nothing."""
+        topics = self.value("estop_topics")
+        if not topics or len(set(topics)) < len(topics) or not all(topics):
+            raise ValueError(f"estop_topics is {list(topics)}: name one topic or more, each once")
+        for topic in topics:
+            try:
+                self.resolve_topic_name(topic)
+            except RuntimeError as error:
+                raise ValueError(f"estop_topics: '{topic}' cannot be a topic's name") from error
+            for reader, qos in (("latched", LATCHED), ("reliable", RELIABLE_LATEST), ("best effort", LATEST)):
+                self.subscribe(Bool, topic, partial(self._on_estop, topic, reader), qos)
+
+    def _on_estop(self, topic: str, reader: str, message: Bool) -> None:
+        gate, before = self._core.gate, self._core.gate.estops
+        gate.estop(message.data, topic, reader)
+        if gate.estops == before:
             return
-        self._estop = message.data
-        self.get_logger().warning("emergency stop" if message.data else "emergency stop released; vla/resume to go on")
+        if message.data:
+            self.get_logger().warning(f"emergency stop on {topic}")
+            self._tick_gate()
+        elif gate.estops:
+            self.get_logger().warning(f"{topic} released; still stopped by {', '.join(gate.estops)}")
+        else:
+            self.get_logger().warning(f"emergency stop on {topic} released; vla/resume to go on")
 
     def _on_deadman(self, message: Bool) -> None:
         if message.data:
@@ -239,9 +271,9 @@ class ActionNode(BaseNode):
             self._say(answer)
         self._last = answer if answer.reason else self._last
 
-    def _on_lost(self, reason: str) -> None:
+    def _on_lost(self, reason: str, astray: bool) -> None:
         """A goal was refused or given up: where the arm is going is no longer ours to say."""
-        self._publish(self._core.lost(reason))
+        self._publish(self._core.lost(reason, astray))
 
     def _say(self, answer: Answer) -> None:
         self.get_logger().warning(f"{answer.cause}: {answer.reason[:300]}")
@@ -257,6 +289,8 @@ class ActionNode(BaseNode):
         values = {
             "moving": core.moving(now),
             "held for": core.holding or "nothing",
+            "held because": core.reason or "nothing",
+            "emergency stops": ", ".join(core.gate.estops) or "none",
             "last refusal": self._last.reason or "none",
             "dry run": self.value("dry_run"),
             **core.numbers(),
@@ -269,7 +303,7 @@ class ActionNode(BaseNode):
         if core.holding in ("estop", "stop"):
             return WARN, f"held: {core.holding}", values
         if core.holding and core.holding != "policy":
-            return ERROR, f"held: {core.holding} ({self._last.reason})", values
+            return ERROR, f"held: {core.holding} ({core.reason})", values
         return OK, "carrying out chunks" if core.moving(now) else (self._loop.idle or "at rest"), values
 
 

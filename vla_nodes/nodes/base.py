@@ -5,7 +5,8 @@ Whatever is wrong at configure is raised as an exception with one clear line; it
 unconfigured. Each node tells the others five times a second that it lives (`vla/heartbeat`), shows in its diagnostics
 how long ago it heard each of them, and says once, as a warning and in its diagnostics, when one of its inputs or
 another node of the suite has fallen silent. A node that it has not heard (people run camera_node alone, and after a
-start the network may take seconds) is shown so, and is no reason for a warning.
+start the network may take seconds) is shown so, and is no reason for a warning. An illegal transition is refused
+(transitions.py), and a second node of the same name ends before it serves anything (heartbeat.py).
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import rclpy
+import rclpy.logging
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold
@@ -32,9 +35,12 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
+from vla_nodes.nodes import heartbeat
+from vla_nodes.nodes.heartbeat import Beat
 from vla_nodes.nodes.liveness import Change, Watch
 from vla_nodes.nodes.lockstep_timers import OTHER, Pacing
 from vla_nodes.nodes.parameters import Param, declare, unknown
+from vla_nodes.nodes.transitions import refuse_illegal
 
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT, history=HistoryPolicy.KEEP_LAST)
 """Sensor subscriptions: matches reliable and best-effort publishers, and never queues old images."""
@@ -50,14 +56,14 @@ SUITE = ("sim_node", "camera_node", "policy_node", "action_node")
 BEAT_PERIOD = 0.2
 CHECK_PERIOD = 0.1
 DIAGNOSTICS_PERIOD = 1.0
-MAX_BEAT = 200
 
 OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
 
 AUTOSTART = Param(
     "autostart",
     False,
-    "Configure and activate at start, without a lifecycle manager (a node that is respawned resumes by itself).",
+    "Configure and activate when the process starts, without a lifecycle manager (also when it is respawned). Later "
+    "transitions are left to whoever asks for them.",
 )
 
 PACED = Param(
@@ -77,7 +83,10 @@ class BaseNode(LifecycleNode):
     params: tuple[Param, ...] = ()
 
     def __init__(self, name: str, **kwargs: Any) -> None:
+        """Raises heartbeat.NameTakenError where another node of this name runs."""
+        self._claim = heartbeat.claim(name)
         super().__init__(name, **kwargs)
+        refuse_illegal(self)
         self._params = {param.name: param for param in (*self.params, AUTOSTART, PACED)}
         self._problems = declare(self, tuple(self._params.values()))
         self.add_on_set_parameters_callback(self._on_set_parameters)
@@ -90,10 +99,12 @@ class BaseNode(LifecycleNode):
         self.active = False
         self.ended: int | None = None
         self._resources: list[Any] = []
+        self._drops = 0
         self.pacing = Pacing()
-        self._beat_pub = self.create_publisher(String, "vla/heartbeat", 10)
+        self._active_peers: dict[str, str] = {}  # name: identity of its process
+        self._beat_pub = self.create_publisher(String, heartbeat.TOPIC, 10)
         self._diagnostics_pub = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self.create_subscription(String, "vla/heartbeat", self._on_beat, 10)
+        self.create_subscription(String, heartbeat.TOPIC, self._on_beat, 10)
         self.create_service(SetBool, "~/progress", self._on_progress)
         self._ticks = 0
         self._ticked = 0.0
@@ -101,6 +112,7 @@ class BaseNode(LifecycleNode):
         self.create_timer(CHECK_PERIOD, self._tick, clock=self.steady)
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.05), on_clock_change=False)
         self._jump_handle = self.get_clock().create_jump_callback(threshold, post_callback=self._on_jump)
+        self._beat()
 
     # -- for the node to fill in -------------------------------------------------------------------
     def configure(self) -> None:
@@ -119,6 +131,9 @@ class BaseNode(LifecycleNode):
         """An input has fallen silent or come back (already logged)."""
 
     def peer_changed(self, change: Change) -> None: ...
+
+    def peer_stopped(self, name: str) -> None:
+        """Another node of the suite that was active no longer is: deactivated, ended, fallen silent or started anew."""
 
     def diagnostics(self) -> tuple[bytes, str, dict[str, Any]]:
         """(level, message, values) for /diagnostics."""
@@ -145,7 +160,7 @@ class BaseNode(LifecycleNode):
         message to be handled."""
         if self.pacing.paced and isinstance(qos, QoSProfile) and qos.reliability == ReliabilityPolicy.BEST_EFFORT:
             qos = RELIABLE_LATEST
-        counted = self.pacing.counted(self.resolve_topic_name(topic), callback)
+        counted = self.pacing.counted(self.resolve_topic_name(topic), self._until_cleanup(callback))
         return self._keep(self.create_subscription(kind, topic, counted, qos))
 
     def publish_on(
@@ -156,13 +171,14 @@ class BaseNode(LifecycleNode):
         return self._keep(create(kind, topic, qos, **options))
 
     def serve(self, kind: type, name: str, callback: Callable[[Any, Any], Any]) -> Any:
-        return self._keep(self.create_service(kind, name, callback))
+        return self._keep(self.create_service(kind, name, self._until_cleanup(callback)))
 
     def every(self, period: float, callback: Callable[[], None], rank: int = OTHER) -> Any:
-        """Timer on the steady clock: runs on when /clock stands still. Where `paced`, see pacing.py; rank: its."""
+        """A timer on the steady clock, which runs on when /clock stands still; `paced`: see lockstep_timers.py."""
         if self.pacing.paced:
             return self.pacing.every(period, callback, rank)
-        return self._keep(self.create_timer(period, callback, clock=self.steady))
+        guarded = self._until_cleanup(callback)  # called without arguments: a newer rclpy would give it a TimerInfo
+        return self._keep(self.create_timer(period, lambda: guarded(), clock=self.steady))
 
     def end_process(self, status: int) -> None:
         """Have `run` end this process, with this exit status."""
@@ -184,7 +200,8 @@ class BaseNode(LifecycleNode):
             if self._problems:
                 raise ConfigureError("; ".join(self._problems.values()))
             self.pacing.paced = self.value("paced")
-            self.configure()
+            with self._beating():
+                self.configure()
             # After configure, because the publishers' qos_overrides are declared with the publishers.
             if wrong := unknown(self):
                 raise ConfigureError("; ".join(wrong))
@@ -244,17 +261,34 @@ class BaseNode(LifecycleNode):
             if self.active:
                 self.active = False
                 self.deactivate()
-            self._beat("gone")
+            self._beat(heartbeat.GONE)
         except Exception as error:  # the context may be gone already; there is nobody left to tell
             self.get_logger().debug(f"at shutdown: {error}")
         self._drop()
+
+    def destroy_node(self) -> None:
+        super().destroy_node()
+        self._claim.release()
 
     # -- private -----------------------------------------------------------------------------------
     def _keep(self, resource: Any) -> Any:
         self._resources.append(resource)
         return resource
 
+    def _until_cleanup(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """The callback, and nothing after what was configured with it is gone: an executor still calls what it had
+        taken before. A service then gives its response as it came, which says no success."""
+        configured = self._drops
+
+        def guarded(*arguments: Any) -> Any:
+            if self._drops == configured:
+                return callback(*arguments)
+            return arguments[1] if len(arguments) > 1 else None
+
+        return guarded
+
     def _drop(self) -> None:
+        self._drops += 1
         try:
             self.cleanup()
         except Exception as error:
@@ -311,20 +345,53 @@ class BaseNode(LifecycleNode):
 
     def _beat(self, state: str = "") -> None:
         state = state or self._state_machine.current_state[1]
-        self._beat_pub.publish(String(data=f"{self.get_name()} {state}"))
+        self._beat_pub.publish(Beat(self.get_name(), state, self._claim.identity).message())
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Heartbeats from a thread, while this one configures: loading a checkpoint takes seconds."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(BEAT_PERIOD):
+                self._beat()
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def _on_beat(self, message: String) -> None:
-        name, _, state = message.data[:MAX_BEAT].partition(" ")
-        if name == self.get_name() or name not in SUITE:
+        beat = Beat.parse(message.data)
+        name = beat.name
+        if name == self.get_name():
+            # Heard only now, where the network took longer to connect the two than the second one waited.
+            if heartbeat.must_yield(self._claim.identity, False, beat) and heartbeat.is_listed_twice(self):
+                self.get_logger().fatal(heartbeat.taken(self))
+                self.end_process(1)
             return
-        if state == "gone":
+        if name not in SUITE:
+            return
+        if beat.state != "active" or self._active_peers.get(name, beat.identity) != beat.identity:
+            self._peer_stopped(name)
+        if beat.state == heartbeat.GONE:
             if not self.peers.is_lost(name):
                 self.get_logger().warning(f"{name} has shut down")
             self.peers.forget(name)
             self.peers.expect(name)
             self.peer_changed(Change(name, True, 0.0))
             return
-        self.peers.heard(name, time.monotonic())
+        if beat.state == "active":
+            self._active_peers[name] = beat.identity
+        if beat.state != heartbeat.CLAIMING:  # it may be about to end, for the one that runs
+            self.peers.heard(name, time.monotonic())
+
+    def _peer_stopped(self, name: str) -> None:
+        if self._active_peers.pop(name, None) is not None:
+            self.peer_stopped(name)
 
     def _tick(self) -> None:
         if not self._ready:
@@ -338,6 +405,7 @@ class BaseNode(LifecycleNode):
                 self.get_logger().warning(
                     f"{change.name} has fallen silent ({change.silence:.1f} s): is it still running?"
                 )
+                self._peer_stopped(change.name)
             else:
                 self.get_logger().info(f"{change.name} is back after {change.silence:.1f} s")
             self.peer_changed(change)
@@ -369,8 +437,8 @@ class BaseNode(LifecycleNode):
 def run(make: Callable[[], BaseNode], args: list[str] | None = None, once: bool = False) -> int:
     """Process entry: spin a node in one thread until Ctrl-C or SIGTERM, then end it without a traceback.
 
-    Returns 0, or what the node gave to `end_process`; with `once`, 1 where autostart does not bring it to active (for a
-    command, which nobody configures again).
+    Returns 0, or what the node gave to `end_process`; 1 where a node of its name runs already; with `once`, 1 where
+    autostart does not bring it to active (for a command, which nobody configures again).
 
     The signals are taken here and not by rclpy, whose handler invalidates the context under the running callback: so
     the node's last words, a stop for the arm among them, are still published.
@@ -390,12 +458,16 @@ def run(make: Callable[[], BaseNode], args: list[str] | None = None, once: bool 
         executor.add_node(node)
         if node.value("autostart"):
             started = node.trigger_configure() == TransitionCallbackReturn.SUCCESS
-            started = started and node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+            if started and not stop.is_set():  # nothing is activated that has been told to end
+                started = node.trigger_activate() == TransitionCallbackReturn.SUCCESS
             if once and not started:
                 node.end_process(1)
         # Not spin(): without a timeout the event-driven executor of rclpy 7.1 waits busily and calls nothing.
         while not stop.is_set() and node.ended is None and rclpy.ok():
             executor.spin_once(timeout_sec=0.2)
+    except heartbeat.NameTakenError as error:
+        rclpy.logging.get_logger("vla_nodes").fatal(str(error))
+        return 1
     except ExternalShutdownException:
         pass
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
@@ -46,9 +47,13 @@ class CameraNode(BaseNode):
         for name, frame in (("optical_frame", self._frame), ("base_frame", self._base)):
             if not frame or frame.startswith("/"):
                 raise ValueError(f"parameter {name} is '{frame}': tf2 frames are not empty and have no leading slash")
-        qos = QoSProfile(depth=2, reliability=ReliabilityPolicy.RELIABLE)
         options = QoSOverridingOptions.with_default_policies()
-        publish = lambda kind, topic: self.publish_on(kind, topic, qos, qos_overriding_options=options)  # noqa: E731
+
+        def publish(kind: type, topic: str) -> Any:
+            depth = 2 if kind is Image else 10  # an image is large and soon old; a camera_info is neither
+            qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.RELIABLE)
+            return self.publish_on(kind, topic, qos, qos_overriding_options=options)
+
         self._color_pub = publish(Image, "camera/color/image_raw")
         self._color_info_pub = publish(CameraInfo, "camera/color/camera_info")
         self._depth_pub = publish(Image, f"{DEPTH_TOPIC}/image_raw")

@@ -1,4 +1,4 @@
-"""The camera's pose on the robot: subscribes what the chosen source needs; the rules are pipeline.camera_pose's."""
+"""The camera's pose on the robot: subscribes what the chosen source needs; the rules are messages.camera_pose's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TF_STATIC = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durabi
 
 
 class LiveCameraPose:
-    """See pipeline.camera_pose."""
+    """See messages.camera_pose."""
 
     def __init__(self, node: BaseNode, source: str, base: str, written: Sequence[float]) -> None:
         """Raises ConfigureError where the source cannot serve."""

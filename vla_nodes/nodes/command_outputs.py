@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def make(
     node: BaseNode, output: Output, part: str, joints: Sequence[str], rate: float, prefix: str,
-    lost: Callable[[str], None],
+    lost: Callable[[str, bool], None],
 ) -> TopicDoor | ActionDoor | ForwardDoor:  # fmt: skip
     """The door of the controller of `part` (arm, gripper), whose joints are named `joints`; prefix: of a dry run."""
     if output is Output.ACTION and not prefix:
@@ -74,7 +74,7 @@ class ForwardDoor:
 class ActionDoor:
     """PART_controller/follow_joint_trajectory. Raises ImportError, with the remedy, where control_msgs is missing."""
 
-    def __init__(self, node: BaseNode, part: str, joints: Sequence[str], lost: Callable[[str], None]) -> None:
+    def __init__(self, node: BaseNode, part: str, joints: Sequence[str], lost: Callable[[str, bool], None]) -> None:
         try:
             from control_msgs.action import FollowJointTrajectory
         except ImportError as error:
@@ -92,7 +92,7 @@ class ActionDoor:
         if self._client.server_is_ready():
             self._stream.take(trajectory)
         else:
-            self._lost(f"no action server at {self._part}_controller/follow_joint_trajectory")
+            self._lost(f"no action server at {self._part}_controller/follow_joint_trajectory", False)
 
     def reset(self) -> None: ...
 

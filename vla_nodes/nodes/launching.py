@@ -1,20 +1,21 @@
-"""What the launch files share: arguments, and a lifecycle node with what takes it to active. Needs launch_ros."""
+"""What the launch files share: arguments and lifecycle nodes. Needs launch_ros.
+
+No transition is requested from a launch file: a node with the parameter `autostart` brings itself up when its process
+starts. A request would go by the node's name, and so also to a node that another launch has started and its operator
+has deactivated; and a handler that activates whatever has been configured would do so again at a later configure.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from launch.actions import DeclareLaunchArgument, EmitEvent, RegisterEventHandler
-from launch.event_handlers import OnProcessStart
-from launch.events import matches_action
+from launch.actions import DeclareLaunchArgument, RegisterEventHandler
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import LifecycleNode
 from launch_ros.event_handlers import OnStateTransition
-from launch_ros.events.lifecycle import ChangeState
 from launch_ros.parameter_descriptions import ParameterFile
 from launch_ros.substitutions import FindPackageShare
-from lifecycle_msgs.msg import Transition
 
 from launch import LaunchDescriptionEntity
 
@@ -75,22 +76,14 @@ def lifecycle_node(name: str, parameters: dict[str, Any], namespace: Any = "", *
     )
 
 
-def started(node: LifecycleNode, then: Sequence[LaunchDescriptionEntity] = ()) -> list[LaunchDescriptionEntity]:
-    """The node, configured and activated as soon as it runs, and what is to follow then."""
-
-    def change(transition: int) -> EmitEvent:
-        return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))
-
-    def reached(start: str, goal: str, entities: list[LaunchDescriptionEntity]) -> RegisterEventHandler:
-        return RegisterEventHandler(
-            OnStateTransition(target_lifecycle_node=node, start_state=start, goal_state=goal, entities=entities)
+def once_active(node: LifecycleNode, actions: Sequence[LaunchDescriptionEntity]) -> RegisterEventHandler:
+    """What is to follow the node's first activation. Goes before the node, so that no event of its start is missed."""
+    return RegisterEventHandler(
+        OnStateTransition(
+            target_lifecycle_node=node,
+            start_state="activating",
+            goal_state="active",
+            entities=list(actions),
+            handle_once=True,
         )
-
-    return [
-        # before the node, so that no event of its start is missed
-        RegisterEventHandler(OnProcessStart(target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)])),
-        # from 'configuring' only: a node that someone deactivates stays inactive
-        reached("configuring", "inactive", [change(Transition.TRANSITION_ACTIVATE)]),
-        *([reached("activating", "active", list(then))] if then else []),
-        node,
-    ]
+    )

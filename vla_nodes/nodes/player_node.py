@@ -28,7 +28,7 @@ from vla_nodes.rosbag.timeline import Event, choose, timeline
 from vla_nodes.rosbag.topics import NAMES, resolve
 
 NOT_PLAYED = ("arm", "gripper", "chunk", "status", "active_instruction", "clock")
-"""The same as inputs of the pipeline (replay.topics)."""
+"""The same as inputs of the pipeline (rosbag.topics)."""
 LATCHED = ("tf_static", "robot_description", "camera/pose", "sim/scene")
 STEP = 10_000_000
 """ns, longest step of /clock."""

@@ -48,7 +48,12 @@ class PolicyNode(BaseNode):
         Param("slop", 0.02, "Largest difference of colour and depth stamps [s].", 0.0, 0.5),
         Param("use_depth", True, "Subscribe depth. Off only for a policy that was trained without."),
         Param("instruction", "", "Instruction put in force at activation."),
-        Param("resume_instruction", True, "After a restart go on with the instruction that was in force."),
+        Param(
+            "resume_instruction",
+            False,
+            "Go on with the instruction in force after this node or action_node was deactivated or restarted; off, it "
+            "is withdrawn then, and the arm rests until it is told again.",
+        ),
         Param("camera_pose_source", "topic", "Where the camera's pose in base comes from.", choices=SOURCES),
         Param("camera_pose", [0.0], "x y z qx qy qz qw of the colour optical frame in base, for source 'parameter'."),
         Param("urdf", "config/panda/panda.urdf", "Robot description: a path, or one below the package's share folder."),
@@ -113,6 +118,8 @@ class PolicyNode(BaseNode):
     def deactivate(self) -> None:
         with self._lock:
             self._core.deactivate()
+            if not self.value("resume_instruction"):
+                self._withdraw("policy_node was deactivated")
             self._publish_status()
 
     def cleanup(self) -> None:
@@ -160,6 +167,21 @@ class PolicyNode(BaseNode):
         if message.data and not self._core.instruction and not self._core.refused:
             self.get_logger().info("resuming the instruction that was in force")
             self._instruct(message.data)
+
+    def peer_stopped(self, name: str) -> None:
+        """Whoever activates action_node again need not know what was asked of the arm before."""
+        kept = self.value("resume_instruction") or self.pacing.paced  # a player in lock step: silence is no sign
+        if name == "action_node" and self.configured and not kept:
+            self._withdraw("action_node was deactivated, or its process ended or fell silent")
+            self._publish_status()
+
+    def _withdraw(self, why: str) -> None:
+        with self._lock:
+            if not self._core.instruction:
+                return
+            self._core.withdraw(f"the instruction was withdrawn, as {why}: publish it again")
+        self.get_logger().warning(f"instruction withdrawn: {why}")
+        self._active_pub.publish(String())
 
     def _instruct(self, text: str) -> None:
         with self._lock:

@@ -1,19 +1,16 @@
-"""python -m vla_nodes record: record the running graph, mark episodes, repair a damaged recording.
-
-    python -m vla_nodes record --out recordings            until Ctrl-C
-    python -m vla_nodes record mark success                the running recorder ends and marks its episode
-    python -m vla_nodes record --repair recordings/X       into recordings/X_repaired; needs no ROS
+"""Record the running graph, mark episodes, repair a damaged recording.
 
 Recording needs ROS 2 (rclpy); rosbag2 is not needed. The folders are rosbag2's own, read by `ros2 bag` and Foxglove.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from pathlib import Path
 
+import click
+
+from vla_nodes import cli
 from vla_nodes.rosbag.mcap_records import COMPRESSIONS
 
 MARKS = ("start", "stop", "success", "failure", "discard")
@@ -21,64 +18,39 @@ PATIENCE = 5.0
 """s that a recorder may take to be found and to answer."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 not done (one line says why), 2 wrong arguments."""
-    options = _arguments(argv)
-    if options.repair is not None:
-        return _repair(options.repair, options.out)
+def record(args: cli.Options) -> int:
+    """The command."""
+    if args.repair is not None:
+        return _repair(args.repair, args.out)
+    _need_ros()
+    return _record(args)
+
+
+def mark(args: cli.Options) -> None:
+    """record mark: the running recorder ends and marks its episode."""
+    _need_ros()
+    _mark(args.outcome, args.namespace)
+
+
+def _need_ros() -> None:
     try:
         import rclpy  # noqa: F401
 
         import vla_nodes.msg  # noqa: F401
     except ImportError as error:
-        print(
-            f"record: needs ROS 2 and the built package ({error}): source a workspace, or tools/setup, . .build/env.sh",
-            file=sys.stderr,
-        )
-        return 1
-    return _mark(options.what, options.namespace) if options.action == "mark" else _record(options)
-
-
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m vla_nodes record", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", nargs="?", choices=["mark"], help="mark: tell a running recorder about its episode")
-    parser.add_argument("what", nargs="?", choices=MARKS, help="of mark")
-    parser.add_argument(
-        "--out", type=Path, help="folder of the episodes (default recordings); with --repair the new bag"
-    )
-    parser.add_argument(
-        "--repair", type=Path, metavar="BAG", help="recover a bag folder or .mcap file; it is only read"
-    )
-    parser.add_argument("--topics", nargs="+", metavar="TOPIC", help="record these instead of what a replay needs")
-    parser.add_argument("--extra-topics", nargs="+", metavar="TOPIC", help="record these besides")
-    parser.add_argument("--wait", action="store_true", help="begin with `record mark start`, not at once")
-    parser.add_argument("--duration", type=float, default=0.0, metavar="S", help="end after S seconds")
-    parser.add_argument("--compression", choices=COMPRESSIONS, default="zstd", help="of the chunks (default zstd)")
-    parser.add_argument("--sim-time", action="store_true", help="stamp with /clock, as nodes with use_sim_time")
-    parser.add_argument("--namespace", default="", help="namespace of the nodes")
-    options = parser.parse_args(argv)
-    if (options.action == "mark") != (options.what is not None):
-        parser.error(f"mark needs one of {', '.join(MARKS)}")
-    if not 0 <= options.duration <= 1e6:
-        parser.error(f"--duration {options.duration}: must be 0 .. 1e6 s")
-    return options
+        remedy = "source a workspace, or tools/setup, . .build/env.sh"
+        raise cli.CommandError(f"needs ROS 2 and the built package ({error}): {remedy}") from None
 
 
 def _repair(bag: Path, out: Path | None) -> int:
-    from vla_nodes.rosbag.repair import RepairError, repair
+    from vla_nodes.rosbag.repair import repair
 
-    try:
-        _, _, lines = repair(bag, out)
-    except (RepairError, OSError) as error:
-        print(f"record --repair: {error}", file=sys.stderr)
-        return 1
+    _, _, lines = repair(bag, out)
     print("\n".join(lines))
-    return 0
+    return cli.ExitStatus.DONE
 
 
-def _record(options: argparse.Namespace) -> int:
+def _record(options: cli.Options) -> int:
     """Run recorder_node here, active from the start."""
     from vla_nodes.nodes.base import run
     from vla_nodes.nodes.recorder_node import RecorderNode
@@ -106,7 +78,7 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _mark(what: str, namespace: str) -> int:
+def _mark(what: str, namespace: str) -> None:
     import rclpy
     from std_srvs.srv import Trigger
 
@@ -116,23 +88,70 @@ def _mark(what: str, namespace: str) -> int:
     try:
         client = node.create_client(Trigger, name)
         if not client.wait_for_service(PATIENCE):
-            print(
-                f"record mark: no recorder answers at {name}: is `python -m vla_nodes record` running?", file=sys.stderr
+            raise cli.CommandError(
+                f"no recorder answers at {name}: is `{cli.PROGRAM} record` running?", cli.ExitStatus.FAILED
             )
-            return 1
         future = client.call_async(Trigger.Request())
         end = time.monotonic() + PATIENCE
         while not future.done() and time.monotonic() < end:
             rclpy.spin_once(node, timeout_sec=0.1)
         if not future.done():
-            print(f"record mark: {name} did not answer within {PATIENCE:.0f} s", file=sys.stderr)
-            return 1
+            raise cli.CommandError(f"{name} did not answer within {PATIENCE:.0f} s", cli.ExitStatus.FAILED)
         answer = future.result()
-        print(answer.message, file=sys.stdout if answer.success else sys.stderr)
-        return 0 if answer.success else 1
+        if not answer.success:
+            raise cli.CommandError(answer.message, cli.ExitStatus.FAILED)
+        print(answer.message)
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
+
+
+def _namespace() -> cli.Option:
+    return cli.option("--namespace", metavar="NAME", default="", help="namespace of the nodes")
+
+
+command = cli.Group(
+    "record",
+    """
+    Record the running graph until Ctrl-C, one rosbag2 folder (MCAP) per episode; or repair a damaged recording.
+
+    Recording needs ROS 2 (rclpy), but not rosbag2. Repairing needs neither; the recording is only read.
+    """,
+    [
+        cli.Command(
+            "mark",
+            """
+            The running recorder ends and marks its episode; start begins one, stop ends one unmarked, discard sets it
+            aside.
+            """,
+            mark,
+            cli.argument("OUTCOME", ", ".join(MARKS), type=click.Choice(MARKS)),
+            _namespace(),
+            examples="""
+            python -m vla_nodes record mark success
+            """,
+        )
+    ],
+    cli.out("folder of the episodes (recordings); with --repair the new bag (its name and _repaired)"),
+    cli.option("--topics", multiple=True, metavar="TOPIC", help="record this, not what a replay needs (repeatable)"),
+    cli.option("--extra-topics", multiple=True, metavar="TOPIC", help="record this besides (repeatable)"),
+    cli.flag("--wait", "begin with `record mark start`, not at once"),
+    cli.number("--duration", "end after so long [s]; 0 is Ctrl-C", 0.0, most=1e6),
+    cli.option("--compression", type=click.Choice(COMPRESSIONS), default="zstd", help="of the file's chunks"),
+    cli.flag("--sim-time", "stamp with /clock, as nodes with use_sim_time"),
+    _namespace(),
+    cli.option("--repair", type=cli.PATH, metavar="BAG", help="recover a bag folder or .mcap file"),
+    examples="""
+    python -m vla_nodes record --out recordings
+    python -m vla_nodes record --repair recordings/2026-01-31
+    """,
+    run=record,
+    errors=(ValueError, OSError),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

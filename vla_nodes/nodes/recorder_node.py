@@ -1,6 +1,6 @@
 """recorder_node: what the robot saw, was told and did, as rosbag2 folders that survive whatever ends the recording.
 
-Messages are taken serialised and written untouched, by `replay.recording`; topics are found as their publishers appear,
+Messages are taken serialised and written untouched, by `rosbag.recorder`; topics are found as their publishers appear,
 with the QoS that those offer. One bag is one episode: the services vla/record/start, stop, success, failure and discard
 (std_srvs/Trigger) begin, end and mark it.
 """
@@ -203,7 +203,8 @@ class RecorderNode(BaseNode):
             if special is not None:
                 special(data)
 
-        self._heard[name] = (self._keep(self.create_subscription(cls, name, take, profile, raw=True)), qos)
+        made = self.create_subscription(cls, name, self._until_cleanup(take), profile, raw=True)
+        self._heard[name] = (self._keep(made), qos)
 
     # -- what goes into the metadata ---------------------------------------------------------------
     def _on_instruction(self, data: bytes) -> None:

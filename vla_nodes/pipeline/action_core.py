@@ -11,11 +11,15 @@ import numpy as np
 from vla_nodes.control.chunk import ActionChunk
 from vla_nodes.control.executor import ChunkExecutor, ExecutorOutput
 from vla_nodes.control.guards import Guard, WorkspaceGuard
+from vla_nodes.control.limits import OUTSIDE
 from vla_nodes.control.robot import RobotModel
-from vla_nodes.control.safety import Action, SafetyGate, SafetySettings
+from vla_nodes.control.safety import Action, SafetyGate, SafetySettings, Verdict
 from vla_nodes.control.seam_report import SeamRecord
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.control.trajectory import Trajectory
+
+LONGEST_AGE = 1.0  # s; joints measured longer ago are looked at as if it were then
+ALLOWANCE = 1e-3  # m, rounding at the workspace's faces
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class ActionCore:
         through."""
         self.robot = robot
         low = np.maximum(safety.workspace_low, [-np.inf, -np.inf, safety.table])
-        workspace = ("workspace", WorkspaceGuard(robot, low, np.array(safety.workspace_high)))
-        self.executor = ChunkExecutor(robot, executor, (workspace, *guards))
+        self._workspace = WorkspaceGuard(robot, low, np.array(safety.workspace_high))
+        self.executor = ChunkExecutor(robot, executor, (("workspace", self._workspace), *guards))
         self._record = record
         self.gate = SafetyGate(robot, safety)
         self.used = 0
@@ -63,7 +67,8 @@ class ActionCore:
         self._seam_velocity: deque[float] = deque(maxlen=window)
         self.stops: Counter[str] = Counter()
         self._stopped_for = ""
-        self._fresh: tuple[float, np.ndarray, np.ndarray, float | None] | None = None
+        self.reason = ""
+        """Why the gate holds the arm, in one line, or ""."""
 
     @property
     def holding(self) -> str:
@@ -79,23 +84,20 @@ class ActionCore:
         self.executor.reset()
         self.gate.reset()
         self._stopped_for = ""
-        self._fresh = None
 
     def joints(self, stamp: float, q: np.ndarray, qd: np.ndarray, finger: float | None, steady: float) -> Answer:
         verdict = self.gate.observe(q, steady)
         if verdict.action is not Action.GO:
             return Answer(cause=verdict.cause, reason=verdict.reason, new=verdict.new)
         self.executor.observe(stamp, q, qd, finger)
-        self._fresh = (stamp, q, qd, finger)
         return Answer()
 
     def chunk(self, chunk: ActionChunk, now: float) -> Answer:
         """A chunk has come: the trajectories to publish, or why it was refused."""
-        if self._stopped_for and self._stopped_for not in ("policy", "silent_policy"):
-            new = self.gate.refused(f"held: {self._stopped_for}")
-            return Answer(
-                cause=self._stopped_for, reason=f"chunk not carried out while held ({self._stopped_for})", new=new
-            )
+        held = self.gate.holding or self._stopped_for
+        if held and held not in ("policy", "silent_policy"):
+            new = self.gate.refused(f"held: {held}")
+            return Answer(cause=held, reason=f"chunk not carried out while held ({held})", new=new)
         verdict = self.gate.check(chunk, now, self.executor.measured(chunk.stamp))
         if verdict.chunk is None:
             return Answer(cause=verdict.cause, reason=verdict.reason, new=verdict.new)
@@ -116,10 +118,14 @@ class ActionCore:
 
         Args: idle: why no chunk is to be expected (the policy holds or is silent), or "".
         """
-        reference = self.executor.reference(now)
+        # Where the arm should have been when it was measured last: silence is no tracking error.
+        reference = self.executor.reference(now - min(self.gate.age_of_joints(steady), LONGEST_AGE))
         verdict = self.gate.tick(now, steady, None if reference is None else reference[0], self.moving(now))
-        if verdict.action is Action.REBASE:
-            return Answer(self._rebase(now, verdict.cause), None, verdict.cause, verdict.reason, verdict.new)
+        self.reason = verdict.reason
+        if verdict.action is Action.FORGET:
+            return self._forget(verdict)
+        if verdict.action is Action.RELEASE:
+            return self._release(now, verdict)
         if verdict.action is Action.HOLD:
             return self._hold(now, verdict.cause, verdict.reason, verdict.new)
         if idle and self.moving(now):
@@ -128,12 +134,17 @@ class ActionCore:
             self._stopped_for = ""
         return Answer()
 
-    def lost(self, reason: str) -> Answer:
-        """The controller gave the motion in flight up and holds: the next chunk starts from where the arm is."""
+    def lost(self, reason: str, astray: bool = False) -> Answer:
+        """The controller gave the motion in flight up and holds: the next chunk starts from where the arm is.
+
+        Args: astray: because the arm did not follow. That chunk then comes after resume only: from where an arm with
+        an offset says that it is, every start would move it by that offset.
+        """
         new = self.gate.refused("controller")
+        if astray:
+            self.gate.hold("controller", reason)
         self.executor.reset()
-        self._fresh = None
-        return Answer(cause="controller", reason=reason, new=new)
+        return Answer(cause="controller", reason=reason, new=new or astray)
 
     def stop(self, now: float) -> Trajectory | None:
         """A decelerating stop at once, whatever is in flight (deactivation)."""
@@ -169,23 +180,37 @@ class ActionCore:
         if begun or not self.moving(now):
             return Answer(cause=cause, reason=reason, new=new)
         self.stops[cause] += 1
-        return Answer(self.executor.stop(now), None, cause, reason, new)
+        return Answer(self.executor.stop(now, full=cause == "estop"), None, cause, reason, new)
 
-    def _rebase(self, now: float, cause: str) -> Trajectory | None:
-        """The reference is not where the arm is. After a clock jump it means nothing and is forgotten; a blocked arm is
-        let go by moving the reference smoothly to where it is."""
-        if cause == self._stopped_for and self.moving(now):
-            return None
-        self.stops[cause] += 1
-        self._stopped_for = cause
-        if cause == "clock_jump":
-            self.executor.reset()
-            self._fresh = None
-            return None  # the controller holds; the first joint state of the new time is yet to come
-        if self._fresh is None:
-            return None
-        stopped = self.executor.approach(self._fresh[1], now)
-        return stopped if stopped is not None else self.executor.stop(now)
+    def _forget(self, verdict: Verdict) -> Answer:
+        """After a clock jump the reference means nothing; the controller holds, and the first joint state of the new
+        time is yet to come."""
+        self.stops[verdict.cause] += 1
+        self._stopped_for = verdict.cause
+        self.executor.reset()
+        return Answer(None, None, verdict.cause, verdict.reason, verdict.new)
+
+    def _release(self, now: float, verdict: Verdict) -> Answer:
+        """The arm does not follow. Joints that the reference left are let go: it moves back to where they are, this one
+        time, if that is within the joint limits and the workspace. For others it stays where it is."""
+        self.stops[verdict.cause] += 1
+        self._stopped_for = verdict.cause
+        trajectory, abandoned = None, self.gate.tracking.abandoned
+        if abandoned.any():
+            reference = self.executor.reference(now)[0]
+            back = np.where(abandoned, self.gate.measured, reference)
+            if self._allowed(back, reference):
+                trajectory = self.executor.approach(back, now, full=True)
+        if trajectory is None and self.moving(now):
+            trajectory = self.executor.stop(now, full=True)
+        return Answer(trajectory, None, verdict.cause, verdict.reason, verdict.new)
+
+    def _allowed(self, target: np.ndarray, reference: np.ndarray) -> bool:
+        """Whether the reference (J,) may move to the target (J,), where something that blocks the arm has it."""
+        if (target < self.robot.lower - OUTSIDE).any() or (target > self.robot.upper + OUTSIDE).any():
+            return False
+        beyond = self._workspace.beyond(np.stack([reference, target]))
+        return bool((beyond[1] <= np.maximum(beyond[0], 0.0) + ALLOWANCE).all())
 
     def _count(self, output: ExecutorOutput) -> None:
         self.used += 1

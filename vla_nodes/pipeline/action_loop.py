@@ -22,7 +22,7 @@ class ActionLoop:
     """Reads messages for an ActionCore. Not thread-safe. `steady` is a clock that never jumps, s."""
 
     def __init__(self, core: ActionCore, joint_map: Sequence[str] = ()) -> None:
-        """joint_map: as data.joints.parse_joint_map, raises JointStatesError."""
+        """joint_map: as messages.joints.parse_joint_map, raises JointStatesError."""
         robot = core.robot
         joints = (*robot.joint_names, *((robot.gripper.joint,) if robot.gripper else ()))
         self.core = core

@@ -148,6 +148,13 @@ class PolicyCore:
             self._set(State.WAITING_OBSERVATION, "waiting for an observation")
         return self.refused
 
+    def withdraw(self, why: str) -> None:
+        """No instruction is in force any more; the status says why, unless the node is not active."""
+        self.instruction = self.refused = ""
+        self.reset()
+        if self._state != State.INACTIVE:
+            self._set(State.WAITING_INSTRUCTION, why)
+
     def reset(self) -> None:
         """Start anew (activation, clock set back): the carried state is reset and results under way are dropped."""
         self.epoch += 1

@@ -44,7 +44,7 @@ class PolicyLoop:
     def __init__(
         self, core: PolicyCore, robot: RobotModel, slop: float, use_depth: bool, joint_map: Sequence[str] = ()
     ) -> None:
-        """slop, use_depth: as ObservationSync; joint_map: as data.joints.parse_joint_map, raises JointStatesError."""
+        """slop, use_depth: see ObservationSync; joint_map: see parse_joint_map, which may raise JointStatesError."""
         config = core.runtime.config
         joints = (*config.joint_names, config.gripper_joint)
         self.core, self.robot = core, robot

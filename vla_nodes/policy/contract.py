@@ -32,15 +32,15 @@ class _Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Box(_Value, kw_only=True):
     """An axis-aligned box in the base frame, m."""
 
-    lower: tuple[float, float, float]
-    upper: tuple[float, float, float]
+    lower: tuple[float, float, float]  # x y z of the corner with the smallest coordinates
+    upper: tuple[float, float, float]  # x y z of the opposite corner
 
 
 class Gripper(_Value, kw_only=True):
     """A gripper that opens and closes by one joint. In actions and states it is its opening: 0 closed, 1 open."""
 
     name: Name = "gripper"  # of its column in an action chunk
-    joint: Name
+    joint: Name  # in the URDF and in joint_states
     closed: float  # joint position at opening 0, m or rad
     open: float  # joint position at opening 1, m or rad; below `closed` where the joint closes upwards
 
@@ -48,11 +48,11 @@ class Gripper(_Value, kw_only=True):
 class Robot(_Value, kw_only=True):
     """The arm that a policy was trained for."""
 
-    name: Name
+    name: Name  # of the robot in its URDF
     joints: tuple[Name, ...]  # of the arm, in the order of every joint vector
     base_frame: Name  # of poses, points and Cartesian actions
-    tool_frame: Name
-    grippers: tuple[Gripper, ...] = ()
+    tool_frame: Name  # the frame that Cartesian actions move
+    grippers: tuple[Gripper, ...] = ()  # none, one or several
     workspace: Box | None = None  # where the tool may go; None: wherever the arm reaches
 
 
@@ -64,19 +64,19 @@ class StateVector(_Value, kw_only=True):
     tool's position), gripper (openings), gripper_velocity (1/s). Any other name is a vector that the data bring.
     """
 
-    name: Name
-    size: Count
-    unit: str = ""
+    name: Name  # see above
+    size: Count  # numbers in it
+    unit: str = ""  # of its elements, for a reader
     token: Name = "state"  # vectors with one token name enter the network as one token
     offset: tuple[float, ...] | float = 0.0  # one number, or one for each element
-    scale: tuple[float, ...] | float = 1.0
+    scale: tuple[float, ...] | float = 1.0  # the same, above 0
 
 
 class Actions(_Value, kw_only=True):
     """What a row of an action chunk says. Row k is to be reached (k + 1) periods after the observation."""
 
-    space: ActionSpace
-    columns: tuple[Name, ...]
+    space: ActionSpace  # see ActionChunk.msg
+    columns: tuple[Name, ...]  # of a row, in order, grippers included
     scale: tuple[Positive, ...]  # what a normalised action of 1 stands for, by column; 1 for grippers
     offset: tuple[float, ...] | None = None  # added after the scale, by column; None: nothing
     grippers: tuple[Name, ...] = ()  # the columns that are gripper openings, 0 closed .. 1 open, absolute
@@ -103,7 +103,7 @@ class Camera(_Value, kw_only=True):
     """One camera, in the order in which the network takes them."""
 
     name: Name  # its topics are <name>/color/..., <name>/aligned_depth_to_color/...
-    depth: Literal["required", "optional", "none"] = "optional"
+    depth: Literal["required", "optional", "none"] = "optional"  # whether depth is an input
     pose: Literal["known", "unknown"] = "known"  # whether T_base_camera is an input
     depth_range: tuple[float, float] = (0.1, 3.0)  # m; readings outside are invalid
 
@@ -122,14 +122,14 @@ class Thresholds(_Value, kw_only=True):
 
 
 class Contract(_Value, kw_only=True):
-    """All of it. `tick`: s between two observations in training."""
+    """All that a checkpoint fixes."""
 
-    robot: Robot
-    state: tuple[StateVector, ...]
-    actions: Actions
-    cameras: tuple[Camera, ...]
-    tick: Positive
-    thresholds: Thresholds = Thresholds()
+    robot: Robot  # the arm
+    state: tuple[StateVector, ...]  # proprioception, in the order in which it enters the network
+    actions: Actions  # what a chunk says
+    cameras: tuple[Camera, ...]  # the images that the policy takes
+    tick: Positive  # s between two observations in training
+    thresholds: Thresholds = Thresholds()  # where probabilities become decisions
 
 
 def parse(values: Any, kind: type[Any] = Contract) -> Any:

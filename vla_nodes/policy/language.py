@@ -25,16 +25,16 @@ HYPHEN = re.compile(r"(?<=\w)-(?=\w)")
 class LanguageConfig:
     """Sizes of the encoder and the bounds on what it reads."""
 
-    vocabulary: int = 30522
-    embedding: int = 128
-    d_model: int = 256
-    n_layer: int = 2
-    d_state: int = 32
-    headdim: int = 32
-    expand: int = 1
-    sentence: int = 384
-    max_tokens: int = 48
-    max_characters: int = 256
+    vocabulary: int = 30522  # WordPiece tokens of tokenizer.json
+    embedding: int = 128  # width of a token's embedding
+    d_model: int = 256  # width of the blocks
+    n_layer: int = 2  # bidirectional Mamba-2 blocks
+    d_state: int = 32  # state of a head, per channel
+    headdim: int = 32  # channels of a head
+    expand: int = 1  # inner width over d_model
+    sentence: int = 384  # width of the sentence embedding, the teacher's
+    max_tokens: int = 48  # a longer instruction is refused
+    max_characters: int = 256  # likewise
 
     @classmethod
     def from_dict(cls, values: dict) -> LanguageConfig:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from vla_nodes.replay import report
+from vla_nodes.replay.bag_progress import Progress
 from vla_nodes.replay.open_loop import Sink, Step
-from vla_nodes.replay.progress import Progress
 from vla_nodes.replay.session import Session
 from vla_nodes.replay.write_results import measured_pass
 
@@ -40,7 +40,7 @@ def compare(first: Session, other: Path, out: Path, images: bool) -> int:
     results = []
     for name, session in (("first", first), ("second", second)):
         steps = Steps()
-        progress = Progress(first.bag.start, first.bag.end, f"{name} ")
+        progress = Progress(first.bag.start, first.bag.end, name)
         results.append((session, *measured_pass(session, out / name, images, [steps], progress), steps))
     both = differences(results[0][3], results[1][3], first.runtime.config, second.runtime.config)
     values = {name: made["settings"]["checkpoint"] for name, (_, made, _, _) in zip("AB", results, strict=True)}
@@ -51,7 +51,7 @@ def compare(first: Session, other: Path, out: Path, images: bool) -> int:
 
 
 def differences(a: Steps, b: Steps, config_a: Any, config_b: Any) -> dict[str, Any]:
-    """How far apart the two are where both stepped on the same observation."""
+    """How far apart the two policies are, over the observations on which both took a step."""
     common = sorted(a.decided.keys() & b.decided.keys())
     pairs = [(a.decided[stamp], b.decided[stamp]) for stamp in common]
     acting = [(x[2], y[2]) for x, y in pairs if x[2] is not None and y[2] is not None]
@@ -81,7 +81,7 @@ def differences(a: Steps, b: Steps, config_a: Any, config_b: Any) -> dict[str, A
 
 
 def table(names: dict[str, str], made: list[tuple[dict, dict]], both: dict[str, Any]) -> str:
-    """Two columns, and below them what lies between."""
+    """A column for each policy, and below them how far they are apart."""
     rows = [("", names["A"], names["B"])]
 
     def add(label: str, get: Any) -> None:

@@ -90,7 +90,7 @@ def collect(sink: GoldenSink, settings: dict[str, Any], checkpoint: Path, robot:
 
 
 def environment() -> dict[str, str]:
-    """What rounding depends on."""
+    """Processor and library versions: what the rounding of floating-point sums depends on."""
     libc = " ".join(platform.libc_ver())
     found = {"processor": _processor(), "python": platform.python_version(), "libc": libc}
     for name in LIBRARIES:
@@ -203,7 +203,7 @@ def _first_checksum(kind: str, expected: dict, got: dict) -> str:
 
 
 def _first_message(expected: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> str:
-    """The earliest received message that is missing, new, or other than it was."""
+    """The earliest received message that is missing, added, or changed."""
     found = []
     for topic in sorted(expected.keys() | got.keys()):
         a, b = (side.get(topic, np.zeros((0, 3), np.int64)) for side in (expected, got))

@@ -3,11 +3,12 @@
 The rules are the nodes' own (`pipeline/`): a message comes in, the policy steps on the newest complete observation if
 one is due, its chunk goes to the executor behind the safety gate, and both look around on their timers. What a machine
 decides on the robot is fixed here: a step takes `latency` of bag time, whatever it takes on the wall. Time is that of
-the recording (clock.py); timers run in it; at equal times a finished step comes first, then the gate, then the policy's
-watch, then the recording's next message.
+the recording (rosbag.timeline), and timers run in it. At equal times a finished step comes first, then the gate, then
+the policy's watch, then the recording's next message.
 
 Not replayed: what operators press (vla/stop, estop, deadman). The recorded arm does not follow our commands, so
-the loop is open: the safety gate may find that the arm "does not follow" where the policy wants to go elsewhere.
+the loop is open: where the policy wants to go elsewhere the safety gate finds that the arm does not follow, and holds
+it for the rest of the recording, as on the robot. A larger action_node.tracking_tolerance lets such a replay go on.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ MARK = ("made_by", "vla_nodes replay")
 
 
 class Fan(Sink):
-    """Hands everything to each of several sinks."""
+    """Passes every result on to each of several sinks."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         for name in ("message", "step", "chunk", "answer", "status", "commanded", "measured", "problem"):

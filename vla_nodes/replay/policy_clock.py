@@ -1,8 +1,8 @@
-"""policy_node in bag time: which observation is computed when, whatever comes out.
+"""policy_node in bag time: which observation is computed when, whatever the policy answers.
 
 When a step is taken follows from the recording alone: from stamps, the rate, and a step's fixed duration. So the same
-code runs twice: `driver.Replay` is the one that counts, and `Scout` runs some steps ahead of it, so that the policy is
-already computing what will be asked for, in a thread of its own, while the executor works on what came before.
+code runs twice. `open_loop.Replay` produces the results; `Scout` runs some steps ahead of `Replay`, so that the policy
+already computes the steps to come, in a thread of its own, while the executor works on the present one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class PolicySide:
     def __init__(
         self, runtime: Any, robot: RobotModel, parameters: dict[str, dict[str, Any]], latency: float, instruction: str
     ) -> None:
-        """As driver.Replay."""
+        """See `open_loop.Replay`."""
         p = parameters["policy_node"]
         self.robot, self.latency = robot, round(latency * 1e9)
         self.core = PolicyCore(runtime, p["rate"] or 1.0 / runtime.config.tick, p["max_image_age"])
@@ -202,7 +202,7 @@ class PolicySide:
         self.watched()
 
     def lacking(self) -> str:
-        """Why no step was taken, as far as it is known at the end."""
+        """Why no step was taken, for the report."""
         unable = self.policy.joint_problem or self.camera.problem or self.core.refused
         return unable or self.policy.sync.why_not() or self.core.reason
 
@@ -225,7 +225,7 @@ class Scout(PolicySide):
         self.found.append((job, self._worker.submit(self._compute, job)))
 
     def end(self, job: Job, handle: None, begun: int) -> None:
-        self.core.finished(job.ticket, self.NOTHING, None, 0.0, self.seconds)  # what comes out changes no decision
+        self.core.finished(job.ticket, self.NOTHING, None, 0.0, self.seconds)  # what was computed decides nothing here
 
     def _compute(self, job: Job) -> Result:
         started = time.perf_counter()

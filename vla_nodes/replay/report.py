@@ -72,7 +72,7 @@ def summary(replay: Replay, numbers: Numbers, settings: dict[str, Any], notes: l
 
 
 def _nothing_done(replay: Replay, numbers: Numbers) -> str:
-    """ "" or why not one step gave anything."""
+    """Why not one policy step gave a chunk, or "" if one did."""
     if not numbers.steps:
         return f"no policy step was taken: {replay.lacking()}"
     if numbers.failed == numbers.steps:

@@ -1,4 +1,4 @@
-"""A recording, a checkpoint and the settings: checked against each other, and ready to be replayed."""
+"""A recording, a checkpoint and the settings, checked against each other and ready to be replayed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Session:
         """One pass: (the Replay at its end, "" or why it ended early, wall time in s)."""
         import torch
 
-        torch.set_flush_denormal(False)  # some libraries set it for the thread that loads them; the sums differ then
+        torch.set_flush_denormal(False)  # some libraries set it in the thread that loads them
         run = self.begin(Fan(sinks))
         events = clocks.timeline(self.bag, self.topics, self.clock, copied(self.bag, images))
         started, ended = time.perf_counter(), ""
@@ -94,7 +94,7 @@ class Session:
         return action.arm_names, action.gripper_names
 
     def settings(self) -> dict[str, Any]:
-        """All that the result depends on, but for the bag and the checkpoint's own files."""
+        """What the result depends on besides the bag and the files of the checkpoint."""
         engine = self.runtime.engine
         return {
             "bag": self.bag.path.name,
@@ -112,7 +112,7 @@ class Session:
 
 
 def load(checkpoint: Path, policy: dict[str, Any]) -> Any:
-    """The policy as policy_node loads it, with sums that do not depend on load or time."""
+    """The policy as policy_node loads it, with arithmetic that does not depend on the machine's load."""
     import cv2
     import torch
 

@@ -16,7 +16,7 @@ PALE = 0.45
 
 
 def draw(numbers: Numbers, path: Path) -> None:
-    """Write the picture; what there is no data for is left out. Raises OSError if it cannot be written."""
+    """Write the picture, without the panels that have no data. Raises OSError if it cannot be written."""
     span = (0.0, 1e-9 * (numbers.end - (numbers.origin or 0)))
     panels = [panel for make in (_joints, _errors, _certainty, _seams) if (panel := make(numbers, span)) is not None]
     image = np.concatenate([panel.image for panel in panels]) if panels else np.full((60, 640, 3), 255, np.uint8)

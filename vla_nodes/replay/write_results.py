@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vla_nodes.replay import report, timeline_plot
+from vla_nodes.replay.bag_progress import Progress
 from vla_nodes.replay.open_loop import Sink
 from vla_nodes.replay.outputs import BagSink, Numbers, made_here
-from vla_nodes.replay.progress import Progress
 from vla_nodes.replay.session import ReplayError, Session
 
 
 def one_pass(session: Session, out: Path, images: bool, sinks: Sequence[Sink], progress: Progress) -> str:
-    """Replay once, write the files, print the table; returns "" or why the result is not a whole one."""
+    """Replay once, write the files, print the table; returns "" or why the result is incomplete."""
     made, clock = measured_pass(session, out, images, sinks, progress)
     print(report.table(made, clock))
     print(f"{'written to':26}{out}")

@@ -1,4 +1,4 @@
-"""An MCAP file that is complete at every moment while it grows, so that a recorder may be killed at any of them.
+"""An MCAP file that is complete at every moment while it grows, so that a recorder may be killed at any time.
 
 The MCAP format ends a file with a footer, and readers refuse a file without one: a recorder that is killed usually
 leaves a file that nothing opens. Here the footer is there from the start. Between the data and the footer lies one
@@ -59,7 +59,7 @@ class LiveFile:
             records[mcap.PREFIX :] + mcap.prefix(mcap.PADDING, rest),
             self._end + mcap.PREFIX,
         )
-        self._sync()  # before the commit: also a power cut must not leave a chunk that says it is there and is not
+        self._sync()  # before the commit: a power cut must not leave the header of a chunk whose data is missing
         self._write(records[: mcap.PREFIX], self._end)
         self._end += len(records)
         self._room = rest

@@ -35,7 +35,7 @@ _CHUNK = struct.Struct("<QQQI")
 
 
 class McapError(ValueError):
-    """Bytes that are not what they should be."""
+    """Bytes that are no valid MCAP record."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Message:
 
 @dataclass(frozen=True)
 class ChunkHead:
-    """What precedes the compressed bytes of a chunk."""
+    """The fields of a chunk record before its compressed bytes."""
 
     start: int
     end: int
@@ -114,7 +114,7 @@ def channel(c: Channel) -> bytes:
 
 
 def message_prefix(channel_id: int, sequence: int, log_time: int, publish_time: int, size: int) -> bytes:
-    """All of a message record before its data, so that an image is copied once only."""
+    """The bytes of a message record before its data. Without the data, an image is copied only once."""
     return _PREFIX.pack(MESSAGE, size + _MESSAGE.size) + _MESSAGE.pack(channel_id, sequence, log_time, publish_time)
 
 

@@ -18,7 +18,7 @@ _FOREVER = {"sec": 9223372036, "nsec": 854775807}
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
-    """Writes equal values out each time: not every YAML reader of bags knows aliases."""
+    """Writes equal values out in full: not every YAML reader of bags knows aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -26,7 +26,7 @@ class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
 
 @dataclass(frozen=True)
 class Qos:
-    """Offered QoS of a publisher, as far as playing a bag needs it."""
+    """The part of a publisher's offered QoS that is needed to play its messages back."""
 
     reliable: bool = True
     latched: bool = False

@@ -42,7 +42,7 @@ REPAIR = "python -m vla_nodes record --repair"
 
 
 class BagError(ValueError):
-    """One line: which bag, file or topic, what is wrong with it, and the remedy."""
+    """One line: which bag, file or topic, what is wrong, and the remedy."""
 
 
 def open_bag(path: str | Path) -> Bag:
@@ -149,7 +149,7 @@ class Bag:
             yield topic, stamp, self.read(topic, stamp, data)
 
     def read(self, topic: str, stamp: int, data: bytes) -> Any:
-        """The message of what `raw` gave. Raises BagError where it is none of the topic's type."""
+        """The message in the bytes that `raw` gave. Raises BagError where they are none of the topic's type."""
         try:
             return self.typestore.deserialize_cdr(data, self.topics[topic])
         except Exception as error:  # rosbags raises its own, numpy's and struct's errors
@@ -315,7 +315,7 @@ class Bag:
 
 
 def _anew(folder: Path) -> str:
-    """How to do without the metadata.yaml of a folder; "" where nothing in it is a recording."""
+    """How to read a folder whose metadata.yaml is missing; "" where no file in the folder is a recording."""
     files = sorted(folder.iterdir())
     if any(file.suffix == ".mcap" for file in files):
         return f"{REPAIR} {folder} writes it anew"
@@ -343,7 +343,7 @@ def _line(error: BaseException) -> str:
 
 
 def _reason(file: Path, error: Exception) -> str:
-    """What a person would call it."""
+    """A parser's error in words for a user."""
     size = file.stat().st_size
     if size == 0:
         return "the file is empty, the recording was cut off"

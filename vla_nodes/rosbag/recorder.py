@@ -24,7 +24,7 @@ MAX_TEXT = 1000
 
 
 class RecordingError(RuntimeError):
-    """What was asked for cannot be done now; one line for the operator."""
+    """A request that cannot be met now; the text is one line for the operator."""
 
 
 class Recording:

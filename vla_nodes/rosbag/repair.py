@@ -30,7 +30,7 @@ class RepairError(ValueError):
 
 @dataclass
 class Found:
-    """What a scan of one file came upon."""
+    """What a scan of one file found, kept and lost."""
 
     messages: int = 0
     topics: Counter[str] = field(default_factory=Counter)
@@ -196,7 +196,7 @@ class Scan:
             place += SEARCH
         rest = self._read(max(at + mcap.PREFIX, last - len(mcap.TAIL)), last)[: len(mcap.TAIL)]
         if self._read(at, 1) == bytes([mcap.PADDING]) and (last <= at + mcap.PREFIX or mcap.TAIL.endswith(rest)):
-            return self._size  # the empty room at the end of a recording that was going on
+            return self._size  # the preallocated space at the end of a recording that was still being written
         self._lost(at, last, "nothing readable after a damaged record")
         return self._size
 
@@ -298,7 +298,7 @@ def _copy(scan: Scan, writer: BagWriter) -> None:
         if writer.error:
             raise RepairError(writer.error)
     for name, values in scan.metadata:
-        if name != "rosbag2":  # the writer writes its own
+        if name != "rosbag2":  # the writer adds these itself
             writer.add_metadata(name, values)
 
 

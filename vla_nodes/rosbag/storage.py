@@ -1,4 +1,4 @@
-"""Opens one storage file of a bag by the rosbags library, where it is stricter or slower than needed here."""
+"""Opens one storage file of a bag with the rosbags library, made more lenient and faster in two places."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def timeline(bag: Bag, topics: Topics, kind: str, others: Collection[str] = ()) 
 
 
 def _begin(bag: Bag, topics: Topics, kind: str) -> int:
-    """The clock before it is first told is what it is told then: nothing happened in between."""
+    """The clock's first value: before the first /clock message, the clock is taken to stand at that message."""
     names = ("clock",) if kind == "topic" else STAMPED
     told = [topic for name in names if (topic := topics[name])]
     for _, _, message in bag.messages(told):

@@ -1,31 +1,16 @@
-"""``python -m vla_nodes train``: one command for both stages, for the whole recipe, and for fine-tuning.
-
-    train perception.yaml        stage 1: what stands where, on static scenes
-    train grounding.yaml         stage 1: language meets vision
-    train paraphrase.yaml        stage 1, from sentences alone: many wordings for the same
-    train placement_head.yaml    stage 1, one small head: where does it go?
-    train feasibility_head.yaml  stage 1, the other: is all of it there, and can it be done?
-    train action.yaml            stage 2: action chunks, from demonstrations
-    train recipe.yaml            all of it: scenes, demonstrations, both stages, checkpoint, evaluation
-    train --data DIR             fine-tune the shipped policy on episodes of your own, made from bags
-
-A name is a file, or one of the shipped configurations in config/train. The same command again goes on where the last
-one ended, however it ended, and comes to the same curve: batches and learning rate follow from the step alone. On
-several GPUs it starts one process for each, and a step takes a batch of every process.
-
-Exit status: 0 when all steps are done, 2 for what cannot be done, 3 when --minutes ended it before, 130 when stopped.
-"""
+"""Train: either stage, the whole recipe, or fine-tuning on episodes of one's own."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from pathlib import Path
 
+import click
 import torch
 
+from vla_nodes import cli
 from vla_nodes.datasets.episode import DataError
 from vla_nodes.envs.base import EnvError
 from vla_nodes.policy.checkpoint import CheckpointError
@@ -41,56 +26,30 @@ from vla_nodes.training.config import (
 from vla_nodes.training.state import WEIGHTS, StateError
 
 FINE_TUNE = "finetune.yaml"
-CAPPED, STOPPED = 3, 130  # exit status
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="python -m vla_nodes train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", nargs="?", help="YAML file, or the name of one in config/train")
-    parser.add_argument("--data", nargs="+", help="folders of episodes")
-    parser.add_argument("--out", help="folder of the run")
-    parser.add_argument("--minutes", type=float, help="a cap: stop after so long, done or not")
-    parser.add_argument("--steps", type=int, help="how long to train; the learning rate falls until the last step")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the YAML file")
-    parser.add_argument("--show", action="store_true", help="print the settings and exit")
-    args = parser.parse_args(argv)
+def train(args: cli.Options) -> int:
+    """The command."""
     if args.config is None and not args.data:
-        parser.error("name a configuration (grounding.yaml, action.yaml, recipe.yaml), or give --data to fine-tune on")
-    try:
-        path = reading.find(args.config or FINE_TUNE)
-        values = reading.read(path)
-        named = {k: getattr(args, k) for k in ("data", "out", "minutes", "steps") if getattr(args, k) is not None}
-        values |= dict(map(reading.assignment, args.set)) | named
-        if values.get("stage") == "recipe":
-            from vla_nodes.training import recipe
+        raise click.UsageError("name a CONFIG (action.yaml, recipe.yaml, ...), or give --data to fine-tune on")
+    path = reading.find(args.config or FINE_TUNE)
+    values = reading.read(path)
+    named = {name: getattr(args, name) for name in ("out", "minutes", "steps", "seed")}
+    values |= dict(map(reading.assignment, args.set)) | {k: v for k, v in named.items() if v is not None}
+    if args.data:
+        values["data"] = list(args.data)
+    if values.get("stage") == "recipe":
+        from vla_nodes.training import recipe
 
-            return recipe.run(values, str(path), show=args.show)
-        settings = reading.build(values, str(path))
-        if args.show:
-            print(json.dumps(reading.plain(settings), indent=1))
-            return 0
-        if (count := processes(settings)) > 1 and "WORLD_SIZE" not in os.environ:
-            os.execv(
-                sys.executable,
-                [
-                    sys.executable,
-                    "-m",
-                    "torch.distributed.run",
-                    "--standalone",
-                    f"--nproc-per-node={count}",
-                    "-m",
-                    "vla_nodes",
-                    "train",
-                    *argv,
-                ],
-            )
-        return run(settings)
-    except (SettingsError, StateError, DataError, EnvError, CheckpointError, FileNotFoundError) as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 2
+        return recipe.run(values, str(path), show=args.show)
+    settings = reading.build(values, str(path))
+    if args.show:
+        print(json.dumps(reading.plain(settings), indent=1))
+        return cli.ExitStatus.DONE
+    if (count := processes(settings)) > 1 and "WORLD_SIZE" not in os.environ:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        os.execv(sys.executable, [sys.executable, *launcher, "-m", "vla_nodes", "train", *args.words()])
+    return run(settings)
 
 
 def processes(settings: Settings) -> int:
@@ -101,7 +60,7 @@ def processes(settings: Settings) -> int:
 
 
 def run(settings: Settings) -> int:
-    """Train one stage; the exit status, see above."""
+    """Train one stage: DONE after its last step, else FAILED (ended by --minutes) or INTERRUPTED (by a signal)."""
     from vla_nodes.training import initialize
     from vla_nodes.training import trainer as loops
 
@@ -142,7 +101,9 @@ def run(settings: Settings) -> int:
         with run.ema.applied():
             export(begun, settings.out / "checkpoint", settings, run)
     accelerator.end_training()
-    return 0 if finished else CAPPED if capped else STOPPED
+    if capped:
+        return cli.ExitStatus.FAILED
+    return cli.ExitStatus.DONE if finished else cli.ExitStatus.INTERRUPTED
 
 
 def action(model, settings: ActionSettings, accelerator, say):
@@ -184,6 +145,48 @@ def export(begun, folder: Path, settings: Settings, run=None) -> None:
         print(f"{folder} and {settings.out / WEIGHTS} written")
     like = begun.config or config_of(begun.model.config, contract_of(settings.data), settings.depth)
     write(folder, begun.model, begun.tokenizer, made, like)
+
+
+command = cli.Command(
+    "train",
+    """
+    Train the policy: either stage, the whole recipe, or fine-tuning on episodes of your own.
+
+    The shipped configurations, in config/train:
+
+        perception.yaml           stage 1: what stands where, on static scenes
+        grounding.yaml            stage 1: language meets vision
+        paraphrase.yaml           stage 1, from sentences alone: many wordings for the same
+        placement_head.yaml       stage 1, one small head: where does it go?
+        feasibility_head.yaml     stage 1, the other: is all of it there, and can it be done?
+        action.yaml               stage 2: action chunks, from demonstrations
+        recipe.yaml               all of it: scenes, demonstrations, both stages, checkpoint, evaluation
+        finetune.yaml             the shipped policy goes on with --data; this one if no other is named
+
+    The same command again goes on where the last one ended, however it ended, and comes to the same curve: batches and
+    learning rate follow from the step alone. With --minutes it stops there, done or not, with status 1. On several GPUs
+    it starts one process for each, and a step takes a batch of every process.
+    """,
+    train,
+    cli.argument("[CONFIG]", "YAML file, or the name of one in config/train", required=False),
+    cli.option("--data", multiple=True, metavar="DIR", help="folder of episodes (repeatable)"),
+    cli.option("--out", metavar="DIR", help="folder of the run"),
+    cli.number("--minutes", "a cap [min]: stop after so long, done or not; data and cache come on top"),
+    cli.count("--steps", "how long to train; the learning rate falls until the last step"),
+    cli.seed("seed of the run", default=None),
+    cli.option("--set", multiple=True, metavar="KEY=VALUE", help="any key of the YAML file (repeatable)"),
+    cli.flag("--show", "print the settings, or a recipe's commands, and exit"),
+    examples="""
+    python -m vla_nodes train recipe.yaml --out work
+    python -m vla_nodes train grounding.yaml --set start=work/perception/weights.safetensors
+    python -m vla_nodes train --data data --data more --out work/mine
+    """,
+    errors=(SettingsError, StateError, DataError, EnvError, CheckpointError, FileNotFoundError),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from vla_nodes.training.config import Settings
 
 
 def successes(path: Path) -> tuple[int, int]:
-    """(successes, episodes) of the eval.json that `eval --save` wrote. ValueError when it is something else."""
+    """(successes, episodes) of the eval.json that `eval --out` wrote. ValueError when it is something else."""
     try:
         rows = json.loads(path.read_text())["episodes"]
         return sum(bool(row["success"]) for row in rows), len(rows)
@@ -55,7 +55,7 @@ class Score:
         self._json.unlink(missing_ok=True)
         command = ["eval", "--checkpoint", str(self.folder / "checkpoint"),
                    "--episodes", str(self.settings.score_episodes), "--workers", "1", "--engine", "torch",
-                   "--save", str(self.folder), *shlex.split(self.settings.score_args)]  # fmt: skip
+                   "--out", str(self.folder), *shlex.split(self.settings.score_args)]  # fmt: skip
         self._step = loop.step
         with open(self.folder / "log.txt", "w") as log:
             self._child = subprocess_cli.start(command, nice=10, stdout=log, stderr=log)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import torch
 from safetensors.torch import load_file
 
+from vla_nodes import cli
 from vla_nodes.datasets import episode as episodes
 from vla_nodes.policy import checkpoint
 from vla_nodes.policy import contract as contracts
@@ -62,16 +63,8 @@ def write(folder: Path, model: VlaPolicy, tokenizer: Path, provenance: dict, lik
     checkpoint.save(folder, model, config, tokenizer, torch.bfloat16)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_nodes export", description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="stage 2 weights")
-    parser.add_argument("--grounded", type=Path, help="stage 1 weights refined since, for that part")
-    parser.add_argument("--language", type=Path, required=True, help="folder with the student's tokenizer.json")
-    parser.add_argument("--like", type=Path, help="checkpoint of the same robot (default: the shipped one)")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--mixer", choices=("mamba2", "mamba1", "attention"), default=None)
-    parser.add_argument("--provenance", default="{}", help="JSON: commands, data, hours, scores")
-    args = parser.parse_args(argv)
+def export(args: cli.Options) -> None:
+    """The command."""
     like = checkpoint.read_config(args.like or share_path(SHIPPED))
     policy = preset("nano", args.mixer)
     model = VlaPolicy(policy)
@@ -82,7 +75,32 @@ def main(argv: list[str] | None = None) -> int:
     write(args.out, model, args.language / "tokenizer.json", json.loads(args.provenance), like)
     size = sum(f.stat().st_size for f in args.out.iterdir())
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.1f} MB")
-    return 0
+
+
+command = cli.Command(
+    "export",
+    """
+    A checkpoint folder that a robot can load, from training weights.
+    """,
+    export,
+    cli.option("--weights", type=cli.Existing("file of weights"), metavar="FILE", required=True, help="of stage 2"),
+    cli.option("--grounded", type=cli.Existing("file of weights"), metavar="FILE",
+               help="stage 1 weights refined since, for that part"),
+    cli.option("--language", type=cli.Existing("language folder", "tokenizer.json"), metavar="DIR", required=True,
+               help="the instruction encoder, as `distill` wrote it"),
+    cli.option("--like", type=cli.PATH, metavar="DIR", help="checkpoint of the same robot; without it the shipped one"),
+    cli.out("folder for the checkpoint", required=True),
+    cli.option("--mixer", type=click.Choice(("mamba2", "mamba1", "attention")), help="the core, if not the preset's"),
+    cli.option("--provenance", metavar="JSON", default="{}", help="commands, data, hours, scores"),
+    examples="""
+    python -m vla_nodes export --weights work/action/weights.safetensors --language work/language --out work/nano
+    """,
+    errors=(OSError, ValueError, RuntimeError),  # RuntimeError: weights of another model
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ import json
 import os
 import shlex
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from vla_nodes import cli
 from vla_nodes.__main__ import COMMANDS
 from vla_nodes.training import subprocess_cli
 from vla_nodes.training.config import SettingsError
@@ -52,7 +52,7 @@ def run(values: dict[str, Any], source: str, show: bool = False) -> int:
     """0 when every step ended well, else the exit status of the first that did not."""
     out, steps = steps_of(values, source)
     if show:
-        print("\n".join(f"python -m vla_nodes {step}" for step in steps))
+        print("\n".join(f"{cli.PROGRAM} {step}" for step in steps))
         return 0
     out.mkdir(parents=True, exist_ok=True)
     done = _done(out)
@@ -66,7 +66,7 @@ def run(values: dict[str, Any], source: str, show: bool = False) -> int:
         print(label, flush=True)
         started = time.monotonic()
         if status := _call(shlex.split(step)):
-            print(f"{label}: ended with status {status}; the same command goes on from there", file=sys.stderr)
+            cli.complain(f"{label}: ended with status {status}: the same command goes on from there", "vla_nodes train")
             return status
         done.append({"step": step, "minutes": round((time.monotonic() - started) / 60, 2)})
         partial = out / f"{DONE}.partial"

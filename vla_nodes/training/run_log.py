@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from vla_nodes.progress import progress, say
 
 LOG, CURVES, TENSORBOARD = "log.jsonl", "curves.png", "tensorboard"
 HELD_OUT, CLOSED_LOOP = "held out/", "closed loop/"
@@ -52,11 +52,11 @@ class Progress:
             self._board = SummaryWriter(str(self.path.parent / TENSORBOARD), purge_step=step + 1)
         except ImportError:
             self.say("no TensorBoard logs: pip install tensorboard would add them; log.jsonl has the same figures")
-        self._bar = tqdm(total=1.0, disable=None, bar_format="{percentage:3.0f}%|{bar}| {postfix}")
+        self._bar = progress(total=1.0, bar="{percentage:3.0f}%|{bar}| {postfix}", line="{percentage:3.0f} %{postfix}")
 
     def say(self, text: str) -> None:
         if self.first:
-            tqdm.write(text)
+            say(text)
 
     def _write(self, loop, figures: dict[str, float]) -> None:
         if self._file is None:

@@ -16,10 +16,10 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from vla_nodes.datasets import episode as episodes
 from vla_nodes.policy.modeling import Prepared, VisualTokens, VlaPolicy, proprioception
+from vla_nodes.progress import progress, say
 from vla_nodes.training.examples import augment, number
 
 EYES = ("language", "roles", "vision", "middle")  # what tokens depend on; the aim in them is renewed when they are used
@@ -156,7 +156,7 @@ def _look(model: VlaPolicy, job: tuple[Path, Path, int, bool]) -> str:
 
 
 def fill(
-    model: VlaPolicy, data: Path, cache: Path, seed: int = 0, report: Callable[[str], None] = tqdm.write,
+    model: VlaPolicy, data: Path, cache: Path, seed: int = 0, report: Callable[[str], None] = say,
     fingerprint: str = "", workers: int = 1, depth: bool = True,
 ) -> list[Path]:  # fmt: skip
     """Tokens of every episode of a folder, made where missing or older than the episode.
@@ -168,7 +168,7 @@ def fill(
     jobs = [(path, target, seed, depth) for path, target in found
             if not target.exists() or target.stat().st_mtime_ns < path.stat().st_mtime_ns]  # fmt: skip
     with answers(_look, model, jobs, workers) as reasons:
-        for reason in tqdm(reasons, total=len(jobs), unit="episode", desc=f"looking at {data}", disable=not jobs):
+        for reason in progress(reasons, total=len(jobs), unit="episodes", label=f"looking at {data}", show=bool(jobs)):
             if reason:
                 report(reason)
     return [target for _, target in found if target.exists()]

