@@ -140,7 +140,7 @@ def demonstration(seed: int = 0, size: int = 64, seconds: float = 12.0) -> tuple
             if k % 10 == 0:
                 actions, _ = expert.plan(world, rollout.velocity, 16, 0.05)
                 output = rollout.submit(actions, world.time, 0.05)
-                for topic, given in ((ARM, output.arm), (GRIPPER, output.gripper)):
+                for topic, given in ((ARM, output.arm), (GRIPPER, (output.grippers or {}).get("gripper"))):
                     if given is not None:
                         start = EPOCH + 10**7 + round(given.stamp * 1e9)
                         ns = EPOCH + round(now * 1e9) + 300_000

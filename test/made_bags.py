@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import robots
 
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.rosbag.message_definitions import topic
 from vla_nodes.rosbag.metadata import Qos
 from vla_nodes.rosbag.read import typestore
 from vla_nodes.rosbag.write import BagWriter
-from vla_nodes.share import share_path
 
 HOME = (0.0, -0.3, 0.0, -2.2, 0.0, 2.0, 0.79)
 SIZE = 112
@@ -92,7 +91,7 @@ def write(
     rate: float = 100.0,
 ) -> Path:
     """A recording of an arm that moves a little; no camera frames during `pause` (s from the start)."""
-    RobotModel(share_path("config/panda/panda.urdf"))  # the joints below are this robot's
+    robots.panda()  # the joints below are this robot's
     rng = np.random.default_rng(0)
     color = rng.integers(0, 255, (SIZE, SIZE, 3), np.uint8)
     depth = rng.uniform(0.5, 1.5, (SIZE, SIZE)).astype(np.float32)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import rclpy
+import robots
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
@@ -22,6 +23,8 @@ from vla_nodes.demo.processes import free_domain
 from vla_nodes.nodes.base import BEAT_PERIOD
 
 ROOT = Path(__file__).resolve().parent.parent
+OF_A_ROBOT = ("camera_node", "policy_node", "action_node")
+"""Nodes with a parameter `contract`; the Panda where a test names no other."""
 PATIENCE = 60.0
 """s; a condition that holds is seen at once."""
 START = 240.0
@@ -55,12 +58,16 @@ def say(publish: Callable[[], None], taken: Callable[[], object], what: str) -> 
 class Process:
     """One node process in a session of its own, with its output in a file."""
 
-    def __init__(self, name: str, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self, name: str, arguments: list[str], environment: dict[str, str], folder: Path, script: Path | None = None
+    ) -> None:
+        """script: run in place of the node's module."""
+        program = ["-m", f"vla_nodes.nodes.{name}"] if script is None else [str(script)]
         self.name = name
         self.log_path = folder / f"{name}-{time.monotonic_ns()}.log"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"vla_nodes.nodes.{name}", *arguments],
+                [sys.executable, *program, *arguments],
                 stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=ROOT,
                 preexec_fn=os.setpgrp,  # its own group, so that a Ctrl-C at the tests does not reach it
             )  # fmt: skip
@@ -123,13 +130,23 @@ class Graph:
         while not self._stop and self.context.ok():
             self._executor.spin_once(timeout_sec=0.1)
 
-    def start(self, name: str, *parameters: str, autostart: bool = True, clock: bool = True, extra=()) -> Process:
-        """Start a node; `parameters` are "name:=value"."""
+    def start(
+        self,
+        name: str,
+        *parameters: str,
+        autostart: bool = True,
+        clock: bool = True,
+        extra=(),
+        script: Path | None = None,
+    ) -> Process:
+        """Start a node; `parameters` are "name:=value"; script: as Process."""
         if name == "policy_node" and not any(p.startswith("engine:=") for p in parameters):
             parameters = (*parameters, "engine:=torch")  # exporting a graph takes seconds, and is tested elsewhere
+        if name in OF_A_ROBOT and not any(p.startswith("contract:=") for p in parameters):
+            parameters = (*parameters, f"contract:={robots.PANDA}")
         given = [*parameters, *(["autostart:=true"] if autostart else []), *(["use_sim_time:=true"] if clock else [])]
         arguments = ["--ros-args", *extra, *(word for p in given for word in ("-p", p))]
-        process = Process(name, arguments, self.environment, self.folder)
+        process = Process(name, arguments, self.environment, self.folder, script)
         self.processes.append(process)
         return process
 

@@ -11,7 +11,7 @@ from vla_nodes.policy.checkpoint import CheckpointConfig
 from vla_nodes.policy.configuration import PolicyConfig
 from vla_nodes.policy.language import LanguageConfig
 from vla_nodes.policy.modeling import VlaPolicy
-from vla_nodes.policy.runtime import Observation
+from vla_nodes.policy.processing import CameraImage, Observation
 
 torch.set_num_threads(1)
 WORDS = "pick up the red blue block cube put it in bowl open drawer please and then place on left".split()
@@ -63,11 +63,11 @@ def observation(tick: int, size=64, seed=0) -> Observation:
     pose = np.eye(4)
     pose[:3, 3] = 0.45, 0.01 * tick, 0.2
     camera = np.array([[0, -0.6, 0.8, -0.1], [-1, 0, 0, 0.02], [0, -0.8, -0.6, 0.7], [0, 0, 0, 1]], np.float64)
-    return Observation(
-        0.1 * tick, g.integers(0, 256, (size, size, 3), dtype=np.uint8),
-        g.uniform(0.3, 2.0, (size, size)).astype(np.float32),
-        np.array([[58.0, 0, size / 2], [0, 58.0, size / 2], [0, 0, 1]]), camera,
-        g.normal(0, 0.5, 7), g.normal(0, 0.5, 7), float(g.uniform()), pose)  # fmt: skip
+    image = CameraImage(
+        g.integers(0, 256, (size, size, 3), dtype=np.uint8), g.uniform(0.3, 2.0, (size, size)).astype(np.float32),
+        np.array([[58.0, 0, size / 2], [0, 58.0, size / 2], [0, 0, 1]]), camera)  # fmt: skip
+    joints, velocities = g.normal(0, 0.5, 7), g.normal(0, 0.5, 7)
+    return Observation(0.1 * tick, {"camera": image}, joints, velocities, np.array([g.uniform()]), pose)
 
 
 def edit_config(folder, **changes):

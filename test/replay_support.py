@@ -11,8 +11,8 @@ import torch
 from policy_tiny import CONFIG, robot, tiny_model, write_tokenizer
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from vla_nodes.messages.convert import quaternion
 from vla_nodes.policy import checkpoint
+from vla_nodes.poses import quaternion
 from vla_nodes.rosbag.read import typestore
 
 EPOCH = 1_760_000_000 * 10**9

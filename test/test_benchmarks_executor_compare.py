@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import robots
 
 from vla_nodes.benchmarks import executor_compare
 from vla_nodes.benchmarks.executor_compare import Player, play, table
@@ -19,7 +20,9 @@ def chunk(stamp, offset=0.0, rows=16, seed=None):
     q = READY + offset + 0.15 * (1.0 - np.cos(1.2 * t))[:, None] * np.linspace(0.5, 1.0, 7)
     if seed is not None:
         q += 0.004 * np.random.default_rng(seed).normal(size=(1, 7))
-    return ActionChunk(stamp, "swing", 0.1, ActionSpace.JOINT_POSITION, np.hstack([q, np.ones((rows, 1))]))
+    return ActionChunk(
+        stamp, "swing", 0.1, ActionSpace.JOINT_POSITION, np.hstack([q, np.ones((rows, 1))]), robots.GRIPPER
+    )
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import robots
 
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.executor import ChunkExecutor
 from vla_nodes.control.limits import bounds, excess
 from vla_nodes.control.path import ChunkPath, TimeLaw
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
 from vla_nodes.control.splice import join_path
 from vla_nodes.control.trajectory import refusal, sample
-from vla_nodes.share import share_path
 
 T0 = 1000.0
 FINGER = ("panda_finger_joint1",)
@@ -21,7 +20,7 @@ FINGER = ("panda_finger_joint1",)
 
 @pytest.fixture(scope="module")
 def robot():
-    return RobotModel(share_path("config/panda/panda.urdf"))
+    return robots.panda()
 
 
 def start(robot, **settings):
@@ -35,7 +34,7 @@ def sine(robot, stamp, amplitude=0.15, rows=16, period=0.1, gripper=1.0, instruc
     t = stamp - T0 + period * np.arange(1, rows + 1)
     q = robot.rest + amplitude * (1 - np.cos(1.5 * t))[:, None] * np.linspace(0.5, 1.0, 7)
     actions = np.hstack([q, np.full((rows, 1), gripper)])
-    return ActionChunk(stamp, instruction, period, ActionSpace.JOINT_POSITION, actions)
+    return ActionChunk(stamp, instruction, period, ActionSpace.JOINT_POSITION, actions, robots.GRIPPER)
 
 
 def wanted(robot, t, amplitude=0.15):
@@ -57,7 +56,7 @@ def test_first_command_is_the_measured_pose_and_the_last_is_at_rest(robot):
     executor = start(robot)
     output = executor.submit(sine(robot, T0), T0 + 0.15)
     assert output.refused is None
-    for trajectory, names in ((output.arm, robot.joint_names), (output.gripper, FINGER)):
+    for trajectory, names in ((output.arm, robot.joint_names), (output.grippers["gripper"], FINGER)):
         assert refusal(trajectory, names, T0 + 0.15) is None
         assert not trajectory.velocities[-1].any()
         assert trajectory.stamp <= T0 + 0.15
@@ -120,7 +119,7 @@ def test_too_fast_rows_take_longer_on_the_same_path(robot):
 def test_tool_speed_is_kept_by_stretching(robot):
     executor = start(robot, tool_speed=0.1)
     actions = np.tile([0.03, 0.0, 0.0, 0, 0, 0, 1.0], (16, 1))  # 0.3 m/s
-    output = executor.submit(ActionChunk(T0, "x", 0.1, ActionSpace.EE_DELTA, actions), T0)
+    output = executor.submit(ActionChunk(T0, "x", 0.1, ActionSpace.EE_DELTA, actions, robots.GRIPPER), T0)
     t = np.arange(0.0, output.arm.times[-1], 0.005)
     q, qd, _ = sample(output.arm, t)
     assert 0.08 < robot.tool_speed(q, qd).max() <= 0.1
@@ -137,7 +136,7 @@ def test_action_spaces_agree(robot):
     absolute = np.hstack([positions, np.tile(quaternion, (10, 1)), open_])
     ends = {}
     for space, actions in ((ActionSpace.EE_DELTA, delta), (ActionSpace.EE_POSE, absolute)):
-        output = start(robot).submit(ActionChunk(T0, "x", 0.1, space, actions), T0)
+        output = start(robot).submit(ActionChunk(T0, "x", 0.1, space, actions, robots.GRIPPER), T0)
         ends[space] = output.arm.positions[-1]
         np.testing.assert_allclose(robot.forward(ends[space])[:3, 3], positions[-1], atol=1e-3)
     np.testing.assert_allclose(*ends.values(), atol=5e-3)
@@ -147,7 +146,7 @@ def test_action_spaces_agree(robot):
         (ActionSpace.JOINT_POSITION, joint_rows),
         (ActionSpace.JOINT_DELTA, np.diff(np.vstack([robot.rest, joint_rows]), axis=0)),
     ):
-        output = start(robot).submit(ActionChunk(T0, "x", 0.1, space, np.hstack([values, open_])), T0)
+        output = start(robot).submit(ActionChunk(T0, "x", 0.1, space, np.hstack([values, open_]), robots.GRIPPER), T0)
         np.testing.assert_allclose(output.arm.positions[-1], q, atol=1e-9)
 
 
@@ -174,16 +173,16 @@ def test_silence_ends_at_rest_on_the_planned_path_and_stop_is_quick(robot):
 
 def test_gripper_is_scaled_rate_limited_and_continuous(robot):
     executor = start(robot)
-    first = executor.submit(sine(robot, T0, gripper=0.0), T0).gripper
+    first = executor.submit(sine(robot, T0, gripper=0.0), T0).grippers["gripper"]
     assert first.positions[-1, 0] == pytest.approx(0.0, abs=1e-9)
     np.testing.assert_allclose(at(first, T0)[0], 0.04)
     executor.observe(T0 + 0.2, robot.rest, np.zeros(7), 0.03)
-    second = executor.submit(sine(robot, T0 + 0.2, gripper=0.5), T0 + 0.25).gripper
+    second = executor.submit(sine(robot, T0 + 0.2, gripper=0.5), T0 + 0.25).grippers["gripper"]
     assert second.positions[-1, 0] == pytest.approx(0.02, abs=1e-5)
     np.testing.assert_allclose(at(first, T0 + 0.26)[0], at(second, T0 + 0.26)[0], atol=1e-9)
     for trajectory in (first, second):
         p, v, _ = sample(trajectory, np.arange(0, trajectory.times[-1], 0.001))
-        assert np.abs(v).max() <= robot.gripper.speed + 1e-9 and p.min() >= 0 and p.max() <= 0.04
+        assert np.abs(v).max() <= robot.grippers[0].speed + 1e-9 and p.min() >= 0 and p.max() <= 0.04
 
 
 @pytest.mark.parametrize(
@@ -206,12 +205,12 @@ def test_refusals_leave_the_motion_in_flight(robot, change, now, cause):
 
 def test_unreachable_rows_are_cut(robot):
     actions = np.tile([0.1, 0.0, 0.0, 0, 0, 0, 1.0], (16, 1))
-    output = start(robot).submit(ActionChunk(T0, "x", 0.1, ActionSpace.EE_DELTA, actions), T0)
+    output = start(robot).submit(ActionChunk(T0, "x", 0.1, ActionSpace.EE_DELTA, actions, robots.GRIPPER), T0)
     assert output.refused is None
     assert 0.5 < robot.forward(output.arm.positions[-1])[0, 3] < 0.87
     far = actions.copy()
     far[0, 0] = 2.0
-    output = start(robot).submit(ActionChunk(T0, "x", 0.1, ActionSpace.EE_DELTA, far), T0)
+    output = start(robot).submit(ActionChunk(T0, "x", 0.1, ActionSpace.EE_DELTA, far, robots.GRIPPER), T0)
     assert output.cause == "unreachable" and "mm" in output.refused
 
 
@@ -290,7 +289,7 @@ def test_an_arm_a_little_outside_its_limits_comes_back_in_and_goes_no_farther(ro
     executor.observe(T0, q, np.zeros(7), 0.04)
     actions = np.hstack([np.tile(q, (16, 1)), np.ones((16, 1))])
     actions[:, 3] -= 0.02 * np.arange(1, 17)
-    output = executor.submit(ActionChunk(T0, "x", 0.1, ActionSpace.JOINT_POSITION, actions), T0 + 0.05)
+    output = executor.submit(ActionChunk(T0, "x", 0.1, ActionSpace.JOINT_POSITION, actions, robots.GRIPPER), T0 + 0.05)
     assert (output.refused is None) == moves
     if moves:
         np.testing.assert_allclose(at(output.arm, T0 + 0.05)[0], q, atol=1e-12)

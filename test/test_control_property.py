@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import robots as arms
 import six_axis
 import soak
 
@@ -23,7 +24,6 @@ from vla_nodes.control.joint_trajectory_controller import JointTrajectoryControl
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
 from vla_nodes.control.trajectory import refusal, sample
-from vla_nodes.share import share_path
 
 STREAMS = soak.amount(40, 10_000)
 FOUND = (2340,)  # streams that broke something once, run every time
@@ -33,8 +33,7 @@ FINGER = ("panda_finger_joint1",)
 
 @pytest.fixture(scope="module")
 def robots():
-    panda = RobotModel(share_path("config/panda/panda.urdf"))
-    return [*[panda] * 5, RobotModel(six_axis.urdf(), "tool0", limits=six_axis.LIMITS)]
+    return [*[arms.panda()] * 5, RobotModel(six_axis.urdf(), "tool0", arms.motion_limits(six_axis.LIMITS))]
 
 
 def random_chunk(rng, stamp, robot, measured):
@@ -73,7 +72,8 @@ def random_chunk(rng, stamp, robot, measured):
             a[:, j] = measured[j] + (end - measured[j]) * np.minimum(t[:, 0] / rng.uniform(0.2, 2.0), 1.0)
         elif space is ActionSpace.EE_POSE:  # stretched out: every elbow is singular there
             a[:, :3] *= 1.0 + t * rng.uniform(0.0, 2.0)
-    a = np.hstack([a, rng.uniform(-0.2, 1.2, (rows, 1)).round(rng.integers(0, 2))])
+    opening = rng.uniform(-0.2, 1.2, (rows, 1)).round(rng.integers(0, 2))
+    a = np.hstack([a, opening[:, : len(robot.grippers)]])
     broken = rng.random()
     if broken < 0.03:
         a[rng.integers(rows), rng.integers(a.shape[1])] = rng.choice([np.nan, np.inf, 1e300, -1e9])
@@ -86,7 +86,7 @@ def random_chunk(rng, stamp, robot, measured):
     elif broken < 0.08:
         stamp += float(rng.choice([0.05, 0.5, 1e6, np.nan, -1e9]))
     instruction = "first" if rng.random() < 0.8 else "second"
-    return ActionChunk(stamp, instruction, period, space, a)
+    return ActionChunk(stamp, instruction, period, space, a, robot.gripper_names)
 
 
 def published(trajectory):
@@ -168,7 +168,7 @@ def run_stream(seed, robot, counts):
             with np.errstate(over="ignore", invalid="ignore"):
                 output = executor.submit(chunk, now)
             counts[output.cause or output.mode] += 1
-            arm, finger = output.arm, output.gripper
+            arm, finger = output.arm, (output.grippers or {}).get("gripper")
         if arm is not None:
             arm = published(arm)
             counts["published"] += 1
@@ -194,7 +194,7 @@ def run_stream(seed, robot, counts):
             check_seam(before, fingers.reference(now))
             p, v, _ = sample(finger, np.arange(0.0, finger.times[-1], RATE))
             assert p.min() >= -1e-9 and p.max() <= 0.04 + 1e-9
-            assert np.abs(v).max() <= robot.gripper.speed + 1e-9
+            assert np.abs(v).max() <= robot.grippers[0].speed + 1e-9
         later = now + rng.uniform(0.01, 0.6)
         for x in np.arange(t + 0.01, later, 0.02):
             q, qd = controller.reference(x)

@@ -5,12 +5,16 @@ import threading
 
 import numpy as np
 import pytest
+import robots
+import yaml
 
-from vla_nodes.control.inverse_kinematics import IkSettings, quaternion_matrix, rotation_matrix, rotation_vector
-from vla_nodes.control.robot import RobotError, RobotModel
+from vla_nodes.control.inverse_kinematics import IkSettings
+from vla_nodes.control.robot import MotionLimits, RobotError, RobotModel
+from vla_nodes.poses import quaternion_matrix, rotation_matrix, rotation_vector
 from vla_nodes.share import share_path
 
 URDF = share_path("config/panda/panda.urdf")
+LIMITS = robots.motion_limits(yaml.safe_load(share_path(robots.PANDA).read_text())["limits"])
 # Craig DH of the published Panda, FCI documentation: a_{i-1}, d_i, alpha_{i-1}; flange at 0.107, hand turned -45 deg.
 DH = np.array(
     [
@@ -22,7 +26,7 @@ DH = np.array(
 
 @pytest.fixture(scope="module")
 def robot():
-    return RobotModel(URDF)
+    return robots.panda()
 
 
 def dh_forward(q):
@@ -45,9 +49,10 @@ def random_q(robot, rng, n, margin=0.1):
 def test_model_reads_urdf_and_limits(robot):
     assert robot.joint_names == tuple(f"panda_joint{i}" for i in range(1, 8))
     assert robot.max_velocity[0] == 2.175 and robot.max_acceleration[1] == 7.5 and robot.max_jerk[6] == 10000
-    assert robot.gripper.joint == "panda_finger_joint1"
-    assert robot.gripper.position(0.5) == pytest.approx(0.02) and robot.gripper.position(7.0) == pytest.approx(0.04)
-    assert RobotModel(URDF.read_text()).joint_names == robot.joint_names
+    (gripper,) = robot.grippers
+    assert gripper.joint == "panda_finger_joint1"
+    assert gripper.position(0.5) == pytest.approx(0.02) and gripper.position(7.0) == pytest.approx(0.04)
+    assert RobotModel(URDF.read_text(), "panda_hand_tcp", LIMITS).joint_names == robot.joint_names
 
 
 def test_forward_is_the_published_dh(robot):
@@ -122,15 +127,14 @@ def test_posture_pulls_the_null_space_to_rest(robot):
         ("<!DOCTYPE x><robot/>", {}, "entities"),
         (None, {"tool": "nose"}, "no frame 'nose'"),
         (None, {"arm_joints": ["panda_joint1", "elbow"]}, "elbow"),
-        (None, {"limits": {"joints": {}}}, "panda_joint1"),
-        (None, {"limits": {}}, "missing or wrong entry"),
+        (None, {"limits": MotionLimits({}, {}, 1.0)}, "no acceleration for panda_joint1"),
     ],
 )
 def test_errors_name_the_remedy(urdf, kwargs, word):
     with pytest.raises(RobotError, match=word):
-        RobotModel(urdf or URDF, **kwargs)
+        RobotModel(urdf or URDF, **{"tool": "panda_hand_tcp", "limits": LIMITS, **kwargs})
     with pytest.raises(FileNotFoundError, match="nowhere.urdf"):
-        RobotModel("/nowhere.urdf")
+        RobotModel("/nowhere.urdf", "panda_hand_tcp", LIMITS)
 
 
 def test_threads_do_not_disturb_each_other(robot):

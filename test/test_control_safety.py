@@ -4,36 +4,35 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import robots
 
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import CAUSES, Action, SafetyGate, SafetySettings
-from vla_nodes.share import share_path
 
 NOW = 100.0
 
 
 @pytest.fixture(scope="module")
 def robot():
-    return RobotModel(share_path("config/panda/panda.urdf"))
+    return robots.panda()
 
 
 @pytest.fixture
 def gate(robot):
-    return SafetyGate(robot)
+    return SafetyGate(robot, SafetySettings(**robots.workspace()))
 
 
 def delta(rows=16, step=(0.005, 0.0, 0.0), **changes):
     actions = np.zeros((rows, 7))
     actions[:, :3] = step
-    return replace(ActionChunk(NOW - 0.1, "x", 0.1, ActionSpace.EE_DELTA, actions), **changes)
+    return replace(ActionChunk(NOW - 0.1, "x", 0.1, ActionSpace.EE_DELTA, actions, robots.GRIPPER), **changes)
 
 
 def joints(robot, first, **changes):
     actions = np.zeros((4, 8))
     actions[:, :7] = robot.rest
     actions[0, 0] = first
-    return replace(ActionChunk(NOW - 0.1, "x", 0.1, ActionSpace.JOINT_POSITION, actions), **changes)
+    return replace(ActionChunk(NOW - 0.1, "x", 0.1, ActionSpace.JOINT_POSITION, actions, robots.GRIPPER), **changes)
 
 
 def with_value(chunk, value):
@@ -64,7 +63,7 @@ def with_value(chunk, value):
 )
 def test_chunk_causes(robot, gate, make, cause):
     if cause == "workspace":
-        gate = SafetyGate(robot, SafetySettings(outside="refuse"))
+        gate = SafetyGate(robot, SafetySettings(outside="refuse", **robots.workspace()))
     verdict = gate.check(make(robot), NOW, robot.rest)
     assert verdict.cause == cause
     assert (verdict.chunk is None) == (cause not in ("", "truncated"))
@@ -86,7 +85,9 @@ def test_rows_beyond_the_box_are_cut_and_below_the_table_refused(robot, gate):
 
 
 def test_an_arm_outside_may_come_back_in_but_not_go_out(robot):
-    gate = SafetyGate(robot, SafetySettings(workspace_low=(0.4, -0.6, 0.0)))  # rest is at x 0.307
+    gate = SafetyGate(
+        robot, SafetySettings(**{**robots.workspace(), "workspace_low": (0.4, -0.6, 0.0)})
+    )  # rest is at x 0.307
     assert gate.check(delta(step=(0.01, 0, 0)), NOW, robot.rest).cause == ""
     assert gate.check(delta(step=(-0.01, 0, 0)), NOW, robot.rest).cause == "workspace"
 
@@ -209,7 +210,10 @@ def test_deadman_and_silent_policy(robot):
     assert gate.tick(NOW + 1.2, 2.5, robot.rest, False).action is Action.GO  # at rest silence is no danger
 
 
-@pytest.mark.parametrize("change", [{"outside": "ignore"}, {"max_age": 0.0}, {"workspace_low": (1.0, 0.0, 0.0)}])
+@pytest.mark.parametrize(
+    "change",
+    [{"outside": "ignore"}, {"max_age": 0.0}, {"workspace_low": (1.0, 0.0, 0.0), "workspace_high": (0.9, 1.0, 1.0)}],
+)
 def test_settings_are_checked(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         SafetySettings(**change)

@@ -7,16 +7,15 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import robots
 import soak
 
 from vla_nodes.benchmarks import executor_cost
 from vla_nodes.control import seam_plot, seam_report
 from vla_nodes.control.executor import ChunkExecutor, ExecutorOutput
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.seam_report import SeamRecord
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.control.trajectory import sample
-from vla_nodes.share import share_path
 
 LATENCY = 0.12
 CHUNKS = soak.amount(400, 100_000)
@@ -24,7 +23,7 @@ CHUNKS = soak.amount(400, 100_000)
 
 @pytest.fixture(scope="module")
 def robot():
-    return RobotModel(share_path("config/panda/panda.urdf"))
+    return robots.panda()
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,15 @@
 
 import numpy as np
 import pytest
+import robots
 
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.joint_trajectory_controller import JointTrajectoryController
 from vla_nodes.control.limits import Limits, bounds, excess
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import SafetySettings
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.control.trajectory import sample
 from vla_nodes.pipeline.action_core import ActionCore
-from vla_nodes.share import share_path
 
 T0, STEP, TICK = 1000.0, 0.01, 0.02
 SILENT = 1.2  # s into the run
@@ -19,20 +18,22 @@ SILENT = 1.2  # s into the run
 
 @pytest.fixture(scope="module")
 def robot():
-    return RobotModel(share_path("config/panda/panda.urdf"))
+    return robots.panda()
 
 
 def chunk(robot, stamp, speed):
     """The tool goes sideways and up at `speed` m/s."""
     t = stamp - T0 + 0.1 * np.arange(16)
     step = 0.1 * speed * np.stack([0.3 * np.sin(t), np.cos(0.8 * t), 0.5 * np.cos(t)], axis=1)
-    return ActionChunk(stamp, "x", 0.1, ActionSpace.EE_DELTA, np.hstack([step, np.zeros((16, 3)), np.ones((16, 1))]))
+    return ActionChunk(
+        stamp, "x", 0.1, ActionSpace.EE_DELTA, np.hstack([step, np.zeros((16, 3)), np.ones((16, 1))]), robots.GRIPPER
+    )
 
 
 def run(robot, silence, speed=0.25):
     """Chunks at 10 Hz, 80 ms late, until `silence` at SILENT s: times, joints (T, 7), the plan at the silence
     (where chunks go on in it, the last that was carried out), core."""
-    core = ActionCore(robot, ExecutorSettings(), SafetySettings())
+    core = ActionCore(robot, ExecutorSettings(), SafetySettings(**robots.workspace()))
     controller = JointTrajectoryController(robot.joint_names)
     q, qd = robot.rest.copy(), np.zeros(7)
     controller.hold(q)
@@ -97,7 +98,7 @@ def test_a_stop_at_any_moment_is_within_the_deceleration_and_near_the_path(robot
     """25 moments and speeds: vla/stop while chunks go on coming."""
     rng, worst, slowest = np.random.default_rng(0), 0.0, 0.0
     for _ in range(25):
-        core = ActionCore(robot, ExecutorSettings(), SafetySettings())
+        core = ActionCore(robot, ExecutorSettings(), SafetySettings(**robots.workspace()))
         t, speed = T0, rng.uniform(0.05, 0.4)
         core.joints(t, robot.rest, np.zeros(7), 0.04, t)
         for _ in range(int(rng.integers(2, 9))):
@@ -130,7 +131,10 @@ def test_an_emergency_stop_is_at_the_full_limits_and_on_the_path_where_that_is_a
         seed, speed, late = int(rng.integers(1 << 30)), rng.uniform(0.05, 0.6), rng.uniform(0.0, 0.1)
         both = {}
         for cause in ("stop", "estop"):
-            core, count = ActionCore(robot, ExecutorSettings(), SafetySettings()), np.random.default_rng(seed)
+            core, count = (
+                ActionCore(robot, ExecutorSettings(), SafetySettings(**robots.workspace())),
+                np.random.default_rng(seed),
+            )
             t = T0
             core.joints(t, robot.rest, np.zeros(7), 0.04, t)
             for _ in range(int(count.integers(2, 9))):

@@ -4,18 +4,20 @@ import re
 
 import numpy as np
 import pytest
+import robots
 import six_axis
+import yaml
 
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.executor import ChunkExecutor
 from vla_nodes.control.guards import SelfCollisionGuard, WorkspaceGuard
-from vla_nodes.control.inverse_kinematics import rotation_vector
 from vla_nodes.control.limits import excess
 from vla_nodes.control.robot import RobotError, RobotModel
 from vla_nodes.control.safety import SafetySettings
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.control.trajectory import refusal, sample
 from vla_nodes.pipeline.action_core import ActionCore
+from vla_nodes.poses import rotation_vector
 from vla_nodes.share import share_path
 
 T0 = 500.0
@@ -23,7 +25,7 @@ T0 = 500.0
 
 @pytest.fixture(scope="module")
 def robot():
-    return RobotModel(six_axis.urdf(), "tool0", limits=six_axis.LIMITS)
+    return RobotModel(six_axis.urdf(), "tool0", robots.motion_limits(six_axis.LIMITS))
 
 
 def rows(robot, space, stamp):
@@ -40,7 +42,7 @@ def rows(robot, space, stamp):
         actions = np.outer(0.01 * np.cos(t), [1, 0.5, -0.5, 0.2, 0, 0.3])
     else:
         actions = robot.rest + np.outer(0.1 * np.sin(t), [1, 0.5, -0.5, 0.2, 0, 0.3])
-    return ActionChunk(stamp, "x", 0.1, space, np.hstack([actions, np.ones((16, 1))]))
+    return ActionChunk(stamp, "x", 0.1, space, actions)
 
 
 def _quaternion(r):
@@ -58,7 +60,7 @@ def test_a_six_axis_arm_follows_any_action_space_within_its_limits(robot, space)
         stamp = T0 + 0.1 * k
         chunk = rows(robot, space, stamp)
         output = executor.submit(chunk, stamp + 0.06)
-        assert output.refused is None and output.gripper is None, output.refused
+        assert output.refused is None and output.grippers is None, output.refused
         assert refusal(output.arm, robot.joint_names, stamp + 0.06) is None
         assert excess(output.arm, executor.limits, robot)[0] <= 1.0
         if plan is not None:
@@ -77,7 +79,7 @@ def test_the_straight_arm_is_singular_and_stays_within_limits(robot):
     q = np.array([0.0, -np.pi / 2, 0.0, -np.pi / 2, 0.0, 0.0])  # elbow and wrist both singular
     executor = ChunkExecutor(robot)
     executor.observe(T0, q, np.zeros(6))
-    actions = np.tile([0.0, 0.0, 0.01, 0.0, 0.0, 0.02, 1.0], (16, 1))
+    actions = np.tile([0.0, 0.0, 0.01, 0.0, 0.0, 0.02], (16, 1))
     output = executor.submit(ActionChunk(T0, "x", 0.1, ActionSpace.EE_DELTA, actions), T0 + 0.05)
     if output.arm is not None:
         assert excess(output.arm, executor.limits, robot)[0] <= 1.0
@@ -89,7 +91,7 @@ def test_the_straight_arm_is_singular_and_stays_within_limits(robot):
 def folding(robot):
     """Rows that fold the forearm onto the upper arm, and the base."""
     q = robot.rest + np.linspace(0.0, 1.0, 17)[1:, None] * np.array([0.0, 0.0, 1.2, 0.0, 0.0, 0.0])
-    return ActionChunk(T0, "x", 0.1, ActionSpace.JOINT_POSITION, np.hstack([q, np.ones((16, 1))]))
+    return ActionChunk(T0, "x", 0.1, ActionSpace.JOINT_POSITION, q)
 
 
 def test_self_collision_is_refused_where_asked_for(robot):
@@ -112,23 +114,27 @@ def test_a_urdf_without_two_shapes_that_could_meet_is_said(robot):
 
 def test_the_way_onto_a_chunk_stays_in_the_workspace():
     """An arm on its way down is turned around: its own momentum must not take it below the table."""
-    panda = RobotModel(share_path("config/panda/panda.urdf"))
+    panda = robots.panda()
     height = panda.forward(panda.rest)[2, 3]
     down = np.tile([0.0, 0.0, -0.02, 0, 0, 0, 1.0], (16, 1))
     up = -down + [0, 0, 0, 0, 0, 0, 2.0]
     lowest = []
     for table in (height - 0.125, -1.0):
-        core = ActionCore(panda, ExecutorSettings(), SafetySettings(table=table, workspace_low=(0.1, -0.6, -0.5)))
+        core = ActionCore(
+            panda,
+            ExecutorSettings(),
+            SafetySettings(table=table, **{**robots.workspace(), "workspace_low": (0.1, -0.6, -0.5)}),
+        )
         core.joints(T0, panda.rest, np.zeros(7), 0.04, 0.0)
         path = []
-        core.chunk(ActionChunk(T0, "x", 0.1, ActionSpace.EE_DELTA, down), T0)
+        core.chunk(ActionChunk(T0, "x", 0.1, ActionSpace.EE_DELTA, down, robots.GRIPPER), T0)
         for k in range(1, 120):
             t = T0 + 0.02 * k
             q, qd, _ = core.executor.reference(t)
             path.append(panda.forward(q)[2, 3])
             core.joints(t, q, qd, 0.04, 0.02 * k)
             if k == 32:
-                core.chunk(ActionChunk(t, "x", 0.1, ActionSpace.EE_DELTA, up), t)
+                core.chunk(ActionChunk(t, "x", 0.1, ActionSpace.EE_DELTA, up, robots.GRIPPER), t)
         lowest.append(min(path) - height)
         assert path[-1] > min(path) + 0.05  # it did turn around
     assert lowest[0] > -0.125 - 0.011
@@ -144,8 +150,9 @@ def test_a_guard_says_where_the_tool_leaves(robot):
 
 
 def test_the_example_limits_fit_an_arm_with_those_joints():
-    arm = RobotModel(six_axis.urdf(), "tool0", limits=share_path("config/ur5e/limits.yaml"))
-    assert arm.gripper is None and arm.max_acceleration.tolist() == [5.0] * 6
+    given = yaml.safe_load(share_path("config/ur5e/contract.yaml").read_text())
+    arm = RobotModel(six_axis.urdf(), "tool0", robots.motion_limits({**given["limits"], "rest": given["rest"]}))
+    assert not arm.grippers and arm.max_acceleration.tolist() == [5.0] * 6
     executor = ChunkExecutor(arm, ExecutorSettings(acceleration_scale=0.6, jerk_scale=1.0))
     executor.observe(T0, arm.rest, np.zeros(6))
     assert executor.submit(rows(arm, ActionSpace.EE_DELTA, T0), T0 + 0.05).refused is None

@@ -2,23 +2,22 @@
 
 import numpy as np
 import pytest
+import robots
 
 from vla_nodes.benchmarks import executor_cost
 from vla_nodes.control.executor import ChunkExecutor
 from vla_nodes.control.joint_trajectory_controller import JointTrajectoryController
 from vla_nodes.control.limits import Limits
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.control.streams import ForwardSampler, GoalStream
 from vla_nodes.control.trajectory import Trajectory, refusal
-from vla_nodes.share import share_path
 
 STEP = 0.01
 
 
 @pytest.fixture(scope="module")
 def robot():
-    return RobotModel(share_path("config/panda/panda.urdf"))
+    return robots.panda()
 
 
 class ActionServer:

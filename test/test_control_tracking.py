@@ -5,6 +5,7 @@ The arm is the simulated controller's reference plus what is wrong with it: an o
 
 import numpy as np
 import pytest
+import robots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,16 +13,14 @@ from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.executor import ChunkExecutor
 from vla_nodes.control.joint_trajectory_controller import JointTrajectoryController
 from vla_nodes.control.limits import excess
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import SafetySettings
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.control.tracking import Tracking
 from vla_nodes.pipeline.action_core import ActionCore
-from vla_nodes.share import share_path
 
 T0, STEP = 1000.0, 0.01
 TOLERANCE = SafetySettings().tracking_tolerance
-PANDA = RobotModel(share_path("config/panda/panda.urdf"))
+PANDA = robots.panda()
 JOINTS = st.integers(0, 6)
 OFFSETS = st.floats(TOLERANCE + 0.005, 0.5).flatmap(lambda x: st.sampled_from([x, -x]))
 
@@ -37,7 +36,7 @@ class World:
 
     def __init__(self, start=PANDA.rest, wrong=lambda q, t: q, **safety):
         """wrong: (commanded joints, s since the start) -> where the arm is, or says that it is."""
-        self.core = ActionCore(PANDA, ExecutorSettings(), SafetySettings(**safety))
+        self.core = ActionCore(PANDA, ExecutorSettings(), SafetySettings(**{**robots.workspace(), **safety}))
         self.controller = JointTrajectoryController(PANDA.joint_names)
         self.controller.hold(start)
         self.wrong, self.now, self.k = wrong, T0, 0
@@ -84,7 +83,9 @@ def travel(track):
 
 
 def once(core, now):
-    return ActionChunk(now, "x", 0.1, ActionSpace.JOINT_POSITION, joint_rows(core.executor.measured(now), np.zeros(7)))
+    return ActionChunk(
+        now, "x", 0.1, ActionSpace.JOINT_POSITION, joint_rows(core.executor.measured(now), np.zeros(7)), robots.GRIPPER
+    )
 
 
 def check_held(world, joint):
@@ -129,7 +130,7 @@ def test_an_offset_that_comes_while_the_policy_runs_stops_the_arm_for_good(joint
             pose = PANDA.forward(PANDA.rest)
             rows = np.tile([*pose[:3, 3], 1.0, 0.0, 0.0, 0.0, 1.0], (16, 1))
             rows[:, 1] += 0.05 * np.sin(now - T0 + 0.1 * np.arange(1, 17))
-        return ActionChunk(now - 0.06 if now > T0 + 0.1 else now, "x", 0.1, space, rows)
+        return ActionChunk(now - 0.06 if now > T0 + 0.1 else now, "x", 0.1, space, rows, robots.GRIPPER)
 
     world = World(wrong=lambda q, t: q + offset * (t >= when))
     world.run(when + 3.0, chunk)
@@ -161,7 +162,7 @@ def test_an_arm_pinned_by_a_contact_is_let_go_within_half_a_second(joint, speed,
         def along(core, now, begun=begun, origin=origin):
             stamp = max(now - 0.05, begun + STEP)
             rows = joint_rows(origin + qd * (stamp - begun), qd)
-            return ActionChunk(stamp, "x", 0.1, ActionSpace.JOINT_POSITION, rows)
+            return ActionChunk(stamp, "x", 0.1, ActionSpace.JOINT_POSITION, rows, robots.GRIPPER)
 
         world.run(1.0 + (way + TOLERANCE) / speed + 2.0, along)
         errors = np.abs(np.array(world.errors[looked:])).max(axis=1)
@@ -208,7 +209,7 @@ def test_an_arm_outside_of_the_workspace_or_its_limits_is_not_followed_there(joi
 
     def chunk(core, now):
         rows = joint_rows(start + sign * 0.3 * (now - T0) * np.eye(7)[joint], sign * 0.3 * np.eye(7)[joint])
-        return ActionChunk(max(now - 0.05, T0), "x", 0.1, ActionSpace.JOINT_POSITION, rows)
+        return ActionChunk(max(now - 0.05, T0), "x", 0.1, ActionSpace.JOINT_POSITION, rows, robots.GRIPPER)
 
     world.run(4.0, chunk)
     check_held(world, joint)

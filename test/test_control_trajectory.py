@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import robots
 
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.joint_trajectory_controller import JointTrajectoryController
@@ -19,6 +20,9 @@ GOOD = Trajectory(
     stamp=10.0,
 )
 NAN = np.array([[0.0, 1.0], [np.nan, 1.0], [1.0, 0.0]])
+
+
+JOINTS = tuple("abcdefg")
 
 
 @pytest.mark.parametrize(
@@ -143,14 +147,16 @@ def test_controller_one_point_jumps_as_the_stock_one_does():
     ],
 )
 def test_chunk_problem(space, shape, word):
-    reason = ActionChunk(1.0, "x", 0.1, ActionSpace(space), np.full(shape, 0.5)).problem(7)
+    reason = ActionChunk(1.0, "x", 0.1, ActionSpace(space), np.full(shape, 0.5), robots.GRIPPER).problem(
+        JOINTS, robots.GRIPPER
+    )
     assert reason is None if word is None else word in reason
 
 
 def test_chunk_problem_numbers():
-    chunk = ActionChunk(1.0, "x", 0.1, ActionSpace.EE_DELTA, np.zeros((4, 7)))
+    chunk = ActionChunk(1.0, "x", 0.1, ActionSpace.EE_DELTA, np.zeros((4, 7)), robots.GRIPPER)
     bad = chunk.actions.copy()
     bad[2, 3] = np.nan
-    assert "1 of 28" in replace(chunk, actions=bad).problem(7)
-    assert "period" in replace(chunk, period=0.0).problem(7)
-    assert "stamp" in replace(chunk, stamp=np.inf).problem(7)
+    assert "1 of 28" in replace(chunk, actions=bad).problem(JOINTS, robots.GRIPPER)
+    assert "period" in replace(chunk, period=0.0).problem(JOINTS, robots.GRIPPER)
+    assert "stamp" in replace(chunk, stamp=np.inf).problem(JOINTS, robots.GRIPPER)

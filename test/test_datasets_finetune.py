@@ -10,7 +10,8 @@ from replay_support import write_checkpoint
 from vla_nodes.datasets import cli
 from vla_nodes.datasets import episode as episodes
 from vla_nodes.policy import checkpoint as checkpoints
-from vla_nodes.policy.runtime import Observation, PolicyRuntime
+from vla_nodes.policy.processing import CameraImage, Observation
+from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.training import losses_action, token_cache
 from vla_nodes.training.cli import main as train
 
@@ -79,13 +80,17 @@ def test_recordings_fine_tune_a_policy(checkpoint, tmp_path, capsys):
     output = runtime.step(
         Observation(
             float(arrays["stamp"][0]),
-            episode.color(0),
-            episode.depth(0),
-            np.array(episode.header["intrinsics"]),
-            np.array(episode.header["camera_pose"]),
+            {
+                "camera": CameraImage(
+                    episode.color(0),
+                    episode.depth(0),
+                    np.array(episode.header["intrinsics"]),
+                    np.array(episode.header["camera_pose"]),
+                )
+            },
             arrays["joint_positions"][0],
             arrays["joint_velocities"][0],
-            float(arrays["gripper"][0]),
+            arrays["gripper"][:1],
             arrays["ee_pose"][0],
         )
     )

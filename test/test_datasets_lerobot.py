@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_nodes.control.inverse_kinematics import quaternion_matrix
 from vla_nodes.datasets import episode as episodes
 from vla_nodes.datasets import lerobot_write, video_codec
 from vla_nodes.datasets.episode import DataError, EpisodeWriter
 from vla_nodes.datasets.lerobot_read import LeRobotFolder
-from vla_nodes.datasets.lerobot_write import LeRobotWriter, frame_actions, quaternions
+from vla_nodes.datasets.lerobot_write import LeRobotWriter, frame_actions
 from vla_nodes.datasets.video_codec import DepthCoding
+from vla_nodes.poses import pose_rows, quaternion_matrix
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -225,7 +225,7 @@ def test_depth_codes():
 def test_quaternions_turn_as_the_matrices_do(vectors):
     poses = np.tile(np.eye(4), (len(vectors), 1, 1))
     poses[:, :3, :3] = [cv2.Rodrigues(np.array(v))[0] for v in vectors]
-    rows = quaternions(poses)
+    rows = pose_rows(poses)
     np.testing.assert_allclose(quaternion_matrix(rows[:, 3:]), poses[:, :3, :3], atol=1e-9)
     assert ((rows[1:, 3:] * rows[:-1, 3:]).sum(1) >= -1e-9).all()  # the nearer of the two signs
 
@@ -234,7 +234,7 @@ def test_quaternions_do_not_jump_where_the_tool_points_down():
     angles = np.pi + np.linspace(-0.05, 0.05, 21)
     poses = np.tile(np.eye(4), (21, 1, 1))
     poses[:, :3, :3] = [cv2.Rodrigues(np.array([a, 0.0, 0.0]))[0] for a in angles]
-    assert np.abs(np.diff(quaternions(poses)[:, 3:], axis=0)).max() < 0.005
+    assert np.abs(np.diff(pose_rows(poses)[:, 3:], axis=0)).max() < 0.005
 
 
 def test_frame_action_is_where_its_rows_lead():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_nodes.messages.camera_pose import KEEP, MAX_FRAMES, CameraPose, Transforms
-from vla_nodes.messages.convert import matrix_from, quaternion
+from vla_nodes.poses import matrix_from, quaternion
 from vla_nodes.replay.cli import main
 from vla_nodes.rosbag.read import open_bag
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import robots
 
 pytest.importorskip("rclpy", reason="ROS 2 is not in this environment: run ./check, or source a ROS 2 installation")
 import nodes_support as support
@@ -20,14 +21,12 @@ from trajectory_msgs.msg import JointTrajectory
 from vla_nodes.control import seam_report
 from vla_nodes.control.joint_trajectory_controller import JointTrajectoryController
 from vla_nodes.control.limits import Limits
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.streams import ForwardSampler
 from vla_nodes.control.trajectory import sample
 from vla_nodes.messages.convert import trajectory_from
 from vla_nodes.msg import ActionChunk, PolicyStatus
 from vla_nodes.nodes.base import LATEST
 from vla_nodes.nodes.to_messages import to_time
-from vla_nodes.share import share_path
 
 pytestmark = pytest.mark.timeout(600)
 wait_for, START = support.wait_for, support.START
@@ -37,7 +36,7 @@ class Arm:
     """The rest of the robot: joint states that follow what is commanded, chunks as a policy sends them."""
 
     def __init__(self, graph):
-        self.robot = RobotModel(share_path("config/panda/panda.urdf"))
+        self.robot = robots.panda()
         self.graph, self.q, self.plan, self.begun = graph, self.robot.rest.copy(), None, time.time()
         self.offset = np.zeros(7)  # rad, measured minus commanded
         self.states = graph.publisher(JointState, "joint_states", 10)
@@ -52,6 +51,7 @@ class Arm:
             rows = np.zeros((16, 7))
             rows[:, 1], rows[:, 2], rows[:, 6] = 0.015 * np.sin(t), 0.008 * np.cos(t), 1.0
             message = ActionChunk(instruction="x", period=0.1, action_space="ee_delta", horizon=16, dim=7)
+            message.grippers = ["gripper"]
             message.header.stamp = to_time(now)
             message.actions = rows.astype(np.float32).ravel().tolist()
             self.chunks.publish(message)
@@ -238,7 +238,7 @@ def test_dry_run_previews_and_the_deadman_must_be_held(run):
         ("output:=carrier_pigeon", "output"),
         ("estop_topics:=['estop', 'estop']", "estop_topics"),
         ("estop_topics:=['e stop']", "estop_topics: 'e stop'"),
-        ("limits:=config/none.yaml", "config/none.yaml"),
+        ("contract:=config/none.yaml", "config/none.yaml"),
     ],
 )
 def test_what_cannot_be_is_refused_at_configure(run, parameter, said):
@@ -315,7 +315,7 @@ def test_topic_and_action_bring_the_controller_to_the_same_end_state(run, output
     if output == "follow_joint_trajectory":
         pytest.importorskip("control_msgs.action")
     graph, process, arm = run(f"output:={output}")
-    names = (*arm.robot.joint_names, arm.robot.gripper.joint)
+    names = (*arm.robot.joint_names, arm.robot.grippers[0].joint)
     hand = Controller(graph, "gripper", names[7:], np.array([0.04]))
     body = Controller(graph, "arm", names[:7], arm.robot.rest)
     target, begun, stamp = arm.robot.rest + 0.2 * np.linspace(-1.0, 1.0, 7), time.time(), 0.0
@@ -332,6 +332,7 @@ def test_topic_and_action_bring_the_controller_to_the_same_end_state(run, output
             u = np.clip((now - begun - 0.5 + 0.1 * np.arange(1, 17)) / 3.0, 0.0, 1.0)[:, None]
             rows = np.hstack([arm.robot.rest + (target - arm.robot.rest) * u * u * (3.0 - 2.0 * u), 1.0 - u])
             message = ActionChunk(instruction="x", period=0.1, action_space="joint_position", horizon=16, dim=8)
+            message.grippers = ["gripper"]
             message.header.stamp, message.names = to_time(now), [*names[:7], "gripper"]
             message.actions = rows.astype(np.float32).ravel().tolist()
             arm.chunks.publish(message)

@@ -6,18 +6,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import robots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import SafetySettings
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.control.trajectory import refusal, sample
 from vla_nodes.nodes.liveness import Rate, Watch
 from vla_nodes.pipeline.action_core import ActionCore
 from vla_nodes.pipeline.policy_core import PolicyCore, State, Worker
-from vla_nodes.share import share_path
 
 READY = np.array([0.0, -0.40, 0.0, -2.30, 0.0, 1.90, 0.785])
 
@@ -225,14 +224,14 @@ def test_rate_is_kept_whatever_the_camera(camera, rate):
 # -- one stop per reason --------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def robot():
-    return RobotModel(share_path("config/panda/panda.urdf"))
+    return robots.panda()
 
 
 class Arm:
     """Drives the core as the node does, with a robot that follows perfectly; checks every trajectory published."""
 
     def __init__(self, robot, **safety):
-        self.core = ActionCore(robot, ExecutorSettings(), SafetySettings(**safety))
+        self.core = ActionCore(robot, ExecutorSettings(), SafetySettings(**{**robots.workspace(), **safety}))
         self.now, self.q, self.qd = 10.0, READY.copy(), np.zeros(7)
         self.plan, self.published, self.said = None, 0, []
 
@@ -254,7 +253,7 @@ class Arm:
                 self.take(self.core.joints(self.now, self.q, self.qd, 0.04, self.now))
             if chunks and k % 5 == 0:
                 rows = np.tile([0, dy, 0, 0, 0, 0, 1.0], (16, 1))
-                chunk = ActionChunk(self.now - 0.04, "a", 0.05, ActionSpace.EE_DELTA, rows)
+                chunk = ActionChunk(self.now - 0.04, "a", 0.05, ActionSpace.EE_DELTA, rows, robots.GRIPPER)
                 self.take(self.core.chunk(chunk, self.now))
             self.take(self.core.tick(self.now, self.now, idle))
 
@@ -313,7 +312,7 @@ def test_estop_refuses_resume_while_asserted(robot):
 def test_bad_chunks_are_counted_and_said_once(robot):
     arm = Arm(robot)
     arm.run(0.2)
-    bad = ActionChunk(arm.now, "a", 0.05, ActionSpace.EE_DELTA, np.full((16, 7), np.nan))
+    bad = ActionChunk(arm.now, "a", 0.05, ActionSpace.EE_DELTA, np.full((16, 7), np.nan), robots.GRIPPER)
     for _ in range(5):
         assert arm.take(arm.core.chunk(bad, arm.now)).arm is None
     assert arm.said == ["not_finite"]
@@ -327,7 +326,7 @@ def test_a_blocked_arm_is_let_go(robot):
     arm.run(0.2)
     rows = np.column_stack([np.tile(READY, (16, 1)), np.ones(16)])
     rows[:, 0] = 0.05 * np.arange(1, 17)
-    arm.take(arm.core.chunk(ActionChunk(arm.now, "a", 0.05, ActionSpace.JOINT_POSITION, rows), arm.now))
+    arm.take(arm.core.chunk(ActionChunk(arm.now, "a", 0.05, ActionSpace.JOINT_POSITION, rows, robots.GRIPPER), arm.now))
     strayed = 0.0
     for _ in range(150):
         arm.now += 0.02

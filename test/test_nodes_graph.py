@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import robots
 
 pytest.importorskip("rclpy", reason="ROS 2 is not in this environment: run ./check, or source a ROS 2 installation")
 import nodes_support as support
@@ -15,13 +16,11 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.control.trajectory import sample
 from vla_nodes.messages.convert import seconds, trajectory_from
 from vla_nodes.messages.images import decode_depth
 from vla_nodes.msg import ActionChunk, PolicyStatus
-from vla_nodes.share import share_path
 
 pytestmark = pytest.mark.timeout(600)
 wait_for = support.wait_for
@@ -241,7 +240,7 @@ def test_killed_node_is_missed_and_its_return_resumes(graph, victim):
         velocity = np.array([m.velocity[:7] for m in graph.heard["joint_states"][killed:]])
         stamps = np.array([seconds(m.header.stamp) for m in graph.heard["joint_states"][killed:]])
         # Smoothly: within the accelerations that action_node may use; a third more for the servos that follow.
-        robot = RobotModel(share_path("config/panda/panda.urdf"))
+        robot = robots.panda()
         allowed = ExecutorSettings().acceleration_scale * robot.max_acceleration
         assert (np.abs(np.diff(velocity, axis=0) / np.diff(stamps)[:, None]).max(axis=0) < 1.33 * allowed + 0.1).all()
     before = len(graph.heard["joint_states"])
@@ -270,7 +269,7 @@ def test_a_frozen_policy_leaves_the_arm_at_rest_on_its_planned_path(graph):
     sent = zip(graph.times[topic], graph.heard[topic], strict=False)
     plan = trajectory_from([message for at, message in sent if at < noticed][-1])
     states = graph.heard["joint_states"][frozen:]
-    robot = RobotModel(share_path("config/panda/panda.urdf"))
+    robot = robots.panda()
     index = [states[0].name.index(name) for name in ARM]
     velocity = np.array([m.velocity for m in states])[:, index]
     stamps = np.array([seconds(m.header.stamp) for m in states])

@@ -4,21 +4,21 @@ import contextlib
 
 import numpy as np
 import pytest
+import robots
 
 pytest.importorskip("rclpy", reason="ROS 2 is not in this environment: run ./check, or source a ROS 2 installation")
 import made_bags
 import nodes_support as support
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.messages.convert import trajectory_from
+from vla_nodes.pipeline.robot_description import RobotDescription
 from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.replay import parameter_files as parameter_files
 from vla_nodes.replay.open_loop import Replay, Sink
 from vla_nodes.rosbag.read import open_bag
 from vla_nodes.rosbag.timeline import choose, timeline
 from vla_nodes.rosbag.topics import resolve
-from vla_nodes.share import share_path
 
 LATENCY = 0.05
 PREVIEW = "vla/preview/arm_controller/joint_trajectory"
@@ -65,7 +65,7 @@ def offline(bag, checkpoint):
         topics = resolve(recording)
         commands = Commands()
         run = Replay(
-            PolicyRuntime.load(checkpoint, "cpu", 1), RobotModel(share_path("config/panda/panda.urdf")),
+            PolicyRuntime.load(checkpoint, "cpu", 1), robots.panda(), RobotDescription(robots.PANDA).robot.workspace,
             parameter_files.load(), LATENCY, commands,
         )  # fmt: skip
         run.run(timeline(recording, topics, choose(recording, topics)))

@@ -6,9 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+import robots
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
+from vla_nodes.messages.convert import chunk_from
 from vla_nodes.rosbag.read import BagError, open_bag, typestore
+from vla_nodes.share import share_path
 
 STORE = typestore()
 Time = STORE.types["builtin_interfaces/msg/Time"]
@@ -104,12 +107,43 @@ def test_iterators_are_independent(tmp_path):
 
 def test_messages_of_this_package_are_known(tmp_path):
     kind = "vla_nodes/msg/ActionChunk"
-    chunk = STORE.types[kind](Header(Time(1, 2), "base"), "go", 0.1, "ee_delta", ["a"], 1, 2, np.ones(2, np.float32))
+    chunk = STORE.types[kind](
+        Header(Time(1, 2), "base"), "go", 0.1, "ee_delta", ["a", "b"], ["b"], 1, 2, np.ones(2, np.float32)
+    )
     with open_bag(write(tmp_path / "bag", [("/vla/action_chunk", kind, 5, chunk)])) as bag:
         ((_, _, back),) = bag.messages()
         assert back.instruction == "go" and back.actions.tolist() == [1.0, 1.0]
         text, digest = bag.definition("/vla/action_chunk")
-        assert "float32[] actions" in text and digest.startswith("RIHS01_")
+        assert "string[] grippers" in text and digest.startswith("RIHS01_")
+
+
+SAMPLE = share_path("resource/bags/pick_red_block")
+
+
+def test_chunks_of_the_former_definition_are_brought_up_to_date(tmp_path):
+    """The sample bag was recorded when the last column was always the gripper, and no field said so."""
+    topic = "/vla/action_chunk"
+    with open_bag(SAMPLE) as bag:
+        chunks = [message for _, _, message in bag.messages([topic])]
+        assert len(chunks) == bag.counts[topic] > 20 and topic in bag.readable()
+        text, digest = bag.definition(topic)
+        assert "grippers" not in text  # its bytes are copied as they are
+        raw = [(stamp, data) for _, stamp, data in bag.raw([topic])]
+    for chunk in chunks:
+        assert list(chunk.names) == ["dx", "dy", "dz", "rx", "ry", "rz", "gripper"] and list(chunk.grippers) == [
+            "gripper"
+        ]
+        ours = chunk_from(chunk, robots.panda())
+        assert ours.grippers == ("gripper",) and ours.problem(robots.panda().joint_names, ours.grippers) is None
+        np.testing.assert_array_equal(ours.openings[:, 0], chunk.actions.reshape(16, 7)[:, 6])
+    copy = Writer(tmp_path / "copy", version=8, storage_plugin=StoragePlugin.MCAP)
+    with copy:
+        connection = copy.add_connection(topic, "vla_nodes/msg/ActionChunk", msgdef=text, rihs01=digest)
+        for stamp, data in raw:
+            copy.write(connection, stamp, data)
+    with open_bag(tmp_path / "copy") as bag:
+        again = [message for _, _, message in bag.messages([topic])]
+    assert [str(a) for a in again] == [str(b) for b in chunks]
 
 
 def fails(path, *words):

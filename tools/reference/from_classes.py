@@ -17,6 +17,7 @@ from tables import code, first_paragraph, table
 
 
 def configuration() -> str:
+    from vla_nodes.pipeline import robot_description
     from vla_nodes.policy import configuration as policy
     from vla_nodes.policy import contract
     from vla_nodes.training import config as training
@@ -27,6 +28,11 @@ def configuration() -> str:
     parts.append("\n".join(f"- `{name}`: {_bounds(value)}" for name, value in aliases) + "\n")
     for kind in _nested(contract.Contract):
         parts += [f"### {kind.__name__}\n", first_paragraph(kind) + "\n", _keys(kind)]
+    parts.append("## Robot\n")
+    parts.append("One file for each robot, `config/<robot>/contract.yaml`; the nodes' parameter `contract`.\n")
+    for kind in _nested(robot_description.RobotFile):
+        if not kind.__module__.endswith("contract"):
+            parts += [f"### {kind.__name__}\n", first_paragraph(kind) + "\n", _keys(kind)]
     parts += ["## Model\n", "The rest of a checkpoint's `config.json`: the sizes of the network.\n"]
     for kind in _nested(policy.PolicyConfig):
         if not kind.__module__.endswith("contract"):

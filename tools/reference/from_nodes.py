@@ -19,13 +19,15 @@ from typing import Any
 from tables import code, first_paragraph, table
 
 ROOT = Path(__file__).resolve().parents[2]
+ROBOT = {"contract": "config/panda/contract.yaml"}
 CONFIGURED: dict[str, list[dict[str, Any]]] = {
     # What is set beside the defaults, so that every topic of a node appears; the first set is the usual one.
+    "camera_node": [ROBOT],
     "policy_node": [
-        {"engine": "torch"},
-        {"engine": "torch", "camera_pose_source": "tf", "resume_instruction": True},
+        {**ROBOT, "engine": "torch"},
+        {**ROBOT, "engine": "torch", "camera_pose_source": "tf", "resume_instruction": True},
     ],
-    "action_node": [{}, {"dry_run": True}, {"output": "forward_positions"}],
+    "action_node": [ROBOT, {**ROBOT, "dry_run": True}, {**ROBOT, "output": "forward_positions"}],
     "player_node": [],  # publishes what its recording holds
 }
 """Parameters with which a node is configured here; a node that is not named is configured once, with its defaults."""

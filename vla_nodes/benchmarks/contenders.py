@@ -19,7 +19,8 @@ from vla_nodes.policy.mamba import mixers
 from vla_nodes.policy.mamba.attention import KVState, _Buffer
 from vla_nodes.policy.mamba.mixers import SequenceCore
 from vla_nodes.policy.modeling import VlaPolicy
-from vla_nodes.policy.runtime import Observation, PolicyRuntime
+from vla_nodes.policy.processing import CameraImage, Observation
+from vla_nodes.policy.runtime import PolicyRuntime
 
 RUN_FLOP = {"cpu": 1e12, "cuda": 1e15}  # a history that costs more to run through the core is made up instead
 
@@ -138,11 +139,10 @@ def observation(tick: int, size: int, joints: int) -> Observation:
     pose, camera = np.eye(4), np.eye(4)
     pose[:3, 3] = 0.45, 0.0, 0.2
     camera[:3, :] = [[0, -0.6, 0.8, -0.1], [-1, 0, 0, 0.02], [0, -0.8, -0.6, 0.7]]
-    return Observation(
-        0.1 * tick, g.integers(0, 256, (size, size, 3), dtype=np.uint8),
-        g.uniform(0.3, 1.5, (size, size)).astype(np.float32),
-        np.array([[0.9 * size, 0, size / 2], [0, 0.9 * size, size / 2], [0, 0, 1]]), camera,
-        g.normal(0, 0.5, joints), np.zeros(joints), 1.0, pose)  # fmt: skip
+    image = CameraImage(
+        g.integers(0, 256, (size, size, 3), dtype=np.uint8), g.uniform(0.3, 1.5, (size, size)).astype(np.float32),
+        np.array([[0.9 * size, 0, size / 2], [0, 0.9 * size, size / 2], [0, 0, 1]]), camera)  # fmt: skip
+    return Observation(0.1 * tick, {"camera": image}, g.normal(0, 0.5, joints), np.zeros(joints), np.ones(1), pose)
 
 
 class Clock:

@@ -98,18 +98,20 @@ class Player(Rollout):
         if weight == 0.0:
             return None
         wanted, robot, period = total / weight, panda(), self._recent[-1][1].period
-        finger = robot.gripper.position(wanted[7:])[None]
-        return ExecutorOutput(Trajectory(robot.joint_names, np.array([period]), wanted[None, :7]),
-                              Trajectory((robot.gripper.joint,), np.array([period]), finger))  # fmt: skip
+        (gripper,) = robot.grippers
+        finger = Trajectory((gripper.joint,), np.array([period]), gripper.position(wanted[7:])[None])
+        return ExecutorOutput(
+            Trajectory(robot.joint_names, np.array([period]), wanted[None, :7]), {gripper.name: finger}
+        )
 
 
 def _whole(chunk: ActionChunk) -> ExecutorOutput:
     """All rows of a chunk, positions only, at their own times."""
     robot, times = panda(), chunk.period * np.arange(1, len(chunk.actions) + 1)
-    fingers = robot.gripper.position(chunk.actions[:, 7:])
+    (gripper,) = robot.grippers
+    fingers = Trajectory((gripper.joint,), times, gripper.position(chunk.openings), stamp=chunk.stamp)
     return ExecutorOutput(
-        Trajectory(robot.joint_names, times, chunk.actions[:, :7], stamp=chunk.stamp),
-        Trajectory((robot.gripper.joint,), times, fingers, stamp=chunk.stamp),
+        Trajectory(robot.joint_names, times, chunk.motion, stamp=chunk.stamp), {gripper.name: fingers}
     )
 
 
@@ -185,10 +187,11 @@ def _ask(policy: PolicyRuntime, player: Player, camera: Camera, text: str) -> Ac
     actions = policy.step(observation).actions
     if actions is None:
         return None
-    deltas = ActionChunk(stamp, text, policy.config.period, ActionSpace.EE_DELTA, np.asarray(actions, float))
+    actions = np.asarray(actions, float)
+    deltas = ActionChunk(stamp, text, policy.config.period, ActionSpace.EE_DELTA, actions, ("gripper",))
     rows = joint_rows(panda(), deltas, observation.joint_positions, player.executor.settings.ik, math.inf, None)
-    actions = np.hstack([rows.q, rows.opening[:, None]])
-    return ActionChunk(stamp, text, deltas.period, ActionSpace.JOINT_POSITION, actions)
+    actions = np.hstack([rows.q, rows.openings])
+    return ActionChunk(stamp, text, deltas.period, ActionSpace.JOINT_POSITION, actions, deltas.grippers)
 
 
 def _wanted(chunk: ActionChunk, now: float) -> np.ndarray:

@@ -57,7 +57,7 @@ def chunks(robot: RobotModel, count: int, seed: int = 0, start: float = 100.0) -
                              0.05 * np.sin(t), 0.1 * np.cos(t)], axis=1)  # fmt: skip
         rows = velocity * PERIOD * (1.0 + 0.1 * rng.normal(size=(1, 6))) + 0.001 * rng.normal(size=(ROWS, 6))
         actions = np.hstack([rows, np.full((ROWS, 1), 0.5 + 0.5 * np.sign(np.sin(0.5 * stamp)))])
-        yield ActionChunk(float(stamp), "bench", PERIOD, ActionSpace.EE_DELTA, actions)
+        yield ActionChunk(float(stamp), "bench", PERIOD, ActionSpace.EE_DELTA, actions, ("gripper",))
 
 
 def measure(

@@ -43,9 +43,10 @@ FINEST = 1.0 / 64.0  # s, rows closer together than that are thinned out: an arm
 class ExecutorOutput:
     """What to publish for one chunk, and the seam in numbers.
 
-    arm, gripper: trajectories to publish, None if none; refused: why the chunk was not used, or None, with a
-    short `cause` to count by; begin: s, absolute, where the new motion leaves the old; mode: moving (blended
-    onto the motion in flight), stopping (while slowing it down) or rest (after stopping it); gap, gap_velocity: rad,
+    arm: trajectory to publish, None if none; grippers: the same by name of the gripper, None if none; refused: why the
+    chunk was not used, or None, with a short `cause` to count by; begin: s, absolute, where the new motion leaves the
+    old; mode: moving (blended onto the motion in flight), stopping (while slowing it down) or rest (after stopping it);
+    gap, gap_velocity: rad,
     rad/s, largest disagreement of chunk and reference at begin, what a naive executor would jump by;
     seam_position, seam_velocity: rad, rad/s, what is left of it in the published trajectory; latency: s from the
     chunk's stamp to begin; dropped: rows already past; clipped: rows outside joint limits; stretched: s the path
@@ -53,7 +54,7 @@ class ExecutorOutput:
     """
 
     arm: Trajectory | None = None
-    gripper: Trajectory | None = None
+    grippers: dict[str, Trajectory] | None = None
     refused: str | None = None
     cause: str = ""
     begin: float = 0.0
@@ -96,8 +97,7 @@ class ChunkExecutor:
     def reset(self) -> None:
         """Forget the motion in flight and everything seen: the next chunk starts from the measured pose at rest."""
         self._plan: Trajectory | None = None
-        gripper = self.robot.gripper
-        self._gripper = None if gripper is None else GripperChannel(gripper, self.settings.knot)
+        self._grippers = {g.name: GripperChannel(g, self.settings.knot) for g in self.robot.grippers}
         self._joints.clear()
         self._lag = Lag(self.settings.at_rest == "path", 2.0 * self.settings.history)
         self._guess: tuple[float, ChunkPath] | None = None
@@ -107,13 +107,15 @@ class ChunkExecutor:
 
     # -- what is seen ------------------------------------------------------------------------------------------
 
-    def observe(self, stamp: float, q: np.ndarray, qd: np.ndarray, finger: float | None = None) -> None:
-        """Measured arm joints q (J,) rad, qd (J,) rad/s at stamp; finger: gripper joint position (m), if known.
+    def observe(self, stamp: float, q: np.ndarray, qd: np.ndarray, fingers: np.ndarray | float | None = None) -> None:
+        """Measured arm joints q (J,) rad, qd (J,) rad/s at stamp; fingers: positions of the grippers' joints (G,), m or
+        rad, in the robot's order (or the number, of one), None where they are not known.
 
         What is not finite, of another size or not later than the last one is ignored.
         """
-        if self._joints.observe(stamp, q, qd) and finger is not None and self._gripper is not None:
-            self._gripper.observe(finger)
+        if self._joints.observe(stamp, q, qd) and fingers is not None:
+            for channel, finger in zip(self._grippers.values(), np.atleast_1d(fingers).tolist(), strict=False):
+                channel.observe(finger)
 
     def measured(self, stamp: float) -> np.ndarray | None:
         """Measured joints (J,) at a past stamp, interpolated; None if nothing was seen near it."""
@@ -136,7 +138,7 @@ class ChunkExecutor:
         Args: now: s, the clock the stamps are on.
         """
         s = self.settings
-        problem = chunk.problem(self.robot.dof)
+        problem = chunk.problem(self.robot.joint_names, self.robot.gripper_names)
         if problem is not None:
             return _refuse("malformed", problem)
         if chunk.stamp > now + s.max_joint_gap:
@@ -368,7 +370,7 @@ class ChunkExecutor:
         self._instruction = chunk.instruction
         return ExecutorOutput(
             arm=arm,
-            gripper=self._gripper.submit(chunk.period, rows.opening, now, begin, law, t0) if self._gripper else None,
+            grippers=self._gripper_motions(chunk, rows, now, begin, law, t0),
             begin=begin,
             mode=mode,
             blend=over,
@@ -383,12 +385,24 @@ class ChunkExecutor:
             starved=starved,
         )
 
+    def _gripper_motions(
+        self, chunk: ActionChunk, rows: JointRows, now: float, begin: float, law: TimeLaw, t0: float
+    ) -> dict[str, Trajectory] | None:
+        """Trajectories of the grippers that have something to do, by name, or None."""
+        moved = {}
+        for name, opening in zip(chunk.grippers, rows.openings.T, strict=True):
+            trajectory = self._grippers[name].submit(chunk.period, opening, now, begin, law, t0)
+            if trajectory is not None:
+                moved[name] = trajectory
+        return moved or None
+
     def _naive(self, chunk: ActionChunk, measured: np.ndarray, now: float) -> ExecutorOutput:
         rows = joint_rows(self.robot, chunk, measured, self.settings.ik, math.inf, self._guess_for(chunk))
         times = chunk.period * np.arange(1, len(rows.q) + 1)
         arm = Trajectory(self.robot.joint_names, times, rows.q, stamp=0.0)
-        gripper = None
-        if self.robot.gripper is not None:
-            fingers = self.robot.gripper.position(rows.opening)[:, None]
-            gripper = Trajectory((self.robot.gripper.joint,), times, fingers, stamp=0.0)
-        return ExecutorOutput(arm=arm, gripper=gripper, begin=now, mode="naive", latency=now - chunk.stamp)
+        by_name = {gripper.name: gripper for gripper in self.robot.grippers}
+        grippers = {}
+        for name, opening in zip(chunk.grippers, rows.openings.T, strict=True):
+            fingers = by_name[name].position(opening)[:, None]
+            grippers[name] = Trajectory((by_name[name].joint,), times, fingers, stamp=0.0)
+        return ExecutorOutput(arm=arm, grippers=grippers or None, begin=now, mode="naive", latency=now - chunk.stamp)

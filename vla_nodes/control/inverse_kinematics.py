@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vla_nodes.poses import rotation_vector
+
 if TYPE_CHECKING:
     from vla_nodes.control.robot import RobotModel
 
@@ -134,52 +136,3 @@ def _step(jacobian: np.ndarray, inverse: np.ndarray, error: np.ndarray, wanted: 
 
 def _repeat(arrays: tuple[np.ndarray, ...], rows: int) -> tuple[np.ndarray, ...]:
     return tuple(np.repeat(a, rows, axis=0) for a in arrays)
-
-
-# A flat 3 x 3 matrix times _SKEW: its skew part's vector; half of its trace. A vector times _CROSS: its cross product.
-_SKEW = np.zeros((9, 4))
-_SKEW[[7, 2, 3], [0, 1, 2]], _SKEW[[5, 6, 1], [0, 1, 2]], _SKEW[[0, 4, 8], 3] = 0.5, -0.5, 0.5
-_CROSS = np.zeros((3, 9))
-_CROSS[[0, 1, 2], [7, 2, 3]], _CROSS[[0, 1, 2], [5, 6, 1]] = 1.0, -1.0
-_EYE = np.eye(3)
-
-
-def rotation_vector(rotations: np.ndarray) -> np.ndarray:
-    """Rotation vectors (H, 3) rad, 0..pi, of rotation matrices (H, 3, 3)."""
-    r = rotations
-    parts = r.reshape(-1, 9) @ _SKEW
-    axis, cosine = parts[:, :3], parts[:, 3] - 0.5
-    squared = (axis * axis).sum(axis=1)
-    if cosine.min(initial=1.0) > 0.98:  # asin(x)/x to 1e-6
-        return axis * (1.0 + squared * (1 / 6 + squared * (3 / 40 + squared * (15 / 336))))[:, None]
-    sine = np.sqrt(squared)
-    angle = np.arctan2(sine, cosine)
-    vector = axis * np.where(sine > 1e-7, angle / np.maximum(sine, 1e-7), 1.0)[:, None]
-    if cosine.min(initial=1.0) > -0.9999:
-        return vector
-    for k in np.flatnonzero(cosine <= -0.9999):  # near a half turn the skew part vanishes: use the symmetric part
-        column = (r[k] + np.eye(3))[:, np.argmax(np.diag(r[k]))]
-        direction = column / np.linalg.norm(column)
-        vector[k] = angle[k] * (direction if direction @ axis[k] >= 0 else -direction)
-    return vector
-
-
-def rotation_matrix(vectors: np.ndarray) -> np.ndarray:
-    """Rotation matrices (H, 3, 3) of rotation vectors (H, 3) rad (Rodrigues)."""
-    angle = np.sqrt((vectors * vectors).sum(axis=1))
-    k = ((vectors / np.maximum(angle, 1e-12)[:, None]) @ _CROSS).reshape(-1, 3, 3)
-    angle = angle[:, None, None]
-    return _EYE + np.sin(angle) * k + (1.0 - np.cos(angle)) * (k @ k)
-
-
-def quaternion_matrix(quaternions: np.ndarray) -> np.ndarray:
-    """Rotation matrices (H, 3, 3) of quaternions (H, 4) x y z w; they are normalised first (must not be zero)."""
-    x, y, z, w = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
-    return np.stack(
-        [
-            1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
-            2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
-            2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
-        ],
-        axis=1,
-    ).reshape(-1, 3, 3)  # fmt: skip

@@ -1,6 +1,6 @@
-"""The arm: kinematics and limits, from its URDF and a limits file, on Pinocchio.
+"""The arm: kinematics and limits, from its URDF and what a URDF cannot say, on Pinocchio.
 
-Frames: everything in `base`, the URDF's root (panda_link0 for the Panda). Poses are (4, 4) homogeneous matrices.
+Frames: everything in `base`, the URDF's root. Poses are (4, 4) homogeneous matrices.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import pinocchio
-import yaml
 
 from vla_nodes.control.inverse_kinematics import IkResult, IkSettings, solve
-from vla_nodes.share import share_path
 
 MAX_URDF_BYTES = 16_000_000
 
 
 class RobotError(ValueError):
-    """The URDF or the limits file cannot be used; the message says which and why."""
+    """The URDF or the limits beside it cannot be used; the message says which and why."""
 
 
 @dataclass(frozen=True)
 class Gripper:
-    """The gripper's own channel. Opening fraction 0 is `closed`, 1 is `open` (joint positions, m or rad)."""
+    """A gripper's own channel. Opening fraction 0 is `closed`, 1 is `open` (joint positions, m or rad)."""
 
+    name: str  # of its column in a chunk, and of its controller
     joint: str
     closed: float
     open: float
@@ -41,6 +40,17 @@ class Gripper:
     def opening(self, position: np.ndarray) -> np.ndarray:
         """Opening fraction of a joint position, clipped to 0..1."""
         return np.clip((np.asarray(position) - self.closed) / (self.open - self.closed), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class MotionLimits:
+    """What a URDF cannot say of an arm, by joint name: rad/s^2 and rad/s^3 (or m); tool_speed: m/s; rest: (J,) rad,
+    the posture that a redundant arm is drawn to, None: the middle of each joint's range."""
+
+    acceleration: Mapping[str, float]
+    jerk: Mapping[str, float]
+    tool_speed: float
+    rest: Sequence[float] | None = None
 
 
 class _Scratch(threading.local):
@@ -59,12 +69,12 @@ class RobotModel:
     Args:
         urdf: path of a URDF, or its text (as a latched `robot_description` carries it).
         tool: the frame that is moved.
+        limits: what a URDF cannot say.
         arm_joints: names in the order wanted; default: the movable joints between root and tool.
-        limits: path or mapping with what a URDF lacks (see config/panda/limits.yaml); default:
-            config/<robot name in the URDF>/limits.yaml among the package's shared files.
+        grippers: beside the arm, each a joint of its own.
 
     Attributes (J = number of arm joints, rad, s): joint_names, lower, upper, max_velocity, max_acceleration,
-    max_jerk (J,); max_tool_speed (m/s); rest (J,); gripper (None if the limits name none); base_frames (names of base);
+    max_jerk (J,); max_tool_speed (m/s); rest (J,); grippers; base_frames (names of base);
     lever (J,) m: an upper bound of how far the tool can be from each joint's axis.
 
     Raises: RobotError, FileNotFoundError.
@@ -73,9 +83,10 @@ class RobotModel:
     def __init__(
         self,
         urdf: str | Path,
-        tool: str = "panda_hand_tcp",
+        tool: str,
+        limits: MotionLimits,
         arm_joints: Sequence[str] | None = None,
-        limits: str | Path | Mapping | None = None,
+        grippers: Sequence[Gripper] = (),
     ) -> None:
         root = _parse(urdf)
         try:
@@ -110,7 +121,16 @@ class RobotModel:
         if not np.all((self.upper > self.lower) & (self.max_velocity > 0) & np.isfinite(self.max_velocity)):
             raise RobotError("every arm joint needs <limit> with lower < upper and a velocity above zero in the URDF")
         self.lever = self._levers()
-        self._read_limits(limits)
+        self._take(limits)
+        self.grippers = tuple(grippers)
+        for g in self.grippers:
+            if not (0.0 < abs(g.open - g.closed) < np.inf and 0.0 < g.speed < np.inf):
+                raise RobotError(f"gripper {g.name}: closed and open must differ, speed be above zero, all finite")
+
+    @property
+    def gripper_names(self) -> tuple[str, ...]:
+        """Names of the grippers, as in a chunk."""
+        return tuple(gripper.name for gripper in self.grippers)
 
     @property
     def dof(self) -> int:
@@ -182,36 +202,21 @@ class RobotModel:
             reach += float(np.linalg.norm(model.jointPlacements[i].translation))
         return levers
 
-    def _read_limits(self, limits: str | Path | Mapping | None) -> None:
-        where = "limits"
-        if not isinstance(limits, Mapping):
-            where = Path(limits) if limits is not None else share_path(f"config/{self.name}/limits.yaml")
-            try:
-                limits = yaml.safe_load(where.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise RobotError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
-        try:
-            joints = limits["joints"]
-            self.max_acceleration = np.array([float(joints[n]["acceleration"]) for n in self.joint_names])
-            self.max_jerk = np.array([float(joints[n]["jerk"]) for n in self.joint_names])
-            self.max_tool_speed = float(limits["tool_speed"])
-            middle = np.where(np.abs(self.lower) < 10.0, 0.5 * (self.lower + self.upper), 0.0)
-            self.rest = np.array(limits.get("rest", middle), dtype=float)
-            gripper = limits.get("gripper")
-            self.gripper = None if gripper is None else Gripper(
-                str(gripper["joint"]), float(gripper["closed"]), float(gripper["open"]), float(gripper["speed"])
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
-            raise RobotError(f"{where}: missing or wrong entry: {error!r} (see config/panda/limits.yaml)") from error
+    def _take(self, limits: MotionLimits) -> None:
+        for entry in ("acceleration", "jerk"):
+            if missing := [name for name in self.joint_names if name not in getattr(limits, entry)]:
+                raise RobotError(f"limits: no {entry} for {missing[0]}")
+        self.max_acceleration = np.array([limits.acceleration[name] for name in self.joint_names], dtype=float)
+        self.max_jerk = np.array([limits.jerk[name] for name in self.joint_names], dtype=float)
+        self.max_tool_speed = float(limits.tool_speed)
+        middle = np.where(np.abs(self.lower) < 10.0, 0.5 * (self.lower + self.upper), 0.0)
+        self.rest = middle if limits.rest is None else np.array(limits.rest, dtype=float)
         if self.rest.shape != (self.dof,):
-            raise RobotError(f"{where}: rest needs {self.dof} values, has {self.rest.size}")
+            raise RobotError(f"rest needs {self.dof} values, has {self.rest.size}")
         if not all(0.0 < x < np.inf for x in (*self.max_acceleration, *self.max_jerk, self.max_tool_speed)):
-            raise RobotError(f"{where}: accelerations, jerks and tool_speed must be finite and above zero")
+            raise RobotError("limits: accelerations, jerks and tool_speed must be finite and above zero")
         if not ((self.rest >= self.lower) & (self.rest <= self.upper)).all():
-            raise RobotError(f"{where}: rest {self.rest.tolist()} is not within the joint limits of the URDF")
-        g = self.gripper
-        if g is not None and not (0.0 < abs(g.open - g.closed) < np.inf and 0.0 < g.speed < np.inf):
-            raise RobotError(f"{where}: gripper needs closed and open that differ and a speed above zero, all finite")
+            raise RobotError(f"rest {self.rest.tolist()} is not within the joint limits of the URDF")
 
 
 def read_urdf(urdf: str | Path) -> str:

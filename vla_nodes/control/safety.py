@@ -15,10 +15,10 @@ from enum import Enum
 import numpy as np
 
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
-from vla_nodes.control.inverse_kinematics import rotation_vector
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.rows import tool_targets
 from vla_nodes.control.tracking import Tracking
+from vla_nodes.poses import rotation_vector
 
 CAUSES = {
     "malformed": "wrong shape, joint count, period or action space",
@@ -66,8 +66,8 @@ class SafetySettings:
     chunk_timeout, deadman_timeout: silence that stops the arm; clock_jump: forward jump that counts as one.
     """
 
-    workspace_low: tuple[float, float, float] = (0.15, -0.6, 0.0)
-    workspace_high: tuple[float, float, float] = (0.85, 0.6, 1.0)
+    workspace_low: tuple[float, float, float] = (-math.inf, -math.inf, -math.inf)
+    workspace_high: tuple[float, float, float] = (math.inf, math.inf, math.inf)
     table: float = 0.0
     outside: str = "truncate"
     min_rows: int = 2
@@ -242,7 +242,7 @@ class SafetyGate:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             bad = int(np.count_nonzero(~np.isfinite(values)))
             return self._refuse("not_finite", f"{bad} of {values.size} actions are NaN or infinite")
-        problem = chunk.problem(self.robot.dof)
+        problem = chunk.problem(self.robot.joint_names, self.robot.gripper_names)
         if problem is not None:
             return self._refuse("malformed", problem)
         age = now - chunk.stamp
@@ -255,7 +255,7 @@ class SafetyGate:
         joints = chunk.action_space in (ActionSpace.JOINT_DELTA, ActionSpace.JOINT_POSITION)
         pose = self.robot.forward(measured)
         if joints:
-            rows = values[:, :-1]
+            rows = chunk.motion
             q = measured + np.cumsum(rows, axis=0) if chunk.action_space is ActionSpace.JOINT_DELTA else rows
             allowed = s.step_factor * self.robot.max_velocity * chunk.period
             step = np.abs(np.diff(np.concatenate([measured[None], q]), axis=0)) / allowed

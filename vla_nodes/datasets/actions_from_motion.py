@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vla_nodes.control.inverse_kinematics import rotation_vector
 from vla_nodes.control.robot import RobotModel
+from vla_nodes.poses import rotation_vector
 
 MAX_GAP = 0.2  # s between joint samples beyond which the motion in between is not known, as in messages/joints.py
 REST_SPEED = 0.01  # m/s of the tool under which the arm rests

@@ -27,19 +27,18 @@ CHECKPOINT = "resource/checkpoints/nano"
 
 def _fit(args: cli.Options) -> tuple[CheckpointConfig, RobotModel]:
     """The checkpoint and the robot that the data is made for."""
-    from vla_nodes.control.robot import RobotModel
+    from vla_nodes.pipeline.policy_loop import misfits
+    from vla_nodes.pipeline.robot_description import RobotDescription
     from vla_nodes.policy.checkpoint import read_config
 
     config = read_config(args.checkpoint or share_path(CHECKPOINT))
     if config.action_space != "ee_delta":
         raise DataError(f"the checkpoint acts in {config.action_space}: data is made for ee_delta")
-    urdf = Path(args.urdf)
-    robot = RobotModel(urdf if urdf.is_file() else share_path(args.urdf), config.tool_frame)
-    if robot.joint_names != config.joint_names:
-        raise DataError(f"the URDF's arm is {', '.join(robot.joint_names)}, the checkpoint's {config.joint_names}")
-    if robot.gripper is None or robot.gripper.joint != config.gripper_joint:
-        raise DataError(f"the robot's limits file names no gripper joint {config.gripper_joint}")
-    return config, robot
+    contract = Path(args.contract)
+    description = RobotDescription(contract.resolve() if contract.is_file() else args.contract)
+    if table := misfits(config.contract, description):
+        raise DataError(f"{description.path}: the checkpoint does not fit this robot:\n{table}")
+    return config, description.model()
 
 
 class _Folder:
@@ -77,7 +76,7 @@ def _build(args: cli.Options) -> int:
     pose = None if args.camera_pose is None else pose_argument(args.camera_pose)
     settings = BuildSettings(
         args.instruction, pose, args.motion == "commanded", args.remap, args.namespace, args.clock, args.slop,
-        not args.no_depth, args.joint_map, config.base_frame)  # fmt: skip
+        not args.no_depth, args.joint_map)  # fmt: skip
     folder = _Folder(args.out, args.append)
     bags, results, left_out = _recordings(args.bags), [], Counter()
     with progress(
@@ -200,7 +199,7 @@ def _made_for() -> list[cli.Option]:
     return cli.section(
         "What the data is for",
         cli.checkpoint("policy whose tick, horizon, image size and joints the data is for"),
-        cli.option("--urdf", metavar="FILE", default="config/panda/panda.urdf", help="the robot"),
+        cli.option("--contract", metavar="FILE", default="config/panda/contract.yaml", help="the robot"),
     )
 
 

@@ -22,13 +22,15 @@ from vla_nodes.control.joint_trajectory_controller import JointTrajectoryControl
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.datasets.actions_from_motion import Track, chunks
 from vla_nodes.datasets.episode import EpisodeWriter
-from vla_nodes.messages.convert import matrix_from, pose_matrix, trajectory_from
+from vla_nodes.messages.convert import pose_matrix, trajectory_from
 from vla_nodes.pipeline.observe import observation
 from vla_nodes.pipeline.policy_core import PolicyCore
 from vla_nodes.pipeline.policy_loop import Job, PolicyLoop
 from vla_nodes.policy.checkpoint import CheckpointConfig
 from vla_nodes.policy.configuration import PRIMITIVES
-from vla_nodes.policy.runtime import MAX_GAP, square
+from vla_nodes.policy.processing import square
+from vla_nodes.policy.runtime import MAX_GAP
+from vla_nodes.poses import matrix_from
 from vla_nodes.rosbag.read import Bag, BagError
 from vla_nodes.rosbag.timeline import choose, timeline
 from vla_nodes.rosbag.topics import Topics, resolve
@@ -55,7 +57,6 @@ class BuildSettings:
     slop: float = 0.02
     use_depth: bool = True
     joint_map: tuple[str, ...] = ()
-    base_frame: str = "panda_link0"
 
 
 @dataclass
@@ -130,6 +131,7 @@ class _Build:
         core.activate()
         self.loop = PolicyLoop(core, robot, settings.slop, settings.use_depth, settings.joint_map)
         self.core = core
+        (self.camera,), (self.gripper,) = (c.name for c in config.contract.cameras), robot.grippers
         self.stretch: _Stretch | None = None
         self.track = Track()
         self.arm = JointTrajectoryController(robot.joint_names)
@@ -186,7 +188,8 @@ class _Build:
             self.jumps = loop.sync.jumps
             self._break("clock set back")
         newest = loop.sync.newest("color")
-        while newest is not None and (job := loop.next(newest, lambda stamp, frame: self.pose)) is not None:
+        poses = {self.camera: lambda stamp, frame: self.pose}
+        while newest is not None and (job := loop.next(newest, poses)) is not None:
             self.core.started(job.ticket)
             self._tick(job)
 
@@ -197,8 +200,8 @@ class _Build:
 
     def _camera(self, message: Any) -> None:
         frame = message.header.frame_id
-        if frame != self.settings.base_frame:
-            raise BagError(f"{self.bag.path}: camera/pose is in frame '{frame}', not '{self.settings.base_frame}'")
+        if frame != (base := self.config.contract.robot.base_frame):
+            raise BagError(f"{self.bag.path}: camera/pose is in frame '{frame}', not '{base}'")
         try:
             pose = pose_matrix(message.pose)
         except ValueError as error:
@@ -220,7 +223,7 @@ class _Build:
             return
         q = sample.position[:dof]
         command = self.arm.reference(sample.stamp)[0] if self.told_arm else np.full(dof, np.nan)
-        track.add(sample.stamp, q, command, float(self.robot.gripper.opening(sample.position[dof])), self.wanted)
+        track.add(sample.stamp, q, command, float(self.gripper.opening(sample.position[dof])), self.wanted)
         if self.stretch is None and len(track) > 200:  # nothing is being collected: only what could still be needed
             self.track = Track(*(list(part[-100:]) for part in vars(track).values()))
 
@@ -241,19 +244,20 @@ class _Build:
             self.refused_trajectories["joint_trajectory: a controller would refuse it"] += 1
 
     def _gripper_command(self, message: Any) -> None:
-        joint = self.robot.gripper.joint
+        joint = self.gripper.joint
         if joint in message.joint_names and len(message.points):
             column = list(message.joint_names).index(joint)
             positions = message.points[-1].positions
             if column < len(positions) and np.isfinite(positions[column]):
                 self.told_gripper = True
-                self.wanted = float(self.robot.gripper.opening(positions[column]))
+                self.wanted = float(self.gripper.opening(positions[column]))
 
     # -- episodes ----------------------------------------------------------------------------------------------------
     def _tick(self, job: Job) -> None:
         config = self.config
         try:
-            seen = observation(job.pair, job.camera_pose, self.robot)
+            observed = observation(job.pair, job.camera_poses, self.robot)
+            (seen,) = observed.cameras.values()
             if seen.depth is not None and seen.depth.shape != seen.color.shape[:2]:
                 raise ValueError(f"depth {seen.depth.shape} is not aligned to colour {seen.color.shape[:2]}")
         except ValueError as error:
@@ -271,12 +275,13 @@ class _Build:
         elif stretch is not None and len(stretch.writer) >= MAX_TICKS:
             self._break("very long")
         if self.stretch is None:
-            self.stretch = _Stretch(self.core.instruction, intrinsics, job.camera_pose)
+            self.stretch = _Stretch(self.core.instruction, intrinsics, seen.pose)
         self.stretch.writer.add(
-            color, depth, stamp=seen.stamp, joint_positions=seen.joint_positions,
-            joint_velocities=seen.joint_velocities, gripper=seen.gripper, ee_pose=seen.ee_pose, primitive=UNKNOWN,
+            color, depth, stamp=observed.stamp, joint_positions=observed.joint_positions,
+            joint_velocities=observed.joint_velocities, gripper=float(observed.grippers[0]),
+            ee_pose=observed.tool_pose, primitive=UNKNOWN,
         )  # fmt: skip
-        self.stretch.last = seen.stamp
+        self.stretch.last = observed.stamp
 
     def _break(self, why: str) -> None:
         """End the episode being collected; `why` is counted where it is a break and no proper end."""

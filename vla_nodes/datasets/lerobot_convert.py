@@ -24,7 +24,7 @@ from vla_nodes.datasets.lerobot_read import LeRobotFolder
 from vla_nodes.datasets.lerobot_write import HEADER, LeRobotWriter
 from vla_nodes.policy.checkpoint import CheckpointConfig
 from vla_nodes.policy.configuration import PRIMITIVES
-from vla_nodes.policy.runtime import square
+from vla_nodes.policy.processing import square
 
 MAX_HEADER = 1 << 20
 UNKNOWN = -1

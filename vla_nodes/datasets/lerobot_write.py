@@ -36,6 +36,7 @@ import numpy as np
 from vla_nodes.datasets.episode import DataError, Episode
 from vla_nodes.datasets.lerobot_stats import SAMPLES, aggregate, describe, describe_images
 from vla_nodes.datasets.video_codec import KEYFRAMES, DepthCoding, VideoWriter
+from vla_nodes.poses import pose_rows
 
 VERSION = "v3.0"
 CHUNK_FILES, DATA_MB, VIDEO_MB = 1000, 100, 200  # files per chunk folder, largest files: LeRobot's defaults
@@ -56,25 +57,6 @@ def import_pyarrow() -> Any:
     except ImportError:
         raise DataError("a LeRobot folder needs pyarrow: pip install 'vla_nodes[lerobot]'") from None
     return pyarrow
-
-
-def quaternions(poses: np.ndarray) -> np.ndarray:
-    """(T, 4, 4) poses to (T, 7) x y z qx qy qz qw; signs run on from row to row, so that no component jumps.
-
-    The quaternion is the dominant eigenvector of Bar-Itzhack's matrix (J. Guidance 23(6), 2000): no special cases.
-    """
-    r = np.asarray(poses, np.float64)[:, :3, :3]
-    k = np.empty((len(r), 4, 4))
-    k[:, :3, :3] = r + r.transpose(0, 2, 1) - np.trace(r, axis1=1, axis2=2)[:, None, None] * np.eye(3)
-    k[:, 3, :3] = k[:, :3, 3] = np.stack(
-        [r[:, 2, 1] - r[:, 1, 2], r[:, 0, 2] - r[:, 2, 0], r[:, 1, 0] - r[:, 0, 1]], axis=1
-    )
-    k[:, 3, 3] = np.trace(r, axis1=1, axis2=2)
-    q = np.linalg.eigh(k)[1][:, :, -1]
-    q[0] *= 1.0 if q[0, np.argmax(np.abs(q[0]))] > 0 else -1.0
-    flips = np.sign((q[1:] * q[:-1]).sum(axis=1))
-    q[1:] *= np.cumprod(np.where(flips == 0, 1.0, flips))[:, None]
-    return np.hstack([np.asarray(poses, np.float64)[:, :3, 3], q])
 
 
 def frame_actions(chunks: np.ndarray, rows: int) -> np.ndarray:
@@ -134,7 +116,7 @@ class LeRobotWriter:
         columns = {
             "observation.state": np.hstack([arrays["joint_positions"], arrays["gripper"][:, None]]),
             "observation.velocity": arrays["joint_velocities"],
-            "observation.ee_pose": quaternions(arrays["ee_pose"]),
+            "observation.ee_pose": pose_rows(arrays["ee_pose"]),
             "action": frame_actions(arrays["actions"], self.rows),
             "vla.action_chunk": arrays["actions"],
             "vla.stamp": arrays["stamp"],

@@ -16,7 +16,8 @@ from vla_nodes.envs import base as envs
 from vla_nodes.policy import checkpoint as checkpoints
 from vla_nodes.policy.inference import engine as engines
 from vla_nodes.policy.inference import graphs, quantize
-from vla_nodes.policy.runtime import Observation, PolicyRuntime
+from vla_nodes.policy.processing import Observation
+from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.progress import progress, say
 from vla_nodes.share import share_path
 

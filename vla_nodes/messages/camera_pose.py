@@ -1,8 +1,8 @@
 """Where the camera stands when an image is taken: the pose of its colour optical frame in the robot's base.
 
-From one of three sources: "topic" (camera/pose, the latest), "parameter" (a calibration that is written down), or "tf"
-(/tf and /tf_static, at the image's stamp, through however many frames the camera is mounted). The same code on the
-robot and in replay.
+From one of three sources: "topic" (<camera>/pose, the latest), "parameter" (a calibration that is written down), or
+"tf" (/tf and /tf_static, at the image's stamp, through however many frames the camera is mounted). The same code on
+the robot and in replay.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from vla_nodes.messages.convert import matrix_from, pose_matrix, seconds
+from vla_nodes.messages.convert import pose_matrix, seconds
+from vla_nodes.poses import between, matrix_from
 
 SOURCES = ("topic", "parameter", "tf")
-OPTICAL = "camera_color_optical_frame"
-"""Taken for the camera's frame where images name none."""
 KEEP = 10.0
 """s of /tf that are kept, as tf2 does."""
 LAG = 1.0
@@ -30,23 +29,26 @@ MAX_FRAMES = 1000
 class CameraPose:
     """Takes messages, gives poses; `problem` says why there is none."""
 
-    def __init__(self, source: str, base: str, written: Sequence[float] = ()) -> None:
-        """base: frame that poses are in; written: x y z (m) qx qy qz qw for source "parameter". Raises ValueError."""
-        self.source, self._base = source, base
+    def __init__(self, source: str, base: str, written: Sequence[float] = (), camera: str = "camera") -> None:
+        """base: frame that poses are in; written: x y z (m) qx qy qz qw for source "parameter"; camera: its name, which
+        its topics and, where its images name none, its frame begin with. Raises ValueError."""
+        self.source, self._base, self._camera = source, base, camera
         self._matrix = matrix_from(written) if source == "parameter" else None
         self._transforms = Transforms()
-        self.problem = {"topic": "no camera/pose so far", "tf": "no /tf so far"}.get(source, "")
+        self.problem = {"topic": f"no {camera}/pose so far", "tf": "no /tf so far"}.get(source, "")
 
     def pose(self, message: Any) -> str:
-        """A PoseStamped of camera/pose. Returns "" or why it cannot be used."""
+        """A PoseStamped of <camera>/pose. Returns "" or why it cannot be used."""
         self._matrix, self.problem = None, ""
         if message.header.frame_id != self._base:
-            self.problem = f"camera/pose is in frame '{message.header.frame_id}', base_frame is '{self._base}'"
+            self.problem = (
+                f"{self._camera}/pose is in frame '{message.header.frame_id}', the robot's base is '{self._base}'"
+            )
         else:
             try:
                 self._matrix = pose_matrix(message.pose)
             except ValueError as error:
-                self.problem = f"camera/pose: {error}"
+                self.problem = f"{self._camera}/pose: {error}"
         return self.problem
 
     def transforms(self, message: Any, static: bool) -> None:
@@ -56,8 +58,9 @@ class CameraPose:
     def at(self, stamp: float, frame: str) -> np.ndarray | None:
         """(4, 4) of an image stamped so (s) by a camera of that frame in base, or None: see `problem`."""
         if self.source == "tf":
+            frame = frame or f"{self._camera}_color_optical_frame"
             try:
-                self._matrix, self.problem = self._transforms.find(self._base, frame or OPTICAL, stamp), ""
+                self._matrix, self.problem = self._transforms.find(self._base, frame, stamp), ""
             except LookupError as error:
                 self._matrix, self.problem = None, str(error)
         return self._matrix
@@ -80,13 +83,7 @@ class _Link:
         k = bisect_right(self.entries, stamp, key=lambda entry: entry[0])
         (t0, p0, q0), (t1, p1, q1) = self.entries[max(0, k - 1)], self.entries[min(k, len(self.entries) - 1)]
         share = 0.0 if self.static or t1 <= t0 else (stamp - t0) / (t1 - t0)
-        q1 = -q1 if q0 @ q1 < 0 else q1
-        angle = np.arccos(np.clip(q0 @ q1, -1.0, 1.0))
-        if angle < 1e-6:
-            q = (1 - share) * q0 + share * q1
-        else:
-            q = (np.sin((1 - share) * angle) * q0 + np.sin(share * angle) * q1) / np.sin(angle)
-        return matrix_from([*((1 - share) * p0 + share * p1), *(q / np.linalg.norm(q))])
+        return matrix_from([*((1 - share) * p0 + share * p1), *between(q0, q1, share)])
 
 
 class Transforms:

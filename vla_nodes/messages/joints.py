@@ -34,7 +34,7 @@ class JointSample:
 
 
 def parse_joint_map(entries: Sequence[str], joint_names: Sequence[str]) -> dict[str, str]:
-    """`["panda_joint1:left_joint1", ...]` (ours:robot's) to {ours: robot's}; joints not listed keep their name.
+    """`["joint1:left_joint1", ...]` (ours:robot's) to {ours: robot's}; joints not listed keep their name.
 
     Raises:
         JointStatesError: an entry that is no pair, or that names a joint we do not have.

@@ -1,15 +1,18 @@
-"""Pairs colour, depth, camera_info and joint states of one instant, newest first, without ROS.
+"""Pairs the images of all cameras, their camera_infos and the joint states of one instant, newest first, without ROS.
 
 The policy wants the newest complete observation, never a queue of old ones: only a few messages per stream are kept, a
 new complete set supersedes every older message, and each message that was not used is counted with the reason.
-Stamps are exposure times; drivers with aligned depth give colour, depth and both camera_infos the same one
-(RealSense `enable_sync`), others differ by up to `slop`. Joints are interpolated at the colour stamp.
+Stamps are exposure times. The first camera's colour image leads: every other camera's colour image is the nearest to
+it, and each camera's depth the nearest to its own colour image, both within `slop` (drivers with aligned depth give
+colour, depth and both camera_infos one stamp, such as RealSense with `enable_sync`). Joints are interpolated at the
+leading stamp.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +25,44 @@ KEEP = 4
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One complete observation; colour, depth and info are whatever was given to `add` (not yet decoded)."""
+class CameraStreams:
+    """What is awaited of one camera beside its colour images."""
+
+    name: str = "camera"
+    depth: bool = True
+    info: bool = True  # camera_info
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one camera saw; colour, depth and info are whatever was given to `add` (not yet decoded)."""
 
     stamp: float
     """s, of the colour image; never rewritten"""
     color: Any
-    depth: Any | None
-    info: Any
-    joints: JointSample
-    depth_skew: float
+    depth: Any | None = None
+    info: Any | None = None
+    depth_skew: float = 0.0
     """s, depth stamp minus colour stamp"""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One complete observation."""
+
+    frames: dict[str, Frame]
+    """by camera, in the order given to ObservationSync"""
+    joints: JointSample
+
+    @property
+    def first(self) -> Frame:
+        """The leading camera's."""
+        return next(iter(self.frames.values()))
+
+    @property
+    def stamp(self) -> float:
+        """s, of the leading camera's colour image."""
+        return self.first.stamp
 
 
 @dataclass(order=True)
@@ -49,15 +79,15 @@ class ObservationSync:
     def __init__(
         self,
         slop: float = 0.02,
-        use_depth: bool = True,
+        cameras: Sequence[CameraStreams] = (CameraStreams(),),
         info_max_age: float = 1.0,
         joint_gap: float = 0.2,
         jump_back: float = 0.5,
     ) -> None:
         """
         Args:
-            slop: s, largest |depth stamp - colour stamp|.
-            use_depth: False for a policy without depth; depth is then neither awaited nor kept.
+            slop: s, largest difference of two images' stamps in one observation, see the module's docstring.
+            cameras: the first one leads. What is not awaited of one is not kept either.
             info_max_age: s, largest distance of the camera_info used. A calibration changes rarely, so a lost
                 camera_info message does not cost the frame.
             joint_gap: s, joint samples further apart are not interpolated.
@@ -65,14 +95,17 @@ class ObservationSync:
                 loops, a simulator that was reset): everything kept is of another time and is dropped.
         """
         self.slop = slop
-        self.use_depth = use_depth
+        self.cameras = {camera.name: camera for camera in cameras}
+        self._leader = cameras[0].name
         self.info_max_age = info_max_age
         self.jump_back = jump_back
         self.joints = JointHistory(max_gap=joint_gap)
         self.dropped: Counter[str] = Counter()
         self.jumps = 0
         self.taken = 0
-        self._streams: dict[str, list[_Item]] = {"color": [], "depth": [], "info": []}
+        self._streams: dict[tuple[str, str], list[_Item]] = {
+            (name, kind): [] for name in self.cameras for kind in ("color", "depth", "info")
+        }
         self._last_stamp = -np.inf
 
     def clear(self) -> None:
@@ -82,15 +115,17 @@ class ObservationSync:
         self.joints.clear()
         self._last_stamp = -np.inf
 
-    def add_color(self, stamp: float, payload: Any) -> None:
-        self._add("color", stamp, payload)
+    def add_color(self, stamp: float, payload: Any, camera: str = "") -> None:
+        """camera: its name; "": the leading one, here and below."""
+        self._add(camera or self._leader, "color", stamp, payload)
 
-    def add_depth(self, stamp: float, payload: Any) -> None:
-        if self.use_depth:
-            self._add("depth", stamp, payload)
+    def add_depth(self, stamp: float, payload: Any, camera: str = "") -> None:
+        if self.cameras[camera or self._leader].depth:
+            self._add(camera or self._leader, "depth", stamp, payload)
 
-    def add_info(self, stamp: float, payload: Any) -> None:
-        self._add("info", stamp, payload)
+    def add_info(self, stamp: float, payload: Any, camera: str = "") -> None:
+        if self.cameras[camera or self._leader].info:
+            self._add(camera or self._leader, "info", stamp, payload)
 
     def add_joints(self, stamp: float, position: np.ndarray, velocity: np.ndarray | None) -> None:
         """(J,) positions and velocities in the reader's order, see `messages.joints.JointReader`."""
@@ -100,86 +135,129 @@ class ObservationSync:
         if not self.joints.add(stamp, position, velocity):
             self.dropped["joints: out of order"] += 1
 
-    def newest(self, stream: str) -> float | None:
+    def newest(self, stream: str, camera: str = "") -> float | None:
         """Stamp of the newest message of "color", "depth" or "info", or None."""
-        items = self._streams[stream]
+        items = self._streams[camera or self._leader, stream]
         return items[-1].stamp if items else None
 
     def take(self) -> Pair | None:
         """The newest complete observation newer than the last taken, or None. All older messages are dropped."""
-        colors = self._streams["color"]
+        colors = self._streams[self._leader, "color"]
         for index in range(len(colors) - 1, -1, -1):
             pair = self._complete(colors[index])
             if pair is not None:
-                self._supersede(index, pair)
+                self._supersede(pair)
                 return pair
         return None
 
     def why_not(self) -> str:
-        """One line for the operator: what the newest colour image lacks. Empty if nothing is lacking."""
-        colors = self._streams["color"]
+        """One line for the operator: what the newest leading colour image lacks. Empty if nothing is lacking."""
+        colors = self._streams[self._leader, "color"]
         if not colors:
-            return "no colour image" if self._last_stamp == -np.inf else "no new colour image"
-        item = colors[-1]
-        if self.use_depth and self._nearest("depth", item.stamp, self.slop) is None:
-            newest = self.newest("depth")
-            if newest is None:
-                return "no depth image" if self._last_stamp == -np.inf else "no new depth image"
-            offset = f"{newest - item.stamp:+.3f} s"
-            return f"no depth image within {self.slop * 1e3:.0f} ms of the colour image (newest {offset})"
-        if self._nearest("info", item.stamp, self.info_max_age) is None:
-            return "no camera_info"
-        if self.joints.at(item.stamp) is None:
+            return f"no {self._new}{self._of(self._leader)}colour image"
+        for name in self.cameras:
+            if why := self._lacking(name, colors[-1]):
+                return why
+        stamp = colors[-1].stamp
+        if self.joints.at(stamp) is None:
             newest = self.joints.newest
             if newest is None:
                 return "no joint_states"
-            return f"no joint_states around the image's stamp (newest {newest.stamp - item.stamp:+.3f} s)"
+            return f"no joint_states around the image's stamp (newest {newest.stamp - stamp:+.3f} s)"
         return ""
 
-    def _add(self, name: str, stamp: float, payload: Any) -> None:
-        stream = self._streams[name]
-        newest = max(stream[-1].stamp if stream else -np.inf, self._last_stamp if name == "color" else -np.inf)
+    def unused_images(self) -> int:
+        """Colour images that came and were not used."""
+        return sum(count for reason, count in self.dropped.items() if reason.partition(":")[0].endswith("color"))
+
+    def _lacking(self, camera: str, lead: _Item) -> str:
+        """What one camera lacks for an observation at the leading colour image."""
+        color, of = lead, self._of(camera)
+        if camera != self._leader:
+            color = self._nearest(camera, "color", lead.stamp, self.slop)
+            if color is None:
+                newest, leading = self.newest("color", camera), f"the {self._of(self._leader)}colour image"
+                return self._apart(f"{of}colour image", newest, lead.stamp, leading)
+        if self.cameras[camera].depth and self._nearest(camera, "depth", color.stamp, self.slop) is None:
+            newest = self.newest("depth", camera)
+            return self._apart(f"{of}depth image", newest, color.stamp, "the colour image")
+        if self.cameras[camera].info and self._nearest(camera, "info", color.stamp, self.info_max_age) is None:
+            return f"no {of}camera_info"
+        return ""
+
+    def _apart(self, what: str, newest: float | None, stamp: float, other: str) -> str:
+        if newest is None:
+            return f"no {self._new}{what}"
+        return f"no {what} within {self.slop * 1e3:.0f} ms of {other} (newest {newest - stamp:+.3f} s)"
+
+    @property
+    def _new(self) -> str:
+        return "" if self._last_stamp == -np.inf else "new "
+
+    def _of(self, camera: str) -> str:
+        """A camera's name, where there are several."""
+        return f"{camera} " if len(self.cameras) > 1 else ""
+
+    def _add(self, camera: str, kind: str, stamp: float, payload: Any) -> None:
+        stream, leading = self._streams[camera, kind], (camera, kind) == (self._leader, "color")
+        newest = max(stream[-1].stamp if stream else -np.inf, self._last_stamp if leading else -np.inf)
+        label = f"{self._of(camera)}{kind}"
         if stamp < newest - self.jump_back:
             self._jump()
-        elif name == "color" and stamp <= self._last_stamp:
-            self.dropped["color: older than what was used"] += 1
+        elif leading and stamp <= self._last_stamp:
+            self.dropped[f"{label}: older than what was used"] += 1
             return
         if any(item.stamp == stamp for item in stream):
-            self.dropped[f"{name}: stamp repeated"] += 1
+            self.dropped[f"{label}: stamp repeated"] += 1
             return
         insort(stream, _Item(stamp, payload), key=lambda item: item.stamp)
         if len(stream) > KEEP:
             del stream[0]
-            self.dropped[f"{name}: never completed" if name == "color" else f"{name}: unused"] += 1
+            self.dropped[f"{label}: never completed" if kind == "color" else f"{label}: unused"] += 1
 
-    def _complete(self, color: _Item) -> Pair | None:
-        depth = self._nearest("depth", color.stamp, self.slop) if self.use_depth else None
-        info = self._nearest("info", color.stamp, self.info_max_age)
-        if info is None or (self.use_depth and depth is None):
-            return None
-        joints = self.joints.at(color.stamp)
-        if joints is None:
-            return None
-        if depth is None:
-            return Pair(color.stamp, color.payload, None, info.payload, joints, 0.0)
-        return Pair(color.stamp, color.payload, depth.payload, info.payload, joints, depth.stamp - color.stamp)
+    def _complete(self, lead: _Item) -> Pair | None:
+        frames = {}
+        for name in self.cameras:
+            color = lead if name == self._leader else self._nearest(name, "color", lead.stamp, self.slop)
+            frame = None if color is None else self._frame(self.cameras[name], color)
+            if frame is None:
+                return None
+            frames[name] = frame
+        joints = self.joints.at(lead.stamp)
+        return None if joints is None else Pair(frames, joints)
 
-    def _nearest(self, name: str, stamp: float, tolerance: float) -> _Item | None:
-        stream = self._streams[name]
+    def _frame(self, camera: CameraStreams, color: _Item) -> Frame | None:
+        depth = self._nearest(camera.name, "depth", color.stamp, self.slop) if camera.depth else None
+        info = self._nearest(camera.name, "info", color.stamp, self.info_max_age) if camera.info else None
+        if (camera.depth and depth is None) or (camera.info and info is None):
+            return None
+        return Frame(
+            color.stamp,
+            color.payload,
+            None if depth is None else depth.payload,
+            None if info is None else info.payload,
+            0.0 if depth is None else depth.stamp - color.stamp,
+        )
+
+    def _nearest(self, camera: str, kind: str, stamp: float, tolerance: float) -> _Item | None:
+        stream = self._streams[camera, kind]
         index = bisect_left(stream, stamp, key=lambda item: item.stamp)
         near = min(stream[max(index - 1, 0) : index + 1], key=lambda item: abs(item.stamp - stamp), default=None)
         # The tolerance is compared with a nanosecond's grace: stamps are floats of nanosecond integers.
         return near if near is not None and abs(near.stamp - stamp) <= tolerance + 1e-9 else None
 
-    def _supersede(self, index: int, pair: Pair) -> None:
-        """Forget the colour taken and all that is older; what was never used is counted."""
-        if index:
-            self.dropped["color: superseded"] += index
-        del self._streams["color"][: index + 1]
-        depths = self._streams["depth"]
-        depths[:] = [item for item in depths if item.stamp > pair.stamp + pair.depth_skew + 1e-12]
-        infos = self._streams["info"]
-        infos[:] = [item for item in infos if item.stamp >= pair.stamp] or infos[-1:]
+    def _supersede(self, pair: Pair) -> None:
+        """Forget the images taken and all that is older; colour images that were never used are counted."""
+        for name, frame in pair.frames.items():
+            colors = self._streams[name, "color"]
+            older = sum(item.stamp < frame.stamp for item in colors)
+            if older:
+                self.dropped[f"{self._of(name)}color: superseded"] += older
+            del colors[: older + 1]
+            depths = self._streams[name, "depth"]
+            depths[:] = [item for item in depths if item.stamp > frame.stamp + frame.depth_skew + 1e-12]
+            infos = self._streams[name, "info"]
+            infos[:] = [item for item in infos if item.stamp >= frame.stamp] or infos[-1:]
         self._last_stamp = pair.stamp
         self.taken += 1
 

@@ -16,7 +16,6 @@ from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
 from vla_nodes.control.guards import SelfCollisionGuard
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.safety import SafetySettings
 from vla_nodes.control.seam_report import SeamLog
 from vla_nodes.control.settings import ExecutorSettings, OnInstructionChange, Strategy
@@ -29,10 +28,10 @@ from vla_nodes.nodes.command_outputs import ActionDoor, ForwardDoor, TopicDoor
 from vla_nodes.nodes.liveness import Change
 from vla_nodes.nodes.lockstep_timers import GATE
 from vla_nodes.nodes.parameters import Param
+from vla_nodes.nodes.robot_parameter import CONTRACT, robot_description
 from vla_nodes.nodes.to_messages import status_key
 from vla_nodes.pipeline.action_core import ActionCore, Answer
 from vla_nodes.pipeline.action_loop import GATE_PERIOD, ActionLoop, executor_settings, safety_settings
-from vla_nodes.share import share_path
 
 E, S = ExecutorSettings(), SafetySettings()
 
@@ -41,8 +40,7 @@ class ActionNode(BaseNode):
     """Carries out chunks; see the module's docstring."""
 
     params = (
-        Param("urdf", "config/panda/panda.urdf", "Robot description: a path, or one below the package's share folder."),
-        Param("tool_frame", "panda_hand_tcp", "Frame that end-effector chunks move."),
+        CONTRACT,
         Param(
             "joint_map", [""], "Pairs 'our_joint:robot_joint' where joint_states and the controllers use other names."
         ),
@@ -54,7 +52,6 @@ class ActionNode(BaseNode):
             choices=tuple(o.value for o in Output),
         ),
         Param("command_rate", 100.0, "Rate of forward_positions commands [Hz].", 10.0, 1000.0),
-        Param("limits", "", "File with what the URDF lacks (see config/panda/limits.yaml); empty: the robot's own."),
         Param("self_collision", False, "Refuse motions in which links would touch, by the URDF's collision geometry."),
         Param("seam_log", "", "File to which the seam of every chunk is appended, for 'python -m vla_nodes seams'."),
         Param("dry_run", False, "Publish to vla/preview/... only; the arm does not move."),
@@ -78,8 +75,6 @@ class ActionNode(BaseNode):
         Param("blend", E.blend, "Shortest time in which a new chunk is joined [s].", 0.05, 2.0),
         Param("effort", E.effort, "Share of the limits that joining a new chunk may use.", 0.1, 1.0),
         Param("smoothing", E.smoothing, "How far rows may be moved to take noise out [rad]; 0: off.", 0.0, 0.02),
-        Param("workspace_low", list(S.workspace_low), "Low corner x y z of the box the tool stays in [m], base frame."),
-        Param("workspace_high", list(S.workspace_high), "High corner of that box [m]."),
         Param("table", S.table, "Height below which the tool does not go [m].", -5.0, 5.0),
         Param(
             "outside",
@@ -125,11 +120,11 @@ class ActionNode(BaseNode):
 
     # -- lifecycle ---------------------------------------------------------------------------------
     def configure(self) -> None:
-        urdf = self._file("urdf")
-        robot = RobotModel(urdf, self.value("tool_frame"), limits=self._file("limits"))
-        guards = [("self_collision", SelfCollisionGuard(urdf, robot))] if self.value("self_collision") else []
+        described = robot_description(self.value("contract"))
+        robot, safety = described.model(), safety_settings(self.value, described.robot.workspace)
+        guards = [("self_collision", SelfCollisionGuard(described.urdf, robot))] if self.value("self_collision") else []
         self._seams = SeamLog(Path(self.value("seam_log"))) if self.value("seam_log") else None
-        self._core = ActionCore(robot, executor_settings(self.value), safety_settings(self.value), guards=guards,
+        self._core = ActionCore(robot, executor_settings(self.value), safety, guards=guards,
                                 record=self._seams and self._seams.write)  # fmt: skip
         if self._held:  # a stop outlives what was configured when it was asked for
             self._core.gate.stop()
@@ -176,17 +171,11 @@ class ActionNode(BaseNode):
         self,
     ) -> dict[str, TopicDoor | ActionDoor | ForwardDoor]:
         prefix, output = "vla/preview/" if self.value("dry_run") else "", Output(self.value("output"))
-        parts = {"arm": self._loop.arm_names, "gripper": self._loop.gripper_names}
+        parts = {"arm": self._loop.arm_names, **{name: [joint] for name, joint in self._loop.gripper_joints.items()}}
         return {
             part: command_outputs.make(self, output, part, joints, self.value("command_rate"), prefix, self._on_lost)
             for part, joints in parts.items()
-            if joints
         }
-
-    def _file(self, name: str) -> Path | None:
-        """The file a parameter names, absolute or below the package's share folder; None if it is empty."""
-        path = Path(self.value(name))
-        return None if not self.value(name) else path if path.is_absolute() else share_path(str(path))
 
     def progress(self) -> dict[str, object]:
         return {"status": self._heard_status} if self.configured else {}
@@ -264,7 +253,7 @@ class ActionNode(BaseNode):
             self._publish(self._loop.tick(self.now(), self.steady_now()))
 
     def _publish(self, answer: Answer) -> None:
-        for part, trajectory in (("arm", answer.arm), ("gripper", answer.gripper)):
+        for part, trajectory in {"arm": answer.arm, **(answer.grippers or {})}.items():
             if trajectory is not None and part in self._doors:
                 self._doors[part].send(trajectory)
         if answer.new:

@@ -17,6 +17,7 @@ from vla_nodes.nodes.base import ERROR, LATCHED, OK, WARN, BaseNode, run
 from vla_nodes.nodes.camera_sources import SOURCES, Frame
 from vla_nodes.nodes.liveness import Change, Rate
 from vla_nodes.nodes.parameters import Param
+from vla_nodes.nodes.robot_parameter import CONTRACT, robot_description
 from vla_nodes.nodes.to_messages import camera_info, image, pose
 
 DEPTH_TOPIC = "camera/aligned_depth_to_color"
@@ -34,7 +35,7 @@ class CameraNode(BaseNode):
         Param(
             "optical_frame", "camera_color_optical_frame", "Frame of the images (REP 103: z forward, x right, y down)."
         ),
-        Param("base_frame", "panda_link0", "Frame in which the camera's pose is published."),
+        CONTRACT,
         Param("publish_tf", True, "Broadcast the camera's pose on /tf_static where tf2_msgs is installed."),
     )
 
@@ -43,10 +44,12 @@ class CameraNode(BaseNode):
         self._source = None
 
     def configure(self) -> None:
-        self._frame, self._base = self.value("optical_frame"), self.value("base_frame")
-        for name, frame in (("optical_frame", self._frame), ("base_frame", self._base)):
-            if not frame or frame.startswith("/"):
-                raise ValueError(f"parameter {name} is '{frame}': tf2 frames are not empty and have no leading slash")
+        self._frame = self.value("optical_frame")
+        self._base = robot_description(self.value("contract")).robot.base_frame
+        if not self._frame or self._frame.startswith("/"):
+            raise ValueError(
+                f"parameter optical_frame is '{self._frame}': tf2 frames are not empty and have no leading slash"
+            )
         options = QoSOverridingOptions.with_default_policies()
 
         def publish(kind: type, topic: str) -> Any:

@@ -1,4 +1,4 @@
-"""The camera's pose on the robot: subscribes what the chosen source needs; the rules are messages.camera_pose's."""
+"""A camera's pose on the robot: subscribes what the chosen source needs; the rules are messages/camera_pose.py's."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ TF_STATIC = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durabi
 
 
 class LiveCameraPose:
-    """See messages.camera_pose."""
+    """See messages/camera_pose.py."""
 
-    def __init__(self, node: BaseNode, source: str, base: str, written: Sequence[float]) -> None:
-        """Raises ConfigureError where the source cannot serve."""
+    def __init__(self, node: BaseNode, source: str, base: str, written: Sequence[float], camera: str) -> None:
+        """written, camera: as CameraPose. Raises ConfigureError where the source cannot serve."""
         self._node = node
         try:
-            self._pose = CameraPose(source, base, written)
+            self._pose = CameraPose(source, base, written, camera)
         except ValueError as error:
-            raise ConfigureError(f"parameter camera_pose: {error}") from error
+            raise ConfigureError(f"parameter {camera}_pose: {error}") from error
         self.at, self.clear = self._pose.at, self._pose.clear
         if source == "topic":
             self._pose.problem = (  # until one comes
-                "no camera/pose received: is camera_node active? Or set camera_pose_source to parameter or tf"
+                f"no {camera}/pose received: is camera_node active? Or set camera_pose_source to parameter or tf"
             )
-            node.subscribe(PoseStamped, "camera/pose", self._on_pose, LATCHED)
+            node.subscribe(PoseStamped, f"{camera}/pose", self._on_pose, LATCHED)
         elif source == "tf":
             try:
                 from tf2_msgs.msg import TFMessage

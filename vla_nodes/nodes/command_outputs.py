@@ -1,4 +1,4 @@
-"""Ways out of action_node: a trajectory topic, an action, or sampled position commands, for the arm or the gripper."""
+"""Ways out of action_node: a trajectory topic, an action, or sampled position commands, for the arm or a gripper."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def make(
     node: BaseNode, output: Output, part: str, joints: Sequence[str], rate: float, prefix: str,
     lost: Callable[[str, bool], None],
 ) -> TopicDoor | ActionDoor | ForwardDoor:  # fmt: skip
-    """The door of the controller of `part` (arm, gripper), whose joints are named `joints`; prefix: of a dry run."""
+    """The door of the controller of `part` (arm, or the name of a gripper), whose joints are named `joints`; prefix: of
+    a dry run."""
     if output is Output.ACTION and not prefix:
         return ActionDoor(node, part, joints, lost)
     if output is Output.FORWARD and not prefix:

@@ -43,7 +43,7 @@ def common_arguments() -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument(
             "robot",
             default_value="panda",
-            description="Robot: the folder of config/ with its URDF, limits and params.yaml.",
+            description="Robot: the folder of config/ with its contract.yaml and params.yaml.",
         ),
         DeclareLaunchArgument(
             "params_file",

@@ -1,4 +1,4 @@
-"""policy_node: synchronised RGB-D, joint states and an instruction in; ActionChunk out.
+"""policy_node: synchronised images of the contract's cameras, joint states and an instruction in; ActionChunk out.
 
 Images are subscribed best effort, one deep; what is computed when is in `pipeline.policy_loop`. Without an instruction,
 with stale images, when inactive, or when the policy itself declines, nothing is published on vla/action_chunk and
@@ -16,21 +16,23 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import String
 
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.messages.camera_pose import SOURCES
 from vla_nodes.messages.convert import chunk_fields, status_fields
+from vla_nodes.messages.sync import CameraStreams
 from vla_nodes.msg import ActionChunk, PolicyStatus
 from vla_nodes.nodes.base import ERROR, LATCHED, LATEST, OK, RELIABLE_LATEST, WARN, BaseNode, ConfigureError, run
 from vla_nodes.nodes.camera_pose_input import LiveCameraPose
 from vla_nodes.nodes.liveness import Change, Rate
 from vla_nodes.nodes.lockstep_timers import WATCH
-from vla_nodes.nodes.parameters import Param
+from vla_nodes.nodes.parameters import Param, declare
+from vla_nodes.nodes.robot_parameter import CONTRACT, robot_description
 from vla_nodes.nodes.to_messages import status_key, to_time
 from vla_nodes.pipeline.policy_core import PolicyCore, Result, State, Worker
 from vla_nodes.pipeline.policy_loop import STATUS_PERIOD, WATCH_PERIOD, Job, PolicyLoop, fingerprint, misfits
 from vla_nodes.policy.inference import engine as engines
 from vla_nodes.share import share_path
 
+POSE = "x y z qx qy qz qw of the camera's colour optical frame in base, for source 'parameter'."
 MAX_SHOWN = 256
 """Most characters of an instruction repeated in a log or a status."""
 
@@ -46,7 +48,7 @@ class PolicyNode(BaseNode):
         Param("rate", 0.0, "Policy steps per second of observation time [Hz]; 0: the checkpoint's own.", 0.0, 100.0),
         Param("max_image_age", 0.5, "Oldest observation acted upon [s], ROS clock.", 0.02, 10.0),
         Param("slop", 0.02, "Largest difference of colour and depth stamps [s].", 0.0, 0.5),
-        Param("use_depth", True, "Subscribe depth. Off only for a policy that was trained without."),
+        Param("use_depth", True, "Subscribe the depth that is optional in the checkpoint's contract."),
         Param("instruction", "", "Instruction put in force at activation."),
         Param(
             "resume_instruction",
@@ -54,11 +56,9 @@ class PolicyNode(BaseNode):
             "Go on with the instruction in force after this node or action_node was deactivated or restarted; off, it "
             "is withdrawn then, and the arm rests until it is told again.",
         ),
-        Param("camera_pose_source", "topic", "Where the camera's pose in base comes from.", choices=SOURCES),
-        Param("camera_pose", [0.0], "x y z qx qy qz qw of the colour optical frame in base, for source 'parameter'."),
-        Param("urdf", "config/panda/panda.urdf", "Robot description: a path, or one below the package's share folder."),
-        Param("tool_frame", "panda_hand_tcp", "Tool frame of the robot; must be the checkpoint's."),
-        Param("base_frame", "panda_link0", "Base frame of the robot; must be the checkpoint's."),
+        Param("camera_pose_source", "topic", "Where the cameras' poses in base come from.", choices=SOURCES),
+        Param("camera_pose", [0.0], POSE),
+        CONTRACT,
         Param("paced_latency", 0.05, "What a step takes in the player's time, where paced [s].", 0.0, 5.0),
         Param("joint_map", [""], "Pairs 'our_joint:robot_joint' where joint_states uses other names."),
     )
@@ -73,30 +73,30 @@ class PolicyNode(BaseNode):
         from vla_nodes.policy.runtime import PolicyRuntime  # torch takes seconds to import: only where it is used
 
         folder = Path(self.value("checkpoint") or share_path("resource/checkpoints/nano")).expanduser()
-        urdf = Path(self.value("urdf"))
-        self._robot = RobotModel(urdf if urdf.is_absolute() else share_path(str(urdf)), self.value("tool_frame"))
+        described = robot_description(self.value("contract"))
+        self._robot = described.model()
         runtime = PolicyRuntime.load(folder, self.value("device"), self.value("threads"), self.value("engine"))
-        config = runtime.config
-        if table := misfits(config, self._robot, self.value("tool_frame"), self.value("base_frame")):
+        contract = runtime.config.contract
+        if table := misfits(contract, described):
             raise ConfigureError(f"the checkpoint does not fit this robot:\n{table}")
         self._checkpoint = f"{folder.name} {fingerprint(folder)}"
-        rate = self.value("rate") or 1.0 / config.tick
-        if abs(rate * config.tick - 1) > 0.05:
-            self.get_logger().warning(f"rate is {rate} Hz, the checkpoint was trained at {1 / config.tick:.1f} Hz")
+        rate = self.value("rate") or 1.0 / contract.tick
+        if abs(rate * contract.tick - 1) > 0.05:
+            self.get_logger().warning(f"rate is {rate} Hz, the checkpoint was trained at {1 / contract.tick:.1f} Hz")
         self._core = PolicyCore(runtime, rate, self.value("max_image_age"))
         self._loop = PolicyLoop(
             self._core, self._robot, self.value("slop"), self.value("use_depth"), self.value("joint_map")
         )
-        self._base = self.value("base_frame")
-        self._camera = LiveCameraPose(self, self.value("camera_pose_source"), self._base, self.value("camera_pose"))
+        self._base = described.robot.base_frame
+        self._poses = {camera.name: self._pose_of(camera.name) for camera in contract.cameras if camera.pose == "known"}
+        self._pose_at = {name: pose.at for name, pose in self._poses.items()}
+        self._leader = contract.cameras[0].name
         self._frame_rate, self._dropped_before = Rate(), 0
         self._chunk_pub = self.publish_on(ActionChunk, "vla/action_chunk", self.between())
         self._status_pub = self.publish_on(PolicyStatus, "vla/status", self.between(), managed=False)
         self._active_pub = self.publish_on(String, "vla/active_instruction", LATCHED, managed=False)
-        self.subscribe(Image, "camera/color/image_raw", self._on_color, LATEST)
-        self.subscribe(CameraInfo, "camera/color/camera_info", self._on_info, LATEST)
-        if self.value("use_depth"):
-            self.subscribe(Image, "camera/aligned_depth_to_color/image_raw", self._on_depth, LATEST)
+        for streams in self._loop.sync.cameras.values():
+            self._subscribe_camera(streams)
         self.subscribe(JointState, "joint_states", self._on_joints, 10)
         self.subscribe(String, "instruction", self._on_instruction, RELIABLE_LATEST)
         self._worker = Worker(self._loop.compute, self._computed)
@@ -130,26 +130,45 @@ class PolicyNode(BaseNode):
 
     def clock_jumped(self) -> None:
         self._loop.clear()
-        self._camera.clear()
+        for pose in self._poses.values():
+            pose.clear()
         self._core.reset()
         self._core.waiting("the clock was set back: waiting for an observation")
 
     # -- inputs ------------------------------------------------------------------------------------
-    def _on_color(self, message: Image) -> None:
-        now = time.monotonic()
-        self._frame_rate.tick(now)
-        self.inputs.heard("camera/color/image_raw", now)
-        self._loop.color(message)
-        self._try()
+    def _pose_of(self, camera: str) -> LiveCameraPose:
+        """Where a camera stands, from the source chosen; its parameter is declared where it is not there yet."""
+        if not self.has_parameter(f"{camera}_pose"):
+            declare(self, [Param(f"{camera}_pose", [0.0], POSE)])
+        source, written = self.value("camera_pose_source"), self.value(f"{camera}_pose")
+        return LiveCameraPose(self, source, self._base, written, camera)
 
-    def _on_depth(self, message: Image) -> None:
-        self.inputs.heard("camera/aligned_depth_to_color/image_raw", time.monotonic())
-        self._loop.depth(message)
-        self._try()
+    def _subscribe_camera(self, streams: CameraStreams) -> None:
+        camera = streams.name
+        color, depth = f"{camera}/color/image_raw", f"{camera}/aligned_depth_to_color/image_raw"
 
-    def _on_info(self, message: CameraInfo) -> None:
-        self._loop.info(message)
-        self._try()
+        def on_color(message: Image) -> None:
+            now = time.monotonic()
+            if camera == self._leader:
+                self._frame_rate.tick(now)
+            self.inputs.heard(color, now)
+            self._loop.color(message, camera)
+            self._try()
+
+        def on_depth(message: Image) -> None:
+            self.inputs.heard(depth, time.monotonic())
+            self._loop.depth(message, camera)
+            self._try()
+
+        def on_info(message: CameraInfo) -> None:
+            self._loop.info(message, camera)
+            self._try()
+
+        self.subscribe(Image, color, on_color, LATEST)
+        if streams.info:
+            self.subscribe(CameraInfo, f"{camera}/color/camera_info", on_info, LATEST)
+        if streams.depth:
+            self.subscribe(Image, depth, on_depth, LATEST)
 
     def _on_joints(self, message: JointState) -> None:
         if problem := self._loop.joints(message):
@@ -199,7 +218,7 @@ class PolicyNode(BaseNode):
         """Give the worker the newest complete observation, if it is due and the worker is free."""
         if not self.active or self._computing:
             return
-        job = self._loop.next(self.now(), self._camera.at)
+        job = self._loop.next(self.now(), self._pose_at)
         if job is None:
             return
         self._begun, self._pending = self.get_clock().now().nanoseconds, self.pacing.paced
@@ -231,9 +250,9 @@ class PolicyNode(BaseNode):
             self._publish_status()
 
     def _chunk_message(self, job: Job, actions: np.ndarray) -> ActionChunk:
-        fields = chunk_fields(self._core.runtime.config, job.ticket.instruction, actions)
+        fields = chunk_fields(self._core.runtime.config.contract.actions, job.ticket.instruction, actions)
         message = ActionChunk(**{**fields, "actions": array("f", fields["actions"].tobytes())})
-        message.header.stamp = job.pair.color.header.stamp
+        message.header.stamp = job.pair.first.color.header.stamp
         message.header.frame_id = self._base
         return message
 
@@ -244,9 +263,13 @@ class PolicyNode(BaseNode):
             self._try()
         if self.active and self._core.instruction and not self._computing:
             silent = self.inputs.lost()
-            self._loop.watch(self.now(), f"nothing on {', '.join(silent)}" if silent else self._camera.problem())
+            self._loop.watch(self.now(), f"nothing on {', '.join(silent)}" if silent else self._pose_problem())
         if self.steady_now() - self._status_at > STATUS_PERIOD + 1e-6:  # the replay counts in ns: no rounding of floats
             self._publish_status()
+
+    def _pose_problem(self) -> str:
+        """Why a camera's pose is not known, or ""."""
+        return next((problem for pose in self._poses.values() if (problem := pose.problem())), "")
 
     def _publish_status(self) -> None:
         fields = status_fields(self._core)
@@ -287,8 +310,8 @@ class PolicyNode(BaseNode):
         }
         if core.output is not None:
             values |= {f"time {name} [ms]": f"{ms:.1f}" for name, ms in core.output.timings.items()}
-        if self._loop.joint_problem or self._camera.problem():
-            return ERROR, self._loop.joint_problem or self._camera.problem(), values
+        if unable := self._loop.joint_problem or self._pose_problem():
+            return ERROR, unable, values
         if core.state in (State.RUNNING, State.DONE):
             return OK, core.state.name.lower(), values
         return (OK if core.state == State.WAITING_INSTRUCTION and not core.refused else WARN), core.reason, values

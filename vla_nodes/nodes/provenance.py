@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rcl_interfaces.srv import GetParameters, ListParameters
 from rclpy.parameter import parameter_value_to_python
 
 from vla_nodes.nodes.base import SUITE, BaseNode
-from vla_nodes.share import share_path
+from vla_nodes.pipeline.robot_description import RobotDescription, located
 
 MAX_FILE = 4 << 20
 
@@ -73,14 +74,18 @@ class Provenance:
             self._files(values)
 
     def _files(self, parameters: Mapping[str, Any]) -> None:
-        """The checkpoint's configuration and the URDF that policy_node uses, if they are on this machine."""
+        """The checkpoint's configuration, the robot's contract and its URDF, if they are on this machine."""
         checkpoint = Path(parameters.get("checkpoint") or "resource/checkpoints/nano").expanduser()
+        contract = urdf = Path(parameters.get("contract", ""))
+        with suppress(OSError, ValueError):  # what is wrong with the file is said below, and by policy_node
+            urdf = RobotDescription(contract).urdf
         for record, key, path in (
             ("checkpoint", "config.json", checkpoint / "config.json"),
-            ("robot_description", "urdf", Path(parameters.get("urdf", ""))),
+            ("robot_contract", "yaml", contract),
+            ("robot_description", "urdf", urdf),
         ):
             try:
-                file = path if path.exists() else share_path(str(path))
+                file = located(path)
                 if file.stat().st_size <= MAX_FILE:
                     self._describe(record, {key: file.read_text(encoding="utf-8"), "file": str(path)})
             except (OSError, UnicodeDecodeError) as error:

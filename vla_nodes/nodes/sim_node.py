@@ -25,6 +25,7 @@ from vla_nodes.nodes.liveness import Rate
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.sim_core import CONTROL_PERIOD, SimulatedRobot
 from vla_nodes.nodes.to_messages import to_time
+from vla_nodes.pipeline.robot_description import RobotDescription
 
 MAX_LAG = 0.05
 """s of steady time that the simulation catches up with at once; beyond it, simulated time runs slower."""
@@ -53,7 +54,6 @@ class SimNode(BaseNode):
         Param("joint_state_rate", 100.0, "joint_states and /clock per simulated second [Hz].", 50.0, 250.0),
         Param("state_rate", 50.0, "sim/state per simulated second [Hz], what camera_node renders from.", 5.0, 125.0),
         Param("publish_clock", True, "Publish /clock (every node of a simulated run has use_sim_time set)."),
-        Param("base_frame", "panda_link0", "Frame of the world: the robot's base."),
     )
 
     def __init__(self) -> None:
@@ -79,7 +79,8 @@ class SimNode(BaseNode):
         self.serve(Trigger, "sim/reset", self._on_reset)
         self._joints = JointState(name=list(self.robot.world.joint_names))
         self._state = SimState(scene_id=self.robot.scene_id)
-        self._state.header.frame_id = self.value("base_frame")
+        simulated = RobotDescription("config/panda/contract.yaml").robot
+        self._state.header.frame_id = simulated.base_frame
         self._refused: dict[str, int] = {}
         self._accepted = 0
         self._rate = Rate(200)

@@ -12,8 +12,8 @@ from sensor_msgs.msg import CameraInfo, Image
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from vla_nodes.control.trajectory import Trajectory
-from vla_nodes.messages.convert import quaternion
 from vla_nodes.msg import PolicyStatus
+from vla_nodes.poses import quaternion
 
 
 def to_time(t: float) -> Time:

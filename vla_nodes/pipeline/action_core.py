@@ -28,7 +28,7 @@ class Answer:
     the seam in numbers, where the executor saw a chunk."""
 
     arm: Trajectory | None = None
-    gripper: Trajectory | None = None
+    grippers: dict[str, Trajectory] | None = None  # by name of the gripper
     cause: str = ""
     reason: str = ""
     new: bool = False
@@ -85,11 +85,12 @@ class ActionCore:
         self.gate.reset()
         self._stopped_for = ""
 
-    def joints(self, stamp: float, q: np.ndarray, qd: np.ndarray, finger: float | None, steady: float) -> Answer:
+    def joints(self, stamp: float, q: np.ndarray, qd: np.ndarray, fingers: np.ndarray | None, steady: float) -> Answer:
+        """A joint state: arm q (J,) rad, qd (J,) rad/s, the grippers' joints (G,) if known, at `stamp` s."""
         verdict = self.gate.observe(q, steady)
         if verdict.action is not Action.GO:
             return Answer(cause=verdict.cause, reason=verdict.reason, new=verdict.new)
-        self.executor.observe(stamp, q, qd, finger)
+        self.executor.observe(stamp, q, qd, fingers)
         return Answer()
 
     def chunk(self, chunk: ActionChunk, now: float) -> Answer:
@@ -106,12 +107,12 @@ class ActionCore:
             self._record(SeamRecord.of(output, now))
         if output.refused is not None:
             new = self.gate.refused(output.cause)
-            return Answer(output.arm, output.gripper, output.cause, output.refused, new, output)
+            return Answer(output.arm, output.grippers, output.cause, output.refused, new, output)
         self.gate.used(now)
         self._stopped_for = ""
         self._commanded.append(now - chunk.stamp)
         self._count(output)
-        return Answer(output.arm, output.gripper, verdict.cause, verdict.reason, verdict.new, output)
+        return Answer(output.arm, output.grippers, verdict.cause, verdict.reason, verdict.new, output)
 
     def tick(self, now: float, steady: float, idle: str = "") -> Answer:
         """Fixed rate, 20 Hz or more: a stop to publish where one is called for.

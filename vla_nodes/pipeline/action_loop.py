@@ -13,6 +13,7 @@ from vla_nodes.messages.convert import chunk_from, seconds
 from vla_nodes.messages.joints import JointInput
 from vla_nodes.pipeline.action_core import ActionCore, Answer
 from vla_nodes.pipeline.policy_core import State
+from vla_nodes.policy.contract import Box
 
 GATE_PERIOD = 0.02
 """s between two looks of the safety gate (50 Hz, steady clock)."""
@@ -24,12 +25,13 @@ class ActionLoop:
     def __init__(self, core: ActionCore, joint_map: Sequence[str] = ()) -> None:
         """joint_map: as messages.joints.parse_joint_map, raises JointStatesError."""
         robot = core.robot
-        joints = (*robot.joint_names, *((robot.gripper.joint,) if robot.gripper else ()))
+        joints = (*robot.joint_names, *(gripper.joint for gripper in robot.grippers))
         self.core = core
-        self.last: tuple[np.ndarray, np.ndarray, float | None] | None = None  # of joint_states, as read
+        self.last: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # of joint_states, as read
         self._joints = JointInput(joints, joint_map)
         self.arm_names = list(self._joints.robot_names[: robot.dof])
-        self.gripper_names = list(self._joints.robot_names[robot.dof :])
+        fingers = self._joints.robot_names[robot.dof :]
+        self.gripper_joints = dict(zip(robot.gripper_names, fingers, strict=True))  # {gripper: the robot's joint}
         self.idle = "no vla/status received yet: is policy_node active?"
 
     @property
@@ -37,15 +39,14 @@ class ActionLoop:
         """What is wrong with the newest joint_states, or ""."""
         return self._joints.problem
 
-    def read_joints(self, message: Any) -> tuple[np.ndarray, np.ndarray, float | None] | None:
-        """Arm positions and velocities (J,) and the finger's position (kept as `last`), or None with `joint_problem`
-        saying why."""
+    def read_joints(self, message: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Arm positions and velocities (J,) and the positions of the grippers' joints (G,) (kept as `last`), or None
+        with `joint_problem` saying why."""
         joints = self._joints.read(message.name, message.position, message.velocity)
         if joints is None:
             return None
         (position, velocity), dof = joints, self.core.robot.dof
-        finger = float(position[dof]) if self.gripper_names else None
-        self.last = (position[:dof], np.zeros(dof) if velocity is None else velocity[:dof], finger)
+        self.last = (position[:dof], np.zeros(dof) if velocity is None else velocity[:dof], position[dof:])
         return self.last
 
     def joints(self, message: Any, steady: float) -> Answer:
@@ -85,9 +86,9 @@ def executor_settings(value: Callable[[str], Any]) -> ExecutorSettings:
     )
 
 
-def safety_settings(value: Callable[[str], Any]) -> SafetySettings:
-    """From action_node's parameters; ValueError names one that is out of range."""
+def safety_settings(value: Callable[[str], Any], workspace: Box | None) -> SafetySettings:
+    """From action_node's parameters and the robot's workspace; ValueError names one that is out of range."""
     names = ("table", "outside", "max_age", "step_factor", "tracking_tolerance", "tracking_time")
     names += ("joint_timeout", "chunk_timeout", "deadman_timeout")
-    corners = {name: tuple(value(name)) for name in ("workspace_low", "workspace_high")}
+    corners = {} if workspace is None else {"workspace_low": workspace.lower, "workspace_high": workspace.upper}
     return SafetySettings(**corners, **{name: value(name) for name in names})

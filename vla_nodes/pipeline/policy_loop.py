@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from vla_nodes.control.chunk import ActionSpace
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.messages.convert import seconds
 from vla_nodes.messages.joints import JointInput
-from vla_nodes.messages.sync import ObservationSync, Pair
+from vla_nodes.messages.sync import CameraStreams, ObservationSync, Pair
 from vla_nodes.pipeline.observe import observation
 from vla_nodes.pipeline.policy_core import PolicyCore, State, Ticket
+from vla_nodes.pipeline.robot_description import RobotDescription
+from vla_nodes.policy.contract import Camera, Contract, difference_table, differences
 
 WATCH_PERIOD = 0.05
 """s between two looks at what is lacking."""
@@ -29,13 +31,18 @@ STATUS_PERIOD = 0.125
 for looks that come early or late (> 5 Hz)."""
 
 
+PoseAt = Callable[[float, str], "np.ndarray | None"]
+"""For an image's stamp (s) and frame: T_base_camera (4, 4) of the colour optical frame, None while not known."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What a step needs: messages as they came, decoded by whoever computes."""
 
     ticket: Ticket
     pair: Pair
-    camera_pose: np.ndarray
+    camera_poses: dict[str, np.ndarray | None]
+    """T_base_camera (4, 4) by camera; None where the contract does not ask for it"""
 
 
 class PolicyLoop:
@@ -44,13 +51,23 @@ class PolicyLoop:
     def __init__(
         self, core: PolicyCore, robot: RobotModel, slop: float, use_depth: bool, joint_map: Sequence[str] = ()
     ) -> None:
-        """slop, use_depth: see ObservationSync; joint_map: see parse_joint_map, which may raise JointStatesError."""
-        config = core.runtime.config
-        joints = (*config.joint_names, config.gripper_joint)
+        """
+        Args:
+            core: of a policy whose contract fits the robot.
+            slop: as ObservationSync.
+            use_depth: whether a depth that is optional in the contract is awaited.
+            joint_map: as messages.joints.parse_joint_map.
+
+        Raises JointStatesError, ValueError (see `streams_of`).
+        """
+        cameras = core.runtime.config.contract.cameras
+        joints = (*robot.joint_names, *(gripper.joint for gripper in robot.grippers))
         self.core, self.robot = core, robot
-        self.sync = ObservationSync(slop, use_depth)
+        self.sync = ObservationSync(slop, [streams_of(camera, use_depth) for camera in cameras])
+        self._posed = {camera.name: camera.pose == "known" for camera in cameras}
         self._joints = JointInput(joints, joint_map)
-        self._frame = ""
+        self._frame = dict.fromkeys(self._posed, "")
+        self._leader = cameras[0].name
 
     @property
     def joint_problem(self) -> str:
@@ -62,15 +79,16 @@ class PolicyLoop:
         self.sync.clear()
 
     # -- messages in -------------------------------------------------------------------------------------------------
-    def color(self, message: Any) -> None:
-        self._frame = message.header.frame_id
-        self.sync.add_color(seconds(message.header.stamp), message)
+    def color(self, message: Any, camera: str = "") -> None:
+        """camera: its name in the contract; "": the first one, here and below."""
+        self._frame[camera or self._leader] = message.header.frame_id
+        self.sync.add_color(seconds(message.header.stamp), message, camera)
 
-    def depth(self, message: Any) -> None:
-        self.sync.add_depth(seconds(message.header.stamp), message)
+    def depth(self, message: Any, camera: str = "") -> None:
+        self.sync.add_depth(seconds(message.header.stamp), message, camera)
 
-    def info(self, message: Any) -> None:
-        self.sync.add_info(seconds(message.header.stamp), message)
+    def info(self, message: Any, camera: str = "") -> None:
+        self.sync.add_info(seconds(message.header.stamp), message, camera)
 
     def joints(self, message: Any) -> str:
         """Returns "" or, once for each new problem, why it cannot be used (`joint_problem` while that lasts)."""
@@ -81,28 +99,32 @@ class PolicyLoop:
         return ""
 
     # -- steps out ---------------------------------------------------------------------------------------------------
-    def next(self, now: float, camera_pose: Callable[[float, str], np.ndarray | None]) -> Job | None:
+    def next(self, now: float, camera_poses: Mapping[str, PoseAt]) -> Job | None:
         """The step to take now, or None; call when something came in and nobody is computing, then `core.started`.
 
-        Args: now: s, ROS clock; camera_pose: gives, for an image's stamp and frame, the (4, 4) colour optical frame in
-        base, None while not known.
+        Args: now: s, ROS clock; camera_poses: for each camera whose pose the contract asks for.
         """
         newest = self.sync.newest("color")
         if newest is None or not self.core.due(newest):
             return None
-        if camera_pose(newest, self._frame) is None:
+        if any(camera_poses[name](newest, self._frame[name]) is None for name, posed in self._posed.items() if posed):
             return None
         pair = self.sync.take()
         if pair is None or not self.core.due(pair.stamp):
             return None
-        pose, ticket = camera_pose(pair.stamp, self._frame), self.core.ticket(pair.stamp, now)
-        return None if ticket is None or pose is None else Job(ticket, pair, pose)
+        poses = {
+            name: camera_poses[name](pair.frames[name].stamp, self._frame[name]) if posed else None
+            for name, posed in self._posed.items()
+        }
+        ticket = self.core.ticket(pair.stamp, now)
+        known = all(poses[name] is not None for name, posed in self._posed.items() if posed)
+        return Job(ticket, pair, poses) if ticket is not None and known else None
 
     def compute(self, job: Job) -> Any:
         """The step itself, in whatever thread: decode, kinematics, policy. Raises what they raise."""
         self.core.prepare(job.ticket)
         started = time.perf_counter()
-        seen = observation(job.pair, job.camera_pose, self.robot)
+        seen = observation(job.pair, job.camera_poses, self.robot)
         decoded = 1e3 * (time.perf_counter() - started)
         output = self.core.runtime.step(seen)
         output.timings["decode"] = decoded  # ms, beside the policy's own
@@ -131,24 +153,29 @@ class PolicyLoop:
 
     def dropped_frames(self) -> int:
         """Colour images that came and were not used."""
-        return sum(count for reason, count in self.sync.dropped.items() if reason.startswith("color"))
+        return self.sync.unused_images()
 
 
-def misfits(config: Any, robot: RobotModel, tool_frame: str, base_frame: str) -> str:
-    """A table of what a checkpoint's config and this robot do not agree on, or "". Imports torch."""
-    from vla_nodes.policy.checkpoint import misfit_table
+def streams_of(camera: Camera, use_depth: bool) -> CameraStreams:
+    """What is awaited of a camera of the contract. ValueError where its depth is required and is not to be used."""
+    if camera.depth == "required" and not use_depth:
+        raise ValueError(f"use_depth is false, and the checkpoint needs depth of camera {camera.name}")
+    depth = camera.depth == "required" or (camera.depth == "optional" and use_depth)
+    # Depth and poses are of use with the calibration only; a colour-only camera without a pose needs none.
+    return CameraStreams(camera.name, depth, info=depth or camera.pose == "known")
 
-    gripper = robot.gripper
-    rows = config.misfits(
-        joint_names=tuple(robot.joint_names),
-        gripper_joint=None if gripper is None else gripper.joint,
-        tool_frame=tool_frame,
-        base_frame=base_frame,
-    )
-    spaces = [space.value for space in ActionSpace]
-    if config.action_space not in spaces:
-        rows.append(("action_space", config.action_space, " or ".join(spaces)))
-    return misfit_table(rows) if rows else ""
+
+def misfits(contract: Contract, description: RobotDescription) -> str:
+    """A table of what a checkpoint's contract and this robot do not agree on, or "".
+
+    A robot's name and its workspace are not the policy's business: another cell may call it otherwise and bound it.
+    """
+    offered = msgspec.structs.replace(description.robot, name=contract.robot.name, workspace=contract.robot.workspace)
+    rows = differences(contract.robot, offered, "robot")
+    have = [gripper.name for gripper in description.robot.grippers]
+    missing = [name for name in contract.actions.grippers if name not in have]
+    rows += [("actions.grippers", name, ", ".join(have) or "none") for name in missing]
+    return difference_table(rows) if rows else ""
 
 
 def fingerprint(folder: Path) -> str:

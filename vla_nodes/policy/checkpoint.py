@@ -16,12 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vla_nodes.policy.configuration import PolicyConfig
+from vla_nodes.policy.contract import Actions, Camera, Contract, Gripper, Robot
 from vla_nodes.policy.language import load_tokenizer
 from vla_nodes.policy.modeling import VlaPolicy
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 MAX_WEIGHTS_BYTES = 16 << 30  # the largest preset fits; more is no checkpoint of this suite
 MAX_CONFIG_BYTES = 1 << 20
+COLUMNS = {
+    "ee_delta": ("dx", "dy", "dz", "rx", "ry", "rz"),
+    "ee_pose": ("x", "y", "z", "qx", "qy", "qz", "qw"),
+}
 MAX_HEADER_BYTES = 32 << 20
 FORMAT = 1
 
@@ -55,6 +60,21 @@ class CheckpointConfig:
     @property
     def horizon(self) -> int:
         return self.policy.horizon
+
+    @property
+    def contract(self) -> Contract:
+        """The same as a contract, for all that compares with it."""
+        columns = (*COLUMNS.get(self.action_space, self.joint_names), "gripper")
+        gripper = Gripper(joint=self.gripper_joint, closed=0.0, open=0.04)
+        return Contract(
+            robot=Robot(name="", joints=self.joint_names, base_frame=self.base_frame, tool_frame=self.tool_frame,
+                        grippers=(gripper,)),
+            state=(),
+            actions=Actions(space=self.action_space, columns=columns, scale=(1.0,) * len(columns),
+                            grippers=("gripper",), horizon=self.horizon, period=self.period),
+            cameras=(Camera(name=self.camera, depth_range=self.depth_range),),
+            tick=self.tick,
+        )  # fmt: skip
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
@@ -17,6 +16,7 @@ from vla_nodes.policy import checkpoint as checkpoints
 from vla_nodes.policy.configuration import PRIMITIVES
 from vla_nodes.policy.inference import engine as engines
 from vla_nodes.policy.modeling import Instruction, Prepared, VisualTokens, proprioception
+from vla_nodes.policy.processing import CameraImage, Observation, square
 
 CERTAIN = 0.4  # grounding probability above which the robot may start
 LOST = 0.1  # and below which a running task is given up, when it stays there
@@ -25,21 +25,6 @@ HELD = (0.1, 0.9)  # gripper openings between which it has something in hand, wh
 LOST_TICKS = 20
 DONE_TICKS = 3  # observations in a row that must call a step done before the next one begins
 MAX_GAP = 0.5  # s between observations beyond which the change since the last one means nothing
-
-
-@dataclass
-class Observation:
-    """One instant of the robot; see each field."""
-
-    stamp: float  # s, exposure time of the images
-    color: np.ndarray  # (H, W, 3) uint8 RGB
-    depth: np.ndarray | None  # (H, W) float32 m, 0 or NaN invalid, aligned to colour; None = no depth
-    intrinsics: np.ndarray  # (3, 3) K of the colour image
-    camera_pose: np.ndarray  # (4, 4) colour optical frame in base
-    joint_positions: np.ndarray  # (7,) rad, checkpoint order
-    joint_velocities: np.ndarray  # (7,) rad/s
-    gripper: float  # opening, 0 closed .. 1 open
-    ee_pose: np.ndarray  # (4, 4) tool in base
 
 
 @dataclass
@@ -52,32 +37,6 @@ class PolicyOutput:
     done: float = 0.0  # 0..1, that this step is done and the hand clear of it
     target: np.ndarray = field(default_factory=lambda: np.full(3, np.nan))  # m in base, middle of the thing
     timings: dict[str, float] = field(default_factory=dict)  # ms by part, and "total"
-
-
-def square(
-    color: np.ndarray, depth: np.ndarray | None, intrinsics: np.ndarray, size: int
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """The middle square of an image, resized to (size, size), as the network sees it; K (3, 3) float32 to match.
-
-    Everything that feeds the network goes through here: nodes, replay, and the training data made from recordings.
-    """
-    height, width = color.shape[:2]
-    intrinsics = np.array(intrinsics, np.float32)
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    if height != width:
-        color = color[top : top + side, left : left + side]
-        depth = None if depth is None else depth[top : top + side, left : left + side]
-        intrinsics[0, 2] -= left
-        intrinsics[1, 2] -= top
-    if side != size:
-        scale = size / side
-        color = cv2.resize(color, (size, size), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        depth = None if depth is None else cv2.resize(depth, (size, size), interpolation=cv2.INTER_NEAREST)
-        intrinsics[0, 2], intrinsics[1, 2] = ((intrinsics[i, 2] + 0.5) * scale - 0.5 for i in (0, 1))
-        intrinsics[0, 0] *= scale
-        intrinsics[1, 1] *= scale
-    return color, depth, intrinsics
 
 
 class PolicyRuntime:
@@ -148,9 +107,12 @@ class PolicyRuntime:
         if self._asked is None:
             return PolicyOutput(None, "no instruction yet: publish one on the instruction topic")
         started = time.perf_counter()
-        color, depth, intrinsics = self._images(observation)
-        pose = self._tensor(observation.camera_pose)
-        tool = self._tensor(observation.ee_pose[:3, 3])
+        if len(observation.cameras) != 1 or len(observation.grippers) != 1:
+            raise ValueError("this policy takes one camera and one gripper")
+        (image,) = observation.cameras.values()
+        color, depth, intrinsics = self._images(image)
+        pose = self._tensor(image.pose)
+        tool = self._tensor(observation.tool_pose[:3, 3])
         step = self._step
         now = self._asked.at(step)
         view = self.engine.look(color, depth, intrinsics, pose, tool, now)
@@ -169,7 +131,7 @@ class PolicyRuntime:
         timings = {"vision": 1e3 * (looked - started), "core": 1e3 * (ended - looked), "language": self._language_ms,
                    "total": 1e3 * (ended - started)}  # fmt: skip
         self._language_ms = 0.0
-        reason = self._judge(grounding, HELD[0] < observation.gripper < HELD[1])
+        reason = self._judge(grounding, HELD[0] < observation.grippers[0] < HELD[1])
         if not reason and not np.isfinite(actions).all():
             reason = "the policy gave actions that are not numbers"
         done = float(output.done.sigmoid())
@@ -207,15 +169,15 @@ class PolicyRuntime:
     def _tensor(self, array) -> torch.Tensor:
         return torch.as_tensor(np.ascontiguousarray(array, np.float32), device=self.device).unsqueeze(0)
 
-    def _images(self, observation: Observation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _images(self, image: CameraImage) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Resize to the network's square and bring the intrinsics along. Nothing is stretched silently."""
-        color, depth = observation.color, observation.depth
+        color, depth = image.color, image.depth
         size = self.config.image_size
         if color.ndim != 3 or color.shape[2] != 3 or color.dtype != np.uint8:
             raise ValueError(f"colour image must be (H, W, 3) uint8, got {color.shape} {color.dtype}")
         if depth is not None and depth.shape != color.shape[:2]:
             raise ValueError(f"depth {depth.shape} is not aligned to colour {color.shape[:2]}: use aligned depth")
-        color, depth, intrinsics = square(color, depth, observation.intrinsics, size)
+        color, depth, intrinsics = square(color, depth, image.intrinsics, size)
         if depth is None:
             depth = np.zeros((size, size), np.float32)
         near, far = self.config.depth_range
@@ -227,10 +189,10 @@ class PolicyRuntime:
         last = self._previous
         gap = now.stamp - last.stamp if last is not None else 0.0
         if last is not None and 1e-3 < gap <= MAX_GAP:
-            velocity = (now.ee_pose[:3, 3] - last.ee_pose[:3, 3]) / gap
-            rate = (now.gripper - last.gripper) / gap
+            velocity = (now.tool_pose[:3, 3] - last.tool_pose[:3, 3]) / gap
+            rate = float(now.grippers[0] - last.grippers[0]) / gap
         else:
             velocity, rate = np.zeros(3), 0.0
-        parts = (now.ee_pose, now.gripper, now.joint_positions, now.joint_velocities, velocity, rate)
+        parts = (now.tool_pose, float(now.grippers[0]), now.joint_positions, now.joint_velocities, velocity, rate)
         rows = (self._tensor(part).unsqueeze(0) if np.ndim(part) else self._tensor([part]) for part in parts)
         return proprioception(*rows)

@@ -45,8 +45,8 @@ def run(args: cli.Options) -> int:
         sink = goldens.GoldenSink() if args.golden or args.loop > 1 else None
         ended = passes(session, args.out, args.loop, args.images, sink)
         if args.golden:
-            names = [*session.robot.joint_names, session.robot.gripper.joint]
-            now = goldens.collect(sink, session.settings(), session.checkpoint, session.urdf, names)
+            names = [*session.robot.joint_names, *(gripper.joint for gripper in session.robot.grippers)]
+            now = goldens.collect(sink, session.settings(), session.checkpoint, session.description.urdf, names)
             if args.update:
                 goldens.write(args.golden, now)
                 print(f"golden: written to {args.golden}")

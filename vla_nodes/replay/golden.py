@@ -64,10 +64,10 @@ class GoldenSink(Sink):
         if given:
             self.actions.append(np.asarray(output.actions, np.float32))
 
-    def commanded(self, now: int, q: np.ndarray | None, qd: np.ndarray | None, finger: float) -> None:
+    def commanded(self, now: int, q: np.ndarray | None, qd: np.ndarray | None, fingers: np.ndarray) -> None:
         if q is not None:
             self.times.append(now)
-            self.joints.append(np.append(q, finger))
+            self.joints.append(np.append(q, fingers))
 
 
 def collect(sink: GoldenSink, settings: dict[str, Any], checkpoint: Path, robot: Path, joint_names: list[str]) -> dict:

@@ -28,6 +28,7 @@ from vla_nodes.messages.convert import chunk_fields, status_fields
 from vla_nodes.pipeline.action_core import ActionCore, Answer
 from vla_nodes.pipeline.action_loop import GATE_PERIOD, ActionLoop, executor_settings, safety_settings
 from vla_nodes.pipeline.policy_loop import STATUS_PERIOD, Job
+from vla_nodes.policy.contract import Box
 from vla_nodes.replay.policy_clock import PolicySide, Scout
 from vla_nodes.rosbag.timeline import Event, nanoseconds
 
@@ -70,8 +71,9 @@ class Sink:
     def status(self, now: int, fields: dict[str, Any]) -> None:
         """vla/status is published: PolicyStatus' fields."""
 
-    def commanded(self, now: int, q: np.ndarray | None, qd: np.ndarray | None, finger: float) -> None:
-        """Every SAMPLE_PERIOD: what the controllers follow, (J,) rad, rad/s, or None before the first chunk; m."""
+    def commanded(self, now: int, q: np.ndarray | None, qd: np.ndarray | None, fingers: np.ndarray) -> None:
+        """Every SAMPLE_PERIOD: what the controllers follow, (J,) rad, rad/s, or None before the first chunk; (G,) m or
+        rad of the grippers' joints, NaN before their first command."""
 
     def measured(self, now: int, stamp: int, q: np.ndarray, reference: np.ndarray | None) -> None:
         """A joint_states message: its stamp, arm joints (J,) rad, and what we had commanded for that stamp."""
@@ -84,12 +86,13 @@ class Replay(PolicySide):
     """One pass through a recording; make a new one for each. The runtime may be shared by passes, one at a time."""
 
     def __init__(
-        self, runtime: Any, robot: RobotModel, parameters: dict[str, dict[str, Any]], latency: float, sink: Sink,
-        instruction: str = "",
+        self, runtime: Any, robot: RobotModel, workspace: Box | None, parameters: dict[str, dict[str, Any]],
+        latency: float, sink: Sink, instruction: str = "",
     ) -> None:  # fmt: skip
         """
         Args:
             runtime: a PolicyRuntime that fits the robot.
+            workspace: of the robot's contract.yaml.
             parameters: of policy_node and action_node, see parameters.load.
             latency: s of bag time from an observation's arrival to its chunk's.
             instruction: put in force at the start; those of the recording are then ignored.
@@ -100,12 +103,12 @@ class Replay(PolicySide):
         arguments = (runtime, robot, parameters, latency, instruction)
         super().__init__(*arguments)
         a = parameters["action_node"]
-        core = ActionCore(robot, executor_settings(a.__getitem__), safety_settings(a.__getitem__))
+        core = ActionCore(robot, executor_settings(a.__getitem__), safety_settings(a.__getitem__, workspace))
         self.action = ActionLoop(core, a["joint_map"])
         self.sink = sink
         self._for_scout = arguments
         self._scout: Scout | None = None
-        self._finger: Trajectory | None = None
+        self._fingers: dict[str, Trajectory] = {}  # by gripper
         self._set_back = 0  # ns that the clock was set back so far: the steady clock was not
         self._status_at = -(10**12)
 
@@ -167,7 +170,7 @@ class Replay(PolicySide):
 
     def end(self, job: Job, handle: Future, begun: int) -> None:
         output, error, wall = handle.result()
-        ticket, stamp = job.ticket, job.pair.color.header.stamp
+        ticket, stamp = job.ticket, job.pair.first.color.header.stamp
         ns = nanoseconds(stamp)
         published = self.core.finished(ticket, output, error, self.latency * 1e-9, self.seconds)
         self.counts["steps"] += 1
@@ -176,10 +179,11 @@ class Replay(PolicySide):
         if error is not None:
             self.problem(f"policy step failed: {error!r}")
         if published:
-            fields = chunk_fields(self.core.runtime.config, ticket.instruction, output.actions)
+            contract = self.core.runtime.config.contract
+            fields = chunk_fields(contract.actions, ticket.instruction, output.actions)
             self.sink.chunk(self._now, fields, ns)
             started = time.perf_counter()
-            answer = self.action.chunk(_Message(stamp, self.core.runtime.config.base_frame, fields), self.seconds)
+            answer = self.action.chunk(_Message(stamp, contract.robot.base_frame, fields), self.seconds)
             self._answer(answer, ns, time.perf_counter() - started)
 
     def watched(self) -> None:
@@ -198,18 +202,18 @@ class Replay(PolicySide):
         self._answer(self.action.tick(self.seconds, self._steady), None, 0.0)
 
     def _answer(self, answer: Answer, chunk_stamp: int | None, wall: float) -> None:
-        if answer.gripper is not None:
-            self._finger = answer.gripper
-        if chunk_stamp is not None or answer.arm is not None or answer.gripper is not None or answer.new:
+        self._fingers.update(answer.grippers or {})
+        if chunk_stamp is not None or answer.arm is not None or answer.grippers or answer.new:
             self.sink.answer(self._now, answer, chunk_stamp, wall)
 
     def _show(self) -> None:
         reference = self.action.core.executor.reference(self.seconds)
-        finger = float("nan")
-        if self._finger is not None:
-            finger = float(sample(self._finger, self.seconds - self._finger.stamp)[0][0])
+        fingers = np.full(len(self.robot.grippers), np.nan)
+        for i, name in enumerate(self.robot.gripper_names):
+            if (motion := self._fingers.get(name)) is not None:
+                fingers[i] = sample(motion, self.seconds - motion.stamp)[0][0]
         q, qd = (None, None) if reference is None else reference[:2]
-        self.sink.commanded(self._now, q, qd, finger)
+        self.sink.commanded(self._now, q, qd, fingers)
 
 
 class _Message:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from array import array
 from collections import Counter
@@ -160,7 +159,7 @@ class Numbers(Sink):
     def status(self, now: int, fields: dict[str, Any]) -> None:
         self.curves["state"].add(self._t(now), fields["state"])
 
-    def commanded(self, now: int, q: np.ndarray | None, qd: np.ndarray | None, finger: float) -> None:
+    def commanded(self, now: int, q: np.ndarray | None, qd: np.ndarray | None, fingers: np.ndarray) -> None:
         if q is not None:
             self.curves["commanded"].add(self._t(now), q)
 
@@ -187,12 +186,12 @@ class BagSink(Sink):
     """Writes results below /replay beside what was recorded, as MCAP: for Foxglove, PlotJuggler, rosbag2."""
 
     def __init__(self, folder: Path, bag: Bag, base_frame: str, images: bool, names: Sequence[Any]) -> None:
-        """folder: replaced when the bag is whole, see `close`; names: of the arm's and the gripper's joints. What is
-        taken over from the recording: see `copied`."""
+        """folder: replaced when the bag is whole, see `close`; names: of the arm's joints, and of each gripper's by its
+        name. What is taken over from the recording: see `copied`."""
         self._folder, self._partial = folder, folder.parent / ".partial"
         shutil.rmtree(self._partial, ignore_errors=True)
         self._store, self._base, self._bag = bag.typestore, base_frame, bag
-        self._arm_names, self._gripper_names = names
+        self._arm_names, self._gripper_joints = names
         self._writer = Writer(self._partial / folder.name, version=8, storage_plugin=StoragePlugin.MCAP)
         self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self._writer.set_custom_data(*MARK)
@@ -222,12 +221,10 @@ class BagSink(Sink):
         self._write("vla/action_chunk", "vla_nodes/msg/ActionChunk", now, header=self._header(stamp), **fields)
 
     def answer(self, now: int, answer: Answer, chunk_stamp: int | None, wall: float) -> None:
-        for trajectory, names, topic in (
-            (answer.arm, self._arm_names, "arm_controller/joint_trajectory"),
-            (answer.gripper, self._gripper_names, "gripper_controller/joint_trajectory"),
-        ):
-            if trajectory is not None:
-                self._trajectory(now, trajectory, names, topic)
+        if answer.arm is not None:
+            self._trajectory(now, answer.arm, self._arm_names, "arm_controller/joint_trajectory")
+        for name, trajectory in (answer.grippers or {}).items():
+            self._trajectory(now, trajectory, [self._gripper_joints[name]], f"{name}_controller/joint_trajectory")
 
     def status(self, now: int, fields: dict[str, Any]) -> None:
         fields = dict(fields)
@@ -237,12 +234,13 @@ class BagSink(Sink):
         kind = "vla_nodes/msg/PolicyStatus"
         self._write("vla/status", kind, now, header=header, target=point, checkpoint="", **fields)
 
-    def commanded(self, now: int, q: np.ndarray | None, qd: np.ndarray | None, finger: float) -> None:
+    def commanded(self, now: int, q: np.ndarray | None, qd: np.ndarray | None, fingers: np.ndarray) -> None:
         if q is None:
             return
         names, values, speeds = list(self._arm_names), q, qd
-        if math.isfinite(finger):
-            names, values, speeds = names + list(self._gripper_names), np.append(q, finger), np.append(qd, 0.0)
+        if (told := np.isfinite(fingers)).any():
+            names += [joint for joint, known in zip(self._gripper_joints.values(), told, strict=True) if known]
+            values, speeds = np.append(q, fingers[told]), np.append(qd, np.zeros(told.sum()))
         self._write("joint_commands", "sensor_msgs/msg/JointState", now, header=self._header(now, ""), name=names,
                     position=values, velocity=speeds, effort=np.zeros(0))  # fmt: skip
 

@@ -37,10 +37,12 @@ class PolicySide:
         """See `open_loop.Replay`."""
         p = parameters["policy_node"]
         self.robot, self.latency = robot, round(latency * 1e9)
-        self.core = PolicyCore(runtime, p["rate"] or 1.0 / runtime.config.tick, p["max_image_age"])
+        self.core = PolicyCore(runtime, p["rate"] or 1.0 / runtime.config.contract.tick, p["max_image_age"])
         self.policy = PolicyLoop(self.core, robot, p["slop"], p["use_depth"], p["joint_map"])
         self.counts: Counter[str] = Counter()
-        self.camera = CameraPose(p["camera_pose_source"], p["base_frame"], p["camera_pose"])
+        contract = runtime.config.contract
+        self.eye = contract.cameras[0].name
+        self.camera = CameraPose(p["camera_pose_source"], contract.robot.base_frame, p["camera_pose"], self.eye)
         self._instruction = instruction
         self._job: tuple[Job, Any, int] | None = None  # with what begin() returned, and when it began
         self._ends = 0
@@ -177,7 +179,7 @@ class PolicySide:
     def _try(self) -> None:
         if self._job is not None:
             return
-        job = self.policy.next(self.seconds, self.camera.at)
+        job = self.policy.next(self.seconds, {self.eye: self.camera.at})
         if job is None:
             return
         self.core.started(job.ticket)

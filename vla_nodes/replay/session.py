@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vla_nodes.control.robot import RobotModel
 from vla_nodes.pipeline.policy_loop import fingerprint, misfits
+from vla_nodes.pipeline.robot_description import RobotDescription
 from vla_nodes.replay.open_loop import Replay, Sink
 from vla_nodes.replay.outputs import Fan, copied
 from vla_nodes.rosbag import timeline as clocks
@@ -55,14 +55,18 @@ class Session:
         if not self.instruction and not (self.topics["instruction"] or self.topics["active_instruction"]):
             raise BagError(f"{self.bag.path}: no instruction in the recording: give one with --instruction")
         self.clock = clocks.choose(self.bag, self.topics, self.clock)
-        self.urdf = _shared(p["urdf"])
-        self.robot = RobotModel(self.urdf, p["tool_frame"])
-        if self.robot.gripper is None:
-            raise ReplayError(f"{self.urdf}: the robot has no gripper, and policies of this suite command one")
+        if len({values["contract"] for values in self.parameters.values()}) > 1:
+            raise ReplayError("policy_node.contract and action_node.contract name different files: it is one robot")
+        self.description = RobotDescription(p["contract"])
+        self.robot = self.description.model()
         chosen = self.checkpoint or (Path(p["checkpoint"]).expanduser() if p["checkpoint"] else None)
         self.checkpoint = chosen or share_path("resource/checkpoints/nano")
         self.runtime = load(self.checkpoint, p)
-        if table := misfits(self.runtime.config, self.robot, p["tool_frame"], p["base_frame"]):
+        contract = self.runtime.config.contract
+        if len(contract.cameras) > 1:
+            names = ", ".join(camera.name for camera in contract.cameras)
+            raise ReplayError(f"{self.checkpoint}: replay feeds one camera, this policy looks through {names}")
+        if table := misfits(contract, self.description):
             raise ReplayError(f"{self.checkpoint}: the checkpoint does not fit this robot:\n{table}")
         self.begin(Sink())  # a parameter out of range is said before anything is written
         if self.instruction and (reason := self.runtime.check_instruction(self.instruction)):
@@ -86,12 +90,13 @@ class Session:
 
     def begin(self, sink: Sink) -> Replay:
         """A Replay before its first message. Raises ValueError for a parameter out of range."""
-        return Replay(self.runtime, self.robot, self.parameters, self.latency, sink, self.instruction)
+        workspace = self.description.robot.workspace
+        return Replay(self.runtime, self.robot, workspace, self.parameters, self.latency, sink, self.instruction)
 
-    def joint_names(self) -> tuple[list[str], list[str]]:
-        """Names of arm and gripper joints as the robot calls them."""
+    def joint_names(self) -> tuple[list[str], dict[str, str]]:
+        """Names of the arm's joints, and of each gripper's by the gripper's name, as the robot calls them."""
         action = self.begin(Sink()).action
-        return action.arm_names, action.gripper_names
+        return action.arm_names, action.gripper_joints
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on besides the bag and the files of the checkpoint."""
@@ -132,8 +137,3 @@ def load(checkpoint: Path, policy: dict[str, Any]) -> Any:
         return PolicyRuntime.load(checkpoint, "cpu", policy["threads"], names[-1])
     except ValueError as error:
         raise ReplayError(str(error)) from None
-
-
-def _shared(place: str) -> Path:
-    path = Path(place).expanduser()
-    return path if path.is_absolute() else share_path(place)

@@ -31,7 +31,7 @@ def measured_pass(
         raise ReplayError(f"{out / 'bag'} is there and was not made by a replay: name another --out")
     names = session.joint_names()
     numbers = Numbers(names[0])
-    base = session.parameters["policy_node"]["base_frame"]
+    base = session.description.robot.base_frame
     writer = BagSink(out / "bag", session.bag, base, images, names)
     try:
         run, ended, wall = session.replay([numbers, writer, *sinks], images, progress)

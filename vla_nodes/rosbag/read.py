@@ -6,7 +6,8 @@
 
 Storage files are read by the `rosbags` library, one after the other in the order of metadata.yaml, so a bag of any
 length takes the memory of one chunk. Message definitions are Jazzy's and this package's own msg/*.msg; definitions that
-a bag brings along are compared with those and never compiled. Whatever is wrong with a bag is a `BagError` of one line.
+a bag brings along are compared with those, and with this package's former ones, and never compiled.
+Whatever is wrong with a bag is a `BagError` of one line.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from vla_nodes.rosbag.former_definitions import FORMER, Former
 from vla_nodes.rosbag.storage import open_storage
 from vla_nodes.share import share_path
 
@@ -83,6 +85,7 @@ class Bag:
         self.typestore = typestore()
         self._mode = ""
         self._connections: dict[str, Connection] = {}
+        self._former: dict[str, Former] = {}  # by topic, where the bag has a former definition of its type
         self._files = self._find()
         self._temporary = ExitStack()
         try:
@@ -150,10 +153,13 @@ class Bag:
 
     def read(self, topic: str, stamp: int, data: bytes) -> Any:
         """The message in the bytes that `raw` gave. Raises BagError where they are none of the topic's type."""
+        kind = self.topics[topic]
         try:
-            return self.typestore.deserialize_cdr(data, self.topics[topic])
+            if topic in self._former:
+                return self._former[topic].read(data, self.typestore.types[kind])
+            return self.typestore.deserialize_cdr(data, kind)
         except Exception as error:  # rosbags raises its own, numpy's and struct's errors
-            raise BagError(f"{self.path}: {topic} at {stamp}: not a {self.topics[topic]}: {_line(error)}") from None
+            raise BagError(f"{self.path}: {topic} at {stamp}: not a {kind}: {_line(error)}") from None
 
     def raw(self, topics: Collection[str] | None = None) -> Iterator[tuple[str, int, bytes]]:
         """(topic, stamp in ns, CDR bytes) in the order of the recording. Raises BagError as `messages`."""
@@ -166,6 +172,8 @@ class Bag:
     def definition(self, topic: str) -> tuple[str, str]:
         """(message definition text, hash) of a topic for writing it into another bag; text "" if nobody knows it."""
         kind, connection = self.topics[topic], self._connections[topic]
+        if former := self._former.get(topic):
+            return former.text_and_hash()
         if kind in self.typestore.fielddefs:
             return self.typestore.generate_msgdef(kind, ros_version=2)[0], self.typestore.hash_rihs01(kind)
         return connection.msgdef.data, connection.digest or "unknown"
@@ -274,6 +282,9 @@ class Bag:
             problem = f"its definition in this bag cannot be read: {_line(error)}"
             raise BagError(f"{self.path}: topic {topic} is {kind}, and {problem}") from None
         for name, (_, fields) in theirs.items():
+            if name == kind and (former := _former(kind, fields)):
+                self._former[topic] = former
+                continue
             if name in ours and _plain(fields) != _plain(ours[name][1]):
                 raise BagError(f"{self.path}: topic {topic}: {name} has other fields in this bag than in Jazzy or here")
 
@@ -332,6 +343,11 @@ def _defined(definition: MessageDefinition, kind: str) -> dict:
     for part in definition.data.split("=" * 80 + "\n"):
         found.update(get_types_from_idl(part.split("\n", 1)[1] if part.startswith("IDL: ") else part))
     return found
+
+
+def _former(kind: str, fields: Collection) -> Former | None:
+    """The former definition of a type that these fields are, or None."""
+    return next((old for old in FORMER if old.kind == kind and _plain(old.fields) == _plain(fields)), None)
 
 
 def _plain(fields: Collection) -> list:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_nodes.control.inverse_kinematics import rotation_vector
 from vla_nodes.envs.tabletop import scene as sc
 from vla_nodes.envs.tabletop.tasks import Task, destination, place_of, placed
 from vla_nodes.envs.tabletop.world import World
+from vla_nodes.poses import rotation_vector
 
 PRIMITIVES = ("reach", "grasp", "lift", "move", "place", "open", "close", "hold")
 

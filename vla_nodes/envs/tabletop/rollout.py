@@ -9,24 +9,24 @@ import numpy as np
 
 from vla_nodes.control.chunk import ActionChunk, ActionSpace
 from vla_nodes.control.executor import ChunkExecutor, ExecutorOutput
-from vla_nodes.control.inverse_kinematics import rotation_vector
 from vla_nodes.control.joint_trajectory_controller import JointTrajectoryController
 from vla_nodes.control.robot import RobotModel
 from vla_nodes.control.settings import ExecutorSettings
 from vla_nodes.envs.tabletop import mjcf
 from vla_nodes.envs.tabletop.camera import Camera, Rgbd
 from vla_nodes.envs.tabletop.world import World
-from vla_nodes.share import share_path
+from vla_nodes.pipeline.robot_description import robot_model
+from vla_nodes.poses import rotation_vector
 
 if TYPE_CHECKING:  # the expert moves a robot without a policy, and so without torch
-    from vla_nodes.policy.runtime import Observation
+    from vla_nodes.policy.processing import Observation
 
 STEP = 0.01  # s between references to the servos and joint measurements, as the simulated robot publishes them
 
 
 @lru_cache(maxsize=1)
 def panda() -> RobotModel:
-    return RobotModel(share_path("config/panda/panda.urdf"))
+    return robot_model("config/panda/contract.yaml")
 
 
 class Rollout:
@@ -68,16 +68,17 @@ class Rollout:
 
     def observation(self, camera: Camera, image: Rgbd) -> Observation:
         """What the policy gets to see now, and nothing more."""
-        from vla_nodes.policy.runtime import Observation
+        from vla_nodes.policy.processing import CameraImage, Observation
 
         q, qd, _ = self.world.joint_state()
-        return Observation(self.world.time, image.color, image.depth, camera.intrinsics, camera.pose, q[:7], qd[:7],
-                           self.world.opening(), panda().forward(q[:7]))  # fmt: skip
+        seen = CameraImage(image.color, image.depth, camera.intrinsics, camera.pose)
+        return Observation(self.world.time, {"camera": seen}, q[:7], qd[:7], np.array([self.world.opening()]),
+                           panda().forward(q[:7]))  # fmt: skip
 
     def submit(self, actions: np.ndarray, stamp: float, period: float, instruction: str = "") -> ExecutorOutput:
         """Hand over a chunk of ee_delta rows (H, 7) computed from the observation at ``stamp`` s."""
         now = self.world.time
-        chunk = ActionChunk(stamp, instruction, period, ActionSpace.EE_DELTA, np.asarray(actions, float))
+        chunk = ActionChunk(stamp, instruction, period, ActionSpace.EE_DELTA, np.asarray(actions, float), ("gripper",))
         output = self.executor.submit(chunk, now)
         self.hand_over(output, now)
         return output
@@ -87,7 +88,7 @@ class Rollout:
         q, qd, _ = self.world.joint_state()
         for controller, trajectory, joints in (
             (self._arm, output.arm, slice(0, 7)),
-            (self._finger, output.gripper, slice(7, 8)),
+            (self._finger, (output.grippers or {}).get("gripper"), slice(7, 8)),
         ):
             if trajectory is not None and (reason := controller.accept(trajectory, now, q[joints], qd[joints])):
                 raise RuntimeError(f"the controller refused a trajectory: {reason}")
