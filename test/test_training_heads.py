@@ -18,9 +18,11 @@ def made(tmp_path):
     start = training_tiny.write_checkpoint(tmp_path / "start")
     data = training_tiny.write_data(tmp_path / "data")
 
-    def build(only, **others):
-        values = {"stage": "part", "only": only, "data": [str(data)], "start": str(start), "out": str(tmp_path / only),
-                  "steps": 30, "examples": 2, "held_out": 3, "batch": 64, "rate": 0.01, "device": "cpu"}  # fmt: skip
+    def build(stage, **others):
+        values = {"stage": stage, "env": "tabletop", "data": [str(data)], "start": str(start),
+                  "out": str(tmp_path / stage),
+                  "steps": 30, "examples": 2, "held_out": 3, "batch": 64, "learning_rate": 0.01,
+                  "device": "cpu"}  # fmt: skip
         return config.build(values | others)
 
     return build
@@ -34,12 +36,12 @@ def few(monkeypatch):
 
 
 def stage(values):
-    return heads.PartStage(initialize.begin(values, print).model, values)
+    return heads.HeadStage(initialize.begin(values, print).model, values)
 
 
-@pytest.mark.parametrize("only", ["judge", "offset"])
-def test_a_part_learns_alone_and_its_weights_take_inputs_as_they_come(made, only):
-    values = made(only)
+@pytest.mark.parametrize("head", ["feasibility_head", "placement_head"])
+def test_a_part_learns_alone_and_its_weights_take_inputs_as_they_come(made, head):
+    values, only = made(head), config.HEADS[head]
     before = initialize.begin(values, print).model.state_dict()
     begun = stage(values)
     whole = (*begun.training, torch.zeros_like(begun.training.inputs))
@@ -57,7 +59,7 @@ def test_a_part_learns_alone_and_its_weights_take_inputs_as_they_come(made, only
 
 
 def test_examples_are_made_once_and_anew_for_other_eyes(made):
-    values = made("judge")
+    values = made("feasibility_head")
     model = initialize.begin(values, print).model.eval()
     wanted = heads.examples(model, values, held=False)
     files = sorted((values.out / "examples").iterdir())
@@ -72,7 +74,7 @@ def test_examples_are_made_once_and_anew_for_other_eyes(made):
 
 
 def test_the_judge_needs_something_held_out_to_be_measured_on(made):
-    values = made("judge", held_out=100)
+    values = made("feasibility_head", held_out=100)
     (values.data[0] / "000.safetensors").unlink()
     with pytest.raises(DataError, match="no episode to ask about that is held out for measuring"):
         stage(values)
@@ -80,7 +82,7 @@ def test_the_judge_needs_something_held_out_to_be_measured_on(made):
 
 def test_the_offset_is_what_aims(made):
     """Its examples say what VlaPolicy.aim would have to say."""
-    values = made("offset")
+    values = made("placement_head")
     model = initialize.begin(values, print).model.eval()
     inputs, answers = heads.examples(model, values, held=False)
     width = inputs.shape[1] - 3

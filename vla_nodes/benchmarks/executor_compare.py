@@ -26,9 +26,8 @@ from vla_nodes.envs.tabletop import suites
 from vla_nodes.envs.tabletop.camera import Camera
 from vla_nodes.envs.tabletop.rollout import STEP, Rollout, panda
 from vla_nodes.envs.tabletop.scene import Scene
-from vla_nodes.envs.tabletop.tasks import Judge, Task
+from vla_nodes.envs.tabletop.tasks import SuccessChecker, Task
 from vla_nodes.envs.tabletop.world import World
-from vla_nodes.evaluation.closed_loop_episode import TICK
 from vla_nodes.evaluation.evaluate import SHIPPED
 from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.progress import progress
@@ -151,7 +150,7 @@ def play(
 ) -> Played:
     """One episode; `source` is a policy that observes it, or the chunks of an earlier one."""
     world = World(scene)
-    player, judge = Player(world, executor), Judge(task)
+    player, checker = Player(world, executor), SuccessChecker(task)
     camera = Camera(world) if isinstance(source, PolicyRuntime) else None
     if camera is not None:
         source.set_instruction(text)
@@ -160,9 +159,9 @@ def play(
     limit = suites.time_limit(task) if camera is not None else source[-1].stamp + latency + suites.STEP_LIMIT / 10
     due = world.time
     try:
-        while world.time < limit and not (camera is not None and judge.succeeded):
+        while world.time < limit and not (camera is not None and checker.succeeded):
             if camera is not None and world.time >= due - 1e-9:
-                due += TICK
+                due += source.config.tick
                 if (chunk := _ask(source, player, camera, text)) is not None:
                     made.append(chunk)
                     coming.append(chunk)
@@ -175,11 +174,11 @@ def play(
             tool.append(world.tool_pose()[:3, 3])
             braced.append(player.braced)
             wanted.append(_wanted(made[-1], world.time) if made else np.full(3, np.nan))
-            judge.update(world)
+            checker.update(world)
     finally:
         if camera is not None:
             camera.close()
-    return Played(executor, latency, scene.seed, judge.succeeded, np.array(tool), np.array(wanted),
+    return Played(executor, latency, scene.seed, checker.succeeded, np.array(tool), np.array(wanted),
                   np.array(braced), made, player.records)  # fmt: skip
 
 

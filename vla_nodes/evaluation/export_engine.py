@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from vla_nodes import cli
+from vla_nodes.envs import base as envs
 from vla_nodes.policy import checkpoint as checkpoints
 from vla_nodes.policy.inference import engine as engines
 from vla_nodes.policy.inference import graphs, quantize
@@ -48,12 +49,11 @@ def blind(frame: tuple) -> tuple:
     return color, torch.zeros_like(depth), *others
 
 
-def drive(model, config, count: int, first_seed: int = FIRST_SEED) -> list[Episode]:
-    """What the policy saw while it drove in the simulator, episode by episode."""
-    from vla_nodes.envs.tabletop import suites  # MuJoCo: only here
-    from vla_nodes.evaluation import closed_loop_episode
+def drive(model, config, count: int, name: str, first_seed: int = FIRST_SEED) -> list[Episode]:
+    """What the policy saw while it drove in an environment, episode by episode."""
+    from vla_nodes.evaluation import closed_loop_episode  # here: it needs none of it without --calibrate
 
-    runtime = PolicyRuntime(model, config)
+    runtime, env = PolicyRuntime(model, config), envs.make(name)
     episodes: list[Episode] = []
     step = runtime.step
 
@@ -62,11 +62,15 @@ def drive(model, config, count: int, first_seed: int = FIRST_SEED) -> list[Episo
         return step(observation)
 
     runtime.step = recorded  # type: ignore[method-assign]
-    for seed in progress(range(first_seed, first_seed + count), unit="episodes"):
-        scene, task, text = suites.episode("random", seed)
-        episodes.append((text, []))
-        result, _ = closed_loop_episode.run(closed_loop_episode.PolicyDriver(runtime), "random", scene, task, text)
-        say(f'  seed {seed}: "{text}": {len(episodes[-1][1])} ticks, {result.reason or "done"}')
+    driver, suite = closed_loop_episode.PolicyDriver(runtime), env.suites.varied or env.suites.default
+    seeds = range(first_seed, first_seed + count)
+    jobs = [(member, seed) for seed in seeds for member in env.suites.members(suite)][:count]
+    for name, seed in progress(jobs, unit="episodes"):
+        start = env.reset(name, seed)
+        episodes.append((start.instruction, []))
+        result, _ = closed_loop_episode.run(driver, env, start, name, seed)
+        say(f'  seed {seed}: "{start.instruction}": {len(episodes[-1][1])} ticks, {result.reason or "done"}')
+    env.close()
     return episodes
 
 
@@ -110,12 +114,12 @@ def difference_table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def calibrate(folder: Path, model, config, count: int, threads: int) -> None:
+def calibrate(folder: Path, model, config, count: int, threads: int, env: str) -> None:
     """Writes int8.json into the folder and prints what 8 bits change. EngineError when OpenVINO is not there."""
     if reason := engines.why_not("openvino", model):
         raise engines.EngineError(reason)
     print(f"driving {count} episodes in the simulator")
-    episodes = drive(model, config, count)
+    episodes = drive(model, config, count, env)
     learned, held_out = episodes[: count // 2], episodes[count // 2 :]
     recorder = Recorder(model)
     wanted = replay(model, config, engines.TorchEngine(model), held_out)
@@ -143,7 +147,7 @@ def prepare(args: cli.Options) -> int:
     torch.set_num_threads(args.threads)
     model, config = checkpoints.load(folder)
     if args.calibrate:
-        calibrate(folder, model, config, args.episodes, args.threads)
+        calibrate(folder, model, config, args.episodes, args.threads, args.env)
     started = time.perf_counter()
     engine = engines.load(model, args.engine, args.threads, folder, args.precision)
     seconds = time.perf_counter() - started
@@ -174,6 +178,7 @@ command = cli.Command(
     *cli.section(
         "Calibration",
         cli.flag("--calibrate", "measure the ranges for 8 bits first (needs MuJoCo)"),
+        cli.option("--env", type=click.Choice(envs.NAMES), default=envs.DEFAULT, help="environment to calibrate in"),
         cli.count("--episodes", "simulated episodes, half of them to calibrate on", 12, least=2),
     ),
     examples="""

@@ -15,7 +15,7 @@ from vla_nodes.policy.configuration import preset
 from vla_nodes.policy.language import InstructionEncoder
 from vla_nodes.policy.modeling import VlaPolicy
 from vla_nodes.share import share_path
-from vla_nodes.training.config import ActSettings, PartSettings, Settings, SettingsError
+from vla_nodes.training.config import HEADS, ActionSettings, HeadSettings, Settings, SettingsError
 from vla_nodes.training.losses_grounding import TRAINED as GROUNDED
 
 SHIPPED = "resource/checkpoints/nano"
@@ -73,10 +73,10 @@ def begin(settings: Settings, say: Callable[[str], None] = print) -> Begun:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("core.")}
     policy = replace(policy, memory=settings.memory)
     model = VlaPolicy(policy)
-    if isinstance(settings, PartSettings):  # it is learnt anew
-        weights = {name: tensor for name, tensor in weights.items() if name.split(".")[0] != settings.only}
+    if isinstance(settings, HeadSettings):  # it is learnt anew
+        weights = {name: tensor for name, tensor in weights.items() if name.split(".")[0] != HEADS[settings.stage]}
     _load(model, weights, start, say)
-    if isinstance(settings, ActSettings) and settings.grounded is not None:
+    if isinstance(settings, ActionSettings) and settings.grounded is not None:
         eyes = {k: v for k, v in load_file(settings.grounded).items() if k.split(".")[0] in GROUNDED}
         _load(model, {**model.state_dict(), **eyes}, settings.grounded, say)
     folder = settings.language or (start if config is not None else None) or share_path(SHIPPED)

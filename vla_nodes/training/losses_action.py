@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla_nodes.policy.modeling import Proprioception, VisualTokens, VlaPolicy
+from vla_nodes.policy.modeling import MOVE_SCALE, Proprioception, VisualTokens, VlaPolicy
 
 TRAINED = ("embed_state", "embed_change", "embed_tool", "embed_view", "embed_summary", "kind", "core", "head")
 LAMBDA_ACC = 0.25
@@ -104,7 +104,7 @@ def losses(model: VlaPolicy, batch: dict[str, Tensor], state: tuple | None = Non
     with torch.no_grad():
         right = (out.primitive.argmax(-1) == batch["primitive"]).float()
         agree = ((out.actions[..., 6] > 0) == (wanted[..., 6] > 0.5)).float().mean(-1)
-        end = 16.0 * (moves[..., :3].sum(-2) - wanted[..., :3].sum(-2)).norm(dim=-1)
+        end = 1e3 * MOVE_SCALE * (moves[..., :3].sum(-2) - wanted[..., :3].sum(-2)).norm(dim=-1)
         report = {"end mm": float((end * weight).sum()), "primitive right": float((right * of_named).sum()),
                   "gripper right": float((agree * weight).sum()),
                   "done right": float((((out.done > 0).float() == ended).float() * of_done).sum())}  # fmt: skip

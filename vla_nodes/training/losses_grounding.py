@@ -14,17 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla_nodes.envs.tabletop.grounding_dataset import KINDS, NO_NAME, SHADES, Frame, augment, imagined, named
-from vla_nodes.envs.tabletop.mjcf import handle_offset
-from vla_nodes.envs.tabletop.scene import CABINET_POSITION, DRAWER_TRAVEL, HALF_HEIGHT
-from vla_nodes.envs.tabletop.tasks import RELATIONS, Task, destination, kind_of
+from vla_nodes.envs.base import Grounding, Sentence
 from vla_nodes.policy.modeling import NEARBY, Instruction, Prepared, VisualTokens, VlaPolicy
 from vla_nodes.policy.vision import Scan, Survey, unit
+from vla_nodes.training.examples import augment
+from vla_nodes.training.grounding_data import NO_NAME, Frame, Names
 
 TRAINED = ("roles", "vision", "middle", "offset", "judge")  # language stays as it was distilled
 
 SEEING = ("vision.encoder", "middle")  # what learns when nothing is asked
-SPOTS, SPREAD = 16, ((0.30, 0.66), (-0.16, 0.31))  # places of a goal for each sentence; x and y, m
+SPOTS = 16  # places of a reference for each sentence
 TOGETHER = 16  # sentences the encoder reads at a time
 SEEN = 3  # cells that must show a thing before it counts as seen
 IMAGES = ("color", "depth", "intrinsics", "camera_pose", "tool", "shown", "centre")
@@ -137,39 +136,41 @@ WEIGHTS = {
 }
 
 
-class Thing(torch.nn.Module):
-    """Training only: from (..., C) features or queries to logits (..., SHADES) and (..., KINDS)."""
+class NameReader(torch.nn.Module):
+    """Training only: from (..., C) features or queries to logits of every appearance and of every category."""
 
-    def __init__(self, model: VlaPolicy) -> None:
+    def __init__(self, model: VlaPolicy, grounding: Grounding) -> None:
         super().__init__()
         half = model.config.half_width
-        self.color, self.kind = torch.nn.Linear(half, len(SHADES)), torch.nn.Linear(half, len(KINDS))
+        self.appearance = torch.nn.Linear(half, len(grounding.appearances))
+        self.category = torch.nn.Linear(half, len(grounding.categories))
 
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        look, shape = values.chunk(2, -1)
-        return self.color(look), self.kind(shape)
+        appearance, category = values.chunk(2, -1)
+        return self.appearance(appearance), self.category(category)
 
 
 class Cells(torch.nn.Module):
-    """Training only: the colour, the kind and the middle of what stands in every cell, read off the map.
+    """Training only: the appearance, the category and the center of what stands in every cell, read off the map.
 
     One image answers for all its things at once (goal-aware segmentation and geometry of PokeVLA, with every thing a
     goal), so eyes learn several times faster from it than from questions.
     """
 
-    def __init__(self, model: VlaPolicy) -> None:
+    def __init__(self, model: VlaPolicy, grounding: Grounding) -> None:
         super().__init__()
         self.scale = torch.nn.Parameter(torch.tensor(8.0))
-        self.thing = Thing(model)
+        self.name = NameReader(model, grounding)
+        self.background = Names(grounding).nothing[1]
 
     def loss(self, model: VlaPolicy, survey: Survey, batch: dict) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Things and the table weigh the same, however many cells each has."""
+        """Objects and the background weigh the same, however many cells each has."""
         features = survey.features.flatten(2).transpose(1, 2)  # (B, cells, C)
         shown = batch["shown"].flatten(2).long()
-        thing = shown[:, 1] != KINDS.index("")
+        thing = shown[:, 1] != self.background
         if not thing.any():
             return {"cells": features.sum() * 0, "centres": features.sum() * 0}, {"cells right": 1.0, "centres cm": 0.0}
-        said = self.thing(self.scale * unit(features, 2))
+        said = self.name(self.scale * unit(features, 2))
         total, right = features.new_zeros(()), torch.ones_like(thing)
         for logits, answer in zip(said, shown.unbind(1), strict=True):
             wrong = F.cross_entropy(logits.flatten(0, 1), answer.flatten(), ignore_index=NO_NAME, reduction="none")
@@ -179,7 +180,8 @@ class Cells(torch.nn.Module):
         middle = survey.points.flatten(2).transpose(1, 2)[thing] + model.middle(features[thing])
         gap = middle - batch["centre"].flatten(2).transpose(1, 2)[thing]
         centres = F.smooth_l1_loss(gap / NEARBY, torch.zeros_like(gap), beta=0.05)
-        report = {"cells right": float(right[thing].float().mean()), "table right": float(right[~thing].float().mean()),
+        report = {"cells right": float(right[thing].float().mean()),
+                  "background right": float(right[~thing].float().mean()),
                   "centres cm": 100 * float(gap.detach().norm(dim=1).mean())}  # fmt: skip
         return {"cells": total, "centres": centres}, report
 
@@ -187,31 +189,30 @@ class Cells(torch.nn.Module):
 class Words(torch.nn.Module):
     """Training only: what is asked for, read off the queries and summaries alone. Sentences cost far less than images.
 
-    It says the colour and kind of each step's thing and goal, and the step's verb and relation.
+    It says the appearance and category of each step's target and reference, and the step's relation, else its verb.
     """
 
-    VERBS = ("pick", "place", "open", "close", *RELATIONS)
-
-    def __init__(self, model: VlaPolicy) -> None:
+    def __init__(self, model: VlaPolicy, grounding: Grounding) -> None:
         super().__init__()
-        self.thing = Thing(model)
-        self.verb = torch.nn.Linear(model.config.language.d_model, len(self.VERBS))
+        self.name, self.names = NameReader(model, grounding), Names(grounding)
+        self.verbs = {verb: index for index, verb in enumerate(grounding.verbs)}
+        self.verb = torch.nn.Linear(model.config.language.d_model, len(self.verbs))
 
-    def loss(self, model: VlaPolicy, sentences: list[tuple[str, Task]], asked: Instruction | None = None
+    def loss(self, model: VlaPolicy, sentences: list[Sentence], asked: Instruction | None = None
              ) -> tuple[Tensor, float]:  # fmt: skip
         """Mean cross entropy over the steps of sentences, and the share of steps with all of it right."""
         asked = asked or understand(model, [text for text, _ in sentences])
         rows, total, right = [], [], []
-        for row, (_, task) in enumerate(sentences):
-            rows += [(row, at, step) for at, step in enumerate(task.steps)]
+        for row, (_, steps) in enumerate(sentences):
+            rows += [(row, at, step) for at, step in enumerate(steps)]
         row, at = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
         for role in range(2):
-            names = [(step.thing, step.goal)[role] for _, _, step in rows]
-            said = self.thing(asked.queries[row, at, role])
-            for logits, answer in zip(said, torch.tensor([named(n) for n in names]).T, strict=True):
+            names = [(step.target, step.reference)[role] for _, _, step in rows]
+            said = self.name(asked.queries[row, at, role])
+            for logits, answer in zip(said, torch.tensor([self.names.of(n) for n in names]).T, strict=True):
                 total.append(F.cross_entropy(logits, answer))
                 right.append(logits.argmax(1) == answer)
-        answer = torch.tensor([self.VERBS.index(step.relation or step.verb) for _, _, step in rows])
+        answer = torch.tensor([self.verbs[step.relation or step.verb] for _, _, step in rows])
         logits = self.verb(asked.summary[row, at])
         total.append(F.cross_entropy(logits, answer))
         right.append(logits.argmax(1) == answer)
@@ -219,7 +220,7 @@ class Words(torch.nn.Module):
 
 
 class Spots(NamedTuple):
-    """Made-up places of the goals that sentences name, and where the things would go: geometry without images."""
+    """Made-up places of the references that sentences name, and where the targets would go: geometry without images."""
 
     row: Tensor  # (N,) which sentence
     step: Tensor  # (N,) which step of it
@@ -227,20 +228,14 @@ class Spots(NamedTuple):
     aim: Tensor  # (N, SPOTS, 3) m in base
 
 
-def spots(sentences: list[tuple[str, Task]], rng: np.random.Generator) -> Spots:
-    """Goals anywhere on the table; the drawer, which stands where it stands, anyhow open."""
+def spots(sentences: list[Sentence], grounding: Grounding, rng: np.random.Generator) -> Spots:
+    """References anywhere they could be."""
     found = []
-
-    def place(goal: str) -> np.ndarray:
-        if goal == "drawer":
-            return np.array([*CABINET_POSITION, 0.0]) + handle_offset() - [rng.uniform(0, DRAWER_TRAVEL), 0, 0]
-        return np.array([*rng.uniform(*zip(*SPREAD, strict=True)), HALF_HEIGHT.get(kind_of(goal), 0.0)])
-
-    for row, (_, task) in enumerate(sentences):
-        for at, step in enumerate(task.steps):
-            if step.goal:
-                places = [place(step.goal) for _ in range(SPOTS)]
-                found.append((row, at, places, [destination(step, there) for there in places]))
+    for row, (_, steps) in enumerate(sentences):
+        for at, step in enumerate(steps):
+            if step.reference:
+                places = [grounding.reference_position(step, rng) for _ in range(SPOTS)]
+                found.append((row, at, places, [grounding.place_position(step, there) for there in places]))
     row, at, goal, aim = zip(*found, strict=True) if found else ((),) * 4
     shape = (len(row), SPOTS, 3)
     places, aims = (torch.tensor(np.array(v), dtype=torch.float32).reshape(shape) for v in (goal, aim))
@@ -257,11 +252,11 @@ def where(model: VlaPolicy, asked: Instruction, spots: Spots) -> tuple[Tensor, f
     return loss, 100 * float(gap.detach().norm(dim=-1).mean())
 
 
-def sentences(rng: np.random.Generator, count: int) -> list[tuple[str, Task]]:
-    """Sentences about scenes that are nowhere drawn."""
-    found: list[tuple[str, Task]] = []
+def sentences(grounding: Grounding, rng: np.random.Generator, count: int) -> list[Sentence]:
+    """Sentences about scenes that are nowhere drawn, each asking for something."""
+    found: list[Sentence] = []
     while len(found) < count:
-        text, task = imagined(rng)
-        if task is not None:
-            found.append((text, task))
+        sentence = grounding.imagined(rng)
+        if sentence.steps:
+            found.append(sentence)
     return found

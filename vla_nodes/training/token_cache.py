@@ -18,16 +18,14 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from vla_nodes.datasets import episode as episodes
-from vla_nodes.envs.tabletop import instructions
-from vla_nodes.envs.tabletop.grounding_dataset import augment, number
-from vla_nodes.envs.tabletop.tasks import Task
 from vla_nodes.policy.modeling import Prepared, VisualTokens, VlaPolicy, proprioception
 from vla_nodes.progress import progress, say
+from vla_nodes.training.examples import augment, number
 
 EYES = ("language", "roles", "vision", "middle")  # what tokens depend on; the aim in them is renewed when they are used
-FORMAT = 3  # of the cached arrays; another one makes the cache stale
+FORMAT = 4  # of the cached arrays; another one makes the cache stale
 MADE_BY = "made_by.json"  # in the cache folder: what the tokens in it depend on
-PHRASINGS = 4  # sentences for the same task; the first is the one the eyes looked for
+PHRASINGS = 4  # sentences for the same task at most; the first is the one the eyes looked for
 
 
 def differences(values: np.ndarray, stamps: np.ndarray) -> np.ndarray:
@@ -48,9 +46,11 @@ def tokens_of(
     header, arrays = episode.header, episode.arrays
     episode.require("instruction", "intrinsics", "camera_pose")
     episode.require("ee_pose", "gripper", "joint_positions", "joint_velocities", "actions")
-    texts = [header["instruction"]]
-    if "task" in header:
-        texts += [instructions.phrase(Task.from_dict(header["task"]), rng) for _ in range(PHRASINGS - 1)]
+    horizon, rows = model.config.horizon, arrays["actions"].shape[1]
+    if rows < horizon:
+        raise episodes.DataError(f"{episode.path}: its chunks have {rows} rows and the policy's {horizon}: collect or "
+                                 f"build the data with --horizon {horizon}")  # fmt: skip
+    texts = [header["instruction"], *header.get("paraphrases", [])][:PHRASINGS]
     asked = model.prepare(model.language.encode(texts))
     count = len(episode)
     step = torch.as_tensor(arrays.get("step", np.zeros(count)), dtype=torch.long)
@@ -84,7 +84,7 @@ def tokens_of(
         torch.as_tensor(differences(arrays["gripper"], arrays["stamp"])))  # fmt: skip
     views = {f"view_{name}": torch.cat([getattr(p, name) for p in parts]).numpy() for name in VisualTokens._fields}
     return {**views, "state": body.state.numpy(), "change": body.change.numpy(), "summary": asked.summary.numpy(),
-            "actions": model.normalised(torch.as_tensor(arrays["actions"])).numpy(),
+            "actions": model.normalised(torch.as_tensor(arrays["actions"][:, :horizon])).numpy(),
             "primitive": arrays.get("primitive", np.full(count, -1)).astype(np.int64), "step": step.numpy(),
             "done": arrays.get("done", np.full(count, np.nan)).astype(np.float32)}  # fmt: skip
 
