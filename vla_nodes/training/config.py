@@ -28,7 +28,7 @@ class SettingsError(ValueError):
 class Settings:
     """What both stages know. ``None`` (null in YAML) where a default would be a guess."""
 
-    stage: str = ""
+    stage: str = ""  # one of STAGES: which of the settings below these are
     what: str = ""  # in a few words, for tables
     out: Path = Path()  # folder of the run: state, weights, log, curves
     data: tuple[Path, ...] = ()  # folders of episodes
@@ -39,14 +39,14 @@ class Settings:
     mixer: str | None = None  # mamba2, mamba1, attention; null: the preset's
     memory: bool = True  # carry the core's state from tick to tick
     depth: bool = True  # look at depth images
-    seed: int = 0
+    seed: int = 0  # of every random number, together with the number of the step
     # -- the optimiser
     batch: int = 16  # examples a step and process
-    learning_rate: float = 2e-3
+    learning_rate: float = 2e-3  # largest, after the warm-up
     warmup: int = 50  # steps
     min_lr_ratio: float = 0.01  # share of learning_rate that is left after the last step, down a cosine
-    weight_decay: float = 0.01
-    beta2: float = 0.95
+    weight_decay: float = 0.01  # of AdamW
+    beta2: float = 0.95  # of AdamW
     clip: float = 1.0  # norm of the gradient
     ema_decay: float = 0.0  # of the running average of the weights that is saved; 0: the weights themselves
     weights: dict[str, float] = field(default_factory=dict)  # factors on loss terms, by name
@@ -61,8 +61,8 @@ class Settings:
     workers: int = 1  # threads that prepare batches
     # -- what is seen of it
     log_steps: int = 10  # steps between rows of log.jsonl
-    show_seconds: float = 60.0
-    save_seconds: float = 60.0
+    show_seconds: float = 60.0  # between lines on the terminal
+    save_seconds: float = 60.0  # between states written to disk
     save_steps: int | None = None  # beside the seconds
     measure_seconds: float = 180.0  # between measurements on held-out episodes
     held_out: int = 12  # every so many episodes, one is held out, by number
@@ -83,7 +83,7 @@ class GroundingSettings(Settings):
 
     frozen: tuple[str, ...] = ()  # parts of the model that do not learn, e.g. roles
     questions: int = 0  # sentences asked of each image: none by perception, some by grounding
-    measure_batches: int = 4
+    measure_batches: int = 4  # held-out batches of a measurement
 
 
 @dataclass(frozen=True)
