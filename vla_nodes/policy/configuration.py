@@ -15,7 +15,7 @@ CELL = 4  # pixels of the image per cell of the feature map
 class PolicyConfig:
     """Everything needed to build the network."""
 
-    preset: str = "nano"
+    preset: str = "nano"  # which of PRESETS these sizes are, or began as
     image_size: int = 224  # square RGB-D input, pixels
     vision_widths: tuple[int, int, int, int] = (16, 32, 64, 128)  # channels at strides 2, 4, 8, 16
     vision_blocks: int = 1  # residual blocks at strides 8 and 16
@@ -25,11 +25,11 @@ class PolicyConfig:
     mixer: str = "mamba2"  # mamba2, mamba1, or attention (the twin, for comparison)
     twin_of: str = "mamba2"  # what an attention core stands in for: it gets as many parameters as that one
     memory: bool = True  # carry the core's state from tick to tick; False to see what that is good for
-    d_model: int = 128
-    n_layer: int = 4
-    d_state: int = 32
-    headdim: int = 32
-    expand: int = 2
+    d_model: int = 128  # width of the core
+    n_layer: int = 4  # blocks of the core
+    d_state: int = 32  # state of a head, per channel
+    headdim: int = 32  # channels of a head
+    expand: int = 2  # inner width of a block over d_model
     head_width: int = 256
     horizon: int = 16  # rows of an action chunk
     action_dim: int = 7
