@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from vla_nodes.envs.tabletop import mjcf
 from vla_nodes.envs.tabletop.camera import MAX_RANGE
-from vla_nodes.policy.contract import Actions, Camera, Contract, Gripper, Robot, StateVector
+from vla_nodes.pipeline.robot_description import RobotDescription
+from vla_nodes.policy.contract import Actions, Camera, Contract, StateVector
 
 WORKSPACE_CENTER, WORKSPACE_SIZE = (0.48, 0.0, 0.15), 0.25  # m in base: positions enter a network relative to these
 MOVE_SCALE, TURN_SCALE = 0.016, 0.05  # m and rad in a period that a normalised action of 1 stands for
-JOINTS = len(mjcf.ARM_JOINTS)
+ROBOT = RobotDescription("config/panda/contract.yaml").robot
+JOINTS = len(ROBOT.joints)
 
 CONTRACT = Contract(
-    robot=Robot(
-        name="panda",
-        joints=mjcf.ARM_JOINTS,
-        base_frame="panda_link0",
-        tool_frame="panda_hand_tcp",
-        grippers=(Gripper(joint=mjcf.FINGER_JOINTS[0], closed=0.0, open=mjcf.FINGER_OPEN),),
-    ),
+    robot=ROBOT,
     state=(
         StateVector(name="tool_position", size=3, unit="m", offset=WORKSPACE_CENTER, scale=WORKSPACE_SIZE),
         StateVector(name="tool_rotation", size=6),
