@@ -110,8 +110,10 @@ def contract_of(env: Demonstrator, runtime: PolicyRuntime | None, horizon: int |
     contract, actions = env.contract, env.contract.actions
     if runtime is not None:
         config = runtime.config
-        actions = msgspec.structs.replace(actions, period=config.period, horizon=config.horizon)
-        contract = msgspec.structs.replace(contract, tick=config.tick)
+        actions = msgspec.structs.replace(
+            actions, period=config.contract.actions.period, horizon=config.contract.actions.horizon
+        )
+        contract = msgspec.structs.replace(contract, tick=config.contract.tick)
     if horizon is not None:
         actions = msgspec.structs.replace(actions, horizon=horizon)
     return msgspec.structs.replace(contract, actions=actions)

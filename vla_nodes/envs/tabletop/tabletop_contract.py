@@ -14,17 +14,19 @@ JOINTS = len(ROBOT.joints)
 CONTRACT = Contract(
     robot=ROBOT,
     state=(
-        StateVector(name="tool_position", size=3, unit="m", offset=WORKSPACE_CENTER, scale=WORKSPACE_SIZE),
-        StateVector(name="tool_rotation", size=6),
-        StateVector(name="gripper", size=1, offset=0.5, scale=0.5),
-        StateVector(name="joint_positions", size=JOINTS, unit="rad", scale=2.0),
-        StateVector(name="tool_velocity", size=3, unit="m/s", token="change", scale=0.2),
-        StateVector(name="gripper_velocity", size=1, unit="1/s", token="change", scale=4.0),
-        StateVector(name="joint_velocities", size=JOINTS, unit="rad/s", token="change"),
+        StateVector(
+            name="tool_position", token="position", size=3, unit="m", offset=WORKSPACE_CENTER, scale=WORKSPACE_SIZE
+        ),
+        StateVector(name="tool_rotation", token="position", size=6),
+        StateVector(name="gripper", token="position", size=1, offset=0.5, scale=0.5),
+        StateVector(name="joint_positions", token="position", size=JOINTS, unit="rad", scale=2.0),
+        StateVector(name="tool_velocity", size=3, unit="m/s", token="velocity", scale=0.2),
+        StateVector(name="gripper_velocity", size=1, unit="1/s", token="velocity", scale=4.0),
+        StateVector(name="joint_velocities", size=JOINTS, unit="rad/s", token="velocity"),
     ),
     actions=Actions(
         space="ee_delta",
-        columns=("x", "y", "z", "rx", "ry", "rz", "gripper"),
+        columns=("dx", "dy", "dz", "rx", "ry", "rz", "gripper"),
         scale=(MOVE_SCALE,) * 3 + (TURN_SCALE,) * 3 + (1.0,),
         grippers=("gripper",),
         horizon=16,
