@@ -10,7 +10,7 @@ from vla_nodes.envs import base
 from vla_nodes.envs.base import Group, Outcome, Plan, Start, Suites
 from vla_nodes.evaluation import closed_loop_episode, collect, evaluate
 from vla_nodes.policy.contract import Actions, Camera, Contract, Robot, StateVector
-from vla_nodes.policy.runtime import Observation
+from vla_nodes.policy.processing import CameraImage, Observation
 
 STEP = 0.0125  # s of one step of the simulator, as in a gymnasium environment
 
@@ -52,8 +52,8 @@ class PointEnv:
         pose = np.eye(4)
         pose[:3, 3] = self.x
         color = np.full((8, 8, 3), int(np.clip(128 + 40 * self.x[0], 0, 255)), np.uint8)
-        return Observation(self.time, color, np.ones((8, 8), np.float32), np.eye(3), np.eye(4), np.zeros(1),
-                           np.zeros(1), 0.5, pose)  # fmt: skip
+        camera = CameraImage(color, np.ones((8, 8), np.float32), np.eye(3), np.eye(4))
+        return Observation(self.time, {"camera": camera}, np.zeros(1), np.zeros(1), np.array([0.5]), pose)
 
     def apply(self, actions, period, tick, latency=None):
         assert period == STEP

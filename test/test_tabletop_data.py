@@ -1,7 +1,6 @@
 """What training reads: demonstrations made from a seed, frames drawn from them, and their cache."""
 
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import policy_tiny
@@ -20,6 +19,7 @@ from vla_nodes.envs.tabletop.tasks import Task, destination
 from vla_nodes.evaluation import collect
 from vla_nodes.policy.language import EncodedText
 from vla_nodes.policy.modeling import Instruction, VisualTokens
+from vla_nodes.policy.processing import StateLayout
 from vla_nodes.training import examples, grounding_data, token_cache
 
 LABELS = envs.grounding("tabletop")
@@ -113,16 +113,16 @@ def test_frame_says_where_the_named_thing_is(tmp_path):
         assert frame.steps == len(steps) and frame.step < frame.steps
         step = steps[frame.step]
         names = [step.target, step.reference]
-        assert np.isfinite(frame.aim).all() == frame.present[1]
+        assert np.isfinite(frame.place_position).all() == frame.present[1]
         if frame.present[1]:
-            np.testing.assert_allclose(frame.aim, destination(step, frame.middle[1]), rtol=1e-6)
+            np.testing.assert_allclose(frame.place_position, destination(step, frame.center[1]), rtol=1e-6)
         assert frame.wanted.tolist() == [bool(n) for n in names]
         assert frame.present.tolist() == [n in THINGS for n in names]
         assert frame.grounded == all(n in THINGS for n in names if n)
         for role, name in enumerate(names):
             assert ((frame.cells == role + 1).sum() > 0) == (name in ("red block", "bowl"))  # the drawer is out of view
             if name in THINGS:
-                np.testing.assert_allclose(frame.middle[role], 3 * THINGS.index(name) + np.arange(3))
+                np.testing.assert_allclose(frame.center[role], 3 * THINGS.index(name) + np.arange(3))
     assert kinds == {(True, True), (True, False), (False, False)}
 
 
@@ -152,7 +152,8 @@ def test_sampler_drops_damaged_and_unlabelled_episodes(tmp_path):
 class Eyes:
     """Stands in for the model: caching only asks it to look."""
 
-    config = SimpleNamespace(horizon=16)
+    contract = policy_tiny.contract(horizon=16)
+    layout = StateLayout(contract)
 
     def __init__(self):
         self.language = self
@@ -162,18 +163,18 @@ class Eyes:
             torch.zeros(len(texts), 3, 4), torch.ones(len(texts), 3, dtype=torch.bool), torch.zeros(len(texts), 2)
         )
 
-    def prepare(self, text):
+    def encode_instruction(self, text):
         rows = len(text.mask)
         return Instruction(torch.zeros(rows, 2, 4, 8), torch.zeros(rows, 2, 5), torch.zeros(rows, 2))
 
-    def look(self, color, depth, intrinsics, camera_pose, tool, prepared):
-        rows = len(color)
-        assert (
-            color.shape == (rows, 3, SIZE, SIZE) and depth.shape == (rows, SIZE, SIZE) and len(prepared.queries) == rows
-        )
+    def encode_observation(self, images, tool, step):
+        (image,) = images
+        rows = len(image.color)
+        assert image.color.shape == (rows, 3, SIZE, SIZE) and image.depth.shape == (rows, SIZE, SIZE)
+        assert len(step.queries) == rows
         return VisualTokens(*(torch.full((rows, 4), float(i)) for i in range(len(VisualTokens._fields)))), None
 
-    def normalised(self, actions):
+    def normalize(self, actions):
         return actions
 
 
@@ -188,7 +189,7 @@ def test_cache_skips_what_is_damaged_and_says_so(tmp_path):
     assert [p.name for p in done] == ["0000001.safetensors"]
     assert len(said) == 2 and "0000002" in said[0] and "0000003" in said[1]
     tokens = token_cache.load(done[0])
-    assert tokens["state"].shape == (5, 17) and tokens["summary"].shape == (token_cache.PHRASINGS, 2, 5)
+    assert tokens["state_position"].shape == (5, 17) and tokens["summary"].shape == (token_cache.PHRASINGS, 2, 5)
     assert tokens["step"].tolist() == [0, 0, 0, 1, 1] and tokens["done"].tolist() == [0, 0, 1, 0, 0]
     assert sorted(p.name for p in store.iterdir()) == ["0000001.safetensors", token_cache.MADE_BY]
     stamp = done[0].stat().st_mtime_ns
@@ -220,10 +221,10 @@ def test_a_fingerprint_knows_the_eyes_and_nothing_else():
     model.core.layers[0].norm.weight.data += 1  # not an eye
     assert token_cache.made_by(model) == before == token_cache.made_by(policy_tiny.tiny_model())
     assert len({before, token_cache.made_by(model, depth=False), token_cache.made_by(model, seed=1)}) == 3
-    for part in (model.judge, model.offset):  # nor these: no token comes from them
+    for part in (model.feasibility_head, model.placement_head):  # nor these: no token comes from them
         next(part.parameters()).data.view(-1)[0] += 1e-3
         assert token_cache.made_by(model) == before
-    for part in (model.vision, model.roles, model.language, model.middle):
+    for part in (model.vision, model.queries, model.language, model.object_center):
         next(part.parameters()).data.view(-1)[0] += 1e-3
         assert token_cache.made_by(model) != before
         before = token_cache.made_by(model)

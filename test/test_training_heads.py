@@ -41,7 +41,7 @@ def stage(values):
 
 @pytest.mark.parametrize("head", ["feasibility_head", "placement_head"])
 def test_a_part_learns_alone_and_its_weights_take_inputs_as_they_come(made, head):
-    values, only = made(head), config.HEADS[head]
+    values, only = made(head), head
     before = initialize.begin(values, print).model.state_dict()
     begun = stage(values)
     whole = (*begun.training, torch.zeros_like(begun.training.inputs))
@@ -68,7 +68,7 @@ def test_examples_are_made_once_and_anew_for_other_eyes(made):
     files[1].unlink()  # stopped before it was made
     found = heads.examples(model, values, held=False)
     assert all(map(torch.equal, found, wanted)) and files[0].stat().st_mtime_ns == stamps[0]
-    model.middle.weight.data += 1
+    model.object_center.weight.data += 1
     other = heads.examples(model, values, held=False)
     assert files[0].stat().st_mtime_ns > stamps[0] and not torch.equal(other.inputs, wanted.inputs)
 
@@ -81,12 +81,12 @@ def test_the_judge_needs_something_held_out_to_be_measured_on(made):
 
 
 def test_the_offset_is_what_aims(made):
-    """Its examples say what VlaPolicy.aim would have to say."""
+    """Its examples say what VlaPolicy.place_position would have to say."""
     values = made("placement_head")
     model = initialize.begin(values, print).model.eval()
     inputs, answers = heads.examples(model, values, held=False)
     width = inputs.shape[1] - 3
     goal = torch.randn(len(inputs), 3)
-    torch.testing.assert_close(model.aim(goal, inputs[:, :width]),
-                               goal + 0.1 * model.offset(model.placing(goal, inputs[:, :width])))  # fmt: skip
+    wanted = goal + 0.1 * model.placement_head(model.placement_input(goal, inputs[:, :width]))
+    torch.testing.assert_close(model.place_position(goal, inputs[:, :width]), wanted)
     assert answers.shape == (len(inputs), 3) and 0 < answers.norm(dim=1).max() < 10

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from policy_tiny import CONFIG, contract
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from vla_nodes.envs import base as envs
@@ -14,8 +15,7 @@ from vla_nodes.envs.tabletop.tasks import Task
 from vla_nodes.envs.tabletop.world import World
 from vla_nodes.policy.configuration import PolicyConfig
 from vla_nodes.policy.language import LanguageConfig
-from vla_nodes.policy.modeling import CHANGE_WIDTH, STATE_WIDTH, VisualTokens, VlaPolicy
-from vla_nodes.policy.vision import TOOL_PROBES
+from vla_nodes.policy.modeling import VlaPolicy
 from vla_nodes.training import losses_action, losses_grounding
 from vla_nodes.training.grounding_data import Frame, Names
 
@@ -31,11 +31,11 @@ def model():
     torch.manual_seed(0)
     language = LanguageConfig(vocabulary=16, embedding=8, d_model=16, n_layer=1, d_state=8, headdim=8, sentence=12)
     config = PolicyConfig(image_size=SIZE, vision_widths=(8, 8, 16, 16), feature_width=16, d_model=32, n_layer=1,
-                          d_state=8, headdim=16, head_width=32, language=language)  # fmt: skip
+                          d_state=8, headdim=16, head_width=32, space=CONFIG.space, language=language)  # fmt: skip
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return VlaPolicy(config, tokenizer)
+    return VlaPolicy(config, contract(horizon=16), tokenizer)
 
 
 def sentence(text: str, task: Task) -> Sentence:
@@ -98,11 +98,11 @@ def test_grounding_learns_a_batch_by_heart(model):
     frozen = {k: v.clone() for k, v in model.language.state_dict().items()}
     history, report = descend(model, lambda: losses_grounding.losses(model.train(), batch), parameters, 150, 5e-3)
     first, last = history[0], history[-1]
-    assert set(last) == set(losses_grounding.WEIGHTS) - {"words", "where", "cells", "centres"}
+    assert set(last) == set(losses_grounding.WEIGHTS) - {"words", "where", "cells", "centers"}
     assert sum(last.values()) < 0.4 * sum(first.values())
-    for name in ("thing mask", "goal mask", "grounding", "aim"):
+    for name in ("target mask", "reference mask", "grounding", "place position"):
         assert last[name] < 0.7 * first[name], name
-    assert report["thing found"] == 1.0 and report["grounded yes"] == 1.0 and report["grounded no"] == 1.0
+    assert report["target found"] == 1.0 and report["grounded yes"] == 1.0 and report["grounded no"] == 1.0
     assert all(torch.equal(v, frozen[k]) for k, v in model.language.state_dict().items())
 
 
@@ -112,17 +112,17 @@ def test_eyes_learn_what_stands_where_with_nothing_asked(model):
     seeing = [p for name in losses_grounding.SEEING for p in model.get_submodule(name).parameters()]
 
     def step():
-        survey = model.train().vision.survey(*(batch[n] for n in ("color", "depth", "intrinsics", "camera_pose")))
-        return reader.loss(model, survey, batch)
+        (feature_map,) = model.train().vision.feature_maps(losses_grounding.images(batch))
+        return reader.loss(model, feature_map, batch)
 
     history, report = descend(model, step, [*seeing, *reader.parameters()], 120, 5e-3)
-    assert history[-1]["cells"] < 0.2 * history[0]["cells"] and history[-1]["centres"] < history[0]["centres"]
+    assert history[-1]["cells"] < 0.2 * history[0]["cells"] and history[-1]["centers"] < history[0]["centers"]
     assert report["cells right"] > 0.95 and report["background right"] > 0.95
 
 
 def test_the_map_is_read_from_tables_without_a_thing(model):
     batch = losses_grounding.collate(FRAMES[2:], None)
-    survey = model.vision.survey(*(batch[n] for n in ("color", "depth", "intrinsics", "camera_pose")))
+    (survey,) = model.vision.feature_maps(losses_grounding.images(batch))
     terms, _ = losses_grounding.Cells(model, LABELS).loss(model, survey, batch)
     assert all(float(t.detach()) == 0.0 for t in terms.values())
 
@@ -153,7 +153,7 @@ def test_where_things_go_is_learnt_from_words_and_made_up_places(model):
         loss, _ = losses_grounding.where(model, asked, losses_grounding.spots(said, LABELS, rng))
         return {"where": loss}, {}
 
-    history, _ = descend(model, step, list(model.offset.parameters()), 400, 5e-3)
+    history, _ = descend(model, step, list(model.placement_head.parameters()), 400, 5e-3)
     assert history[-1]["where"] < 0.2 * history[0]["where"]
     assert losses_grounding.where(model, asked, losses_grounding.spots(said, LABELS, rng))[1] < 1.5  # cm
     assert losses_grounding.where(model, asked, losses_grounding.spots(said[1:2], LABELS, rng))[1] == 0.0
@@ -163,7 +163,7 @@ def test_the_drawer_is_where_the_world_has_it():
     world = World(Scene.demo(3))
     places = losses_grounding.spots(
         [sentence("", Task("place", "red block", "drawer"))], LABELS, np.random.default_rng(0)
-    ).goal[0]
+    ).reference[0]
     shut = world.handle_position()
     assert np.allclose(places[:, 1:], shut[1:], atol=1e-3) and (places[:, 0] <= shut[0] + 1e-3).all()
 
@@ -183,7 +183,7 @@ def test_the_words_alone_teach_who_does_what_in_which_step(model):
             sentence("grab the red block in the bowl", Task("place", "red block", "bowl"))]  # fmt: skip
     words = losses_grounding.Words(model, LABELS)
     history, _ = descend(model, lambda: ({"words": words.loss(model.train(), said)[0]}, {}),
-                         [*model.roles.parameters(), *words.parameters()], 120, 1e-2)  # fmt: skip
+                         [*model.queries.parameters(), *words.parameters()], 120, 1e-2)  # fmt: skip
     assert history[-1]["words"] < 0.2 * history[0]["words"]
     assert words.loss(model.eval(), said)[1] == 1.0
 
@@ -221,14 +221,16 @@ def episode(model, ticks: int, seed: int) -> dict[str, torch.Tensor]:
     """Random cached tokens; the primitive and the actions follow from nothing, so they can only be learnt by heart."""
     g = torch.Generator().manual_seed(seed)
     config = model.config
-    roles, width = 2 + config.free_roles, config.feature_width
-    shapes = {"features": (roles, width), "points": (roles, 3), "mass": (roles,), "spread": (roles,),
-              "tool": (len(TOOL_PROBES) * width,), "aim": (3,), "grounding": ()}  # fmt: skip
-    tokens = {f"view_{name}": torch.rand(ticks, *shapes[name], generator=g) for name in VisualTokens._fields}
-    actions = 0.3 * torch.randn(ticks, 1, 7, generator=g).expand(ticks, config.horizon, 7).clone()
+    roles, width = 2 + config.free_queries, config.feature_width
+    shapes = {"features": (roles, width), "points": (roles, 3), "visibility": (roles,), "attention_std": (roles,),
+              "tool": (len(config.space.tool_probes) * width,), "place_position": (3,), "feasibility": ()}  # fmt: skip
+    tokens = {f"view_{name}": torch.rand(ticks, *shapes[name], generator=g) for name in shapes}
+    actions = 0.3 * torch.randn(ticks, 1, 7, generator=g).expand(ticks, model.contract.actions.horizon, 7).clone()
     actions[..., 6] = (actions[..., 6] > 0).float()
-    return {**tokens, "state": 0.3 * torch.randn(ticks, STATE_WIDTH, generator=g),
-            "change": 0.3 * torch.randn(ticks, CHANGE_WIDTH, generator=g), "actions": actions,
+    state = {
+        f"state_{token}": 0.3 * torch.randn(ticks, size, generator=g) for token, size in model.layout.sizes.items()
+    }
+    return {**tokens, **state, "actions": actions,
             "summary": torch.randn(3, config.steps, config.language.d_model, generator=g),
             "step": (torch.arange(ticks) > ticks // 2).long(), "done": (torch.arange(ticks) == ticks // 2).float(),
             "primitive": torch.randint(0, 8, (ticks,), generator=g)}  # fmt: skip
@@ -261,7 +263,7 @@ def test_padding_of_a_window_changes_nothing(model):
     for name in short:
         assert float(short[name]) == pytest.approx(float(padded[name]), rel=1e-4, abs=1e-5), name
     cut = losses_action.window(episode(model, 40, 1), 12, rng)
-    assert cut["weight"].sum() == 12 and cut["state"].shape == (12, STATE_WIDTH)
+    assert cut["weight"].sum() == 12 and cut["state_position"].shape == (12, 17)
 
 
 class _Start:
@@ -278,7 +280,8 @@ def test_noise_touches_inputs_only(model):
     batch = losses_action.stack([losses_action.window(episode(model, 6, 0), 6, np.random.default_rng(0))])
     other = losses_action.noisy(batch, torch.Generator().manual_seed(0))
     changed = {k for k in batch if not torch.equal(batch[k], other[k])}
-    assert changed == {"view_points", "view_features", "view_tool", "view_aim", "state", "change"}
+    assert changed == {"view_points", "view_features", "view_tool", "view_place_position", "state_position",
+                       "state_velocity"}  # fmt: skip
     assert (other["view_points"] - batch["view_points"]).abs().max() < 0.012  # m
 
 
@@ -288,14 +291,16 @@ def test_a_role_that_is_mistaken_for_another_is_so_for_a_while_and_faintly(model
     batch = losses_action.stack([losses_action.window(episode(model, ticks, seed), ticks, rng) for seed in range(200)])
     other = losses_action.mistaken(batch, torch.Generator().manual_seed(0))
     changed = {k for k in batch if not torch.equal(batch[k], other[k])}
-    assert changed == {"view_points", "view_features", "view_mass", "view_spread", "view_aim"}
+    assert changed == {"view_points", "view_features", "view_visibility", "view_attention_std", "view_place_position"}
     where = (other["view_points"] != batch["view_points"]).any(-1)  # (B, T, R)
     assert not where[:, : losses_action.SURE].any() and not where[..., 2:].any()
     assert not (where[..., 0].any(1) & where[..., 1].any(1)).any()  # one of them at a time
-    assert torch.equal((other["view_aim"] != batch["view_aim"]).any(-1), where[..., 1])  # it follows from the goal
+    assert torch.equal(
+        (other["view_place_position"] != batch["view_place_position"]).any(-1), where[..., 1]
+    )  # it follows from the goal
     begins = where.any(-1).int().diff(dim=1, prepend=torch.zeros(200, 1, dtype=torch.int32)) == 1
     assert (begins.sum(1) <= 1).all() and 0.15 < float(begins.any(1).float().mean()) < 0.45
-    assert other["view_mass"][where].max() <= losses_action.FAINT
+    assert other["view_visibility"][where].max() <= losses_action.FAINT
     points = {tuple(p) for p in batch["view_points"][:, :, :2].flatten(0, 2).tolist()}
     assert all(tuple(p) in points for p in other["view_points"][where].tolist())
 
@@ -320,6 +325,6 @@ def test_labels_that_are_not_there_do_not_count(model):
 
 def test_normalised_actions_are_the_inverse_of_physical(model):
     rows = torch.rand(4, 16, 7) * 0.01
-    logits = model.normalised(rows)
+    logits = model.normalize(rows)
     logits[..., 6] = torch.logit(rows[..., 6].clamp(1e-4, 1))
-    torch.testing.assert_close(model.physical(logits), rows, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.denormalize(logits), rows, atol=1e-4, rtol=0)

@@ -62,12 +62,14 @@ def test_wordings_learn_and_nothing_else_does(values, stage):
     assert trainer.Loop(stage, values, Accelerator(cpu=True)).run()
     assert float(stage.objective(whole)[0].detach()) < 0.9 * first
     after = load_file(values.out / "weights.safetensors")
-    assert {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])} == {"roles"}
+    assert {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])} == {
+        "queries"
+    }
     assert {"steps right", "pairs: target right", "phrasings: target right"} <= set(stage.measure())
 
 
 def test_who_goes_on_with_words_keeps_what_the_eyes_mean(values, stage, tmp_path):
-    torch.nn.init.normal_(stage.model.roles.role)
+    torch.nn.init.normal_(stage.model.queries.role)
     other = training_tiny.write_checkpoint(tmp_path / "second" / "start")
     save_file(stage.model.state_dict(), other / "model.safetensors")
     drifted = config.build({**config.plain(values), "start": str(other)})

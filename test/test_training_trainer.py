@@ -117,8 +117,13 @@ def test_act_leaves_a_checkpoint_that_loads_and_differs_only_where_it_learnt(pla
     before, _ = checkpoint.load(place / "checkpoint")
     after, config = checkpoint.load(place / "left" / "checkpoint")
     changed = {n.split(".")[0] for n, t in after.state_dict().items() if not torch.equal(t, before.state_dict()[n])}
-    assert {"core", "head", "embed_state"} <= changed and not changed & {"vision", "roles", "judge", "language"}
-    assert config.joint_names == checkpoint.read_config(place / "checkpoint").joint_names
+    assert {"core", "head", "embed_state"} <= changed and not changed & {
+        "vision",
+        "queries",
+        "feasibility_head",
+        "language",
+    }
+    assert config.contract == checkpoint.read_config(place / "checkpoint").contract
     assert config.provenance["steps"] == 4 and config.provenance["settings"]["batch"] == 2
 
 
@@ -189,41 +194,38 @@ def test_damaged_files_cost_the_same_draws_however_they_are_met(place, tmp_path)
     assert used.frames.damaged and same(fresh.batch(9, 0), used.batch(9, 0))
 
 
+def forward(model, rows, carried):
+    from vla_nodes.training import losses_action
+
+    return model(losses_action.state_of(model, rows), losses_action.view_of(rows), rows["summary"], carried)
+
+
 def test_carried_state_is_that_of_the_ticks_before(place):
     """A window behind a carried state gives what it gives within one long pass, and no gradient flows back."""
     made = stage(place, ActionStage, state_dropout=0.0, window_ticks=3)
     model = made.model.eval()
     (batch, before) = next(b for b in (made.batch(k, 0) for k in range(9)) if b[1] == 2)
     past, window = split(batch, before)
-    assert window["state"].shape[1] == 3 and past["state"].shape[1] == 2
-    tokens = {k: v.requires_grad_(v.is_floating_point()) for k, v in past.items() if k == "state"}
+    assert window["actions"].shape[1] == 3 and past["actions"].shape[1] == 2
+    tokens = {k: v.requires_grad_(v.is_floating_point()) for k, v in past.items() if k.startswith("state_")}
     left = carried(model, {**past, **tokens})
     assert all(not part.requires_grad for layer in left for part in layer)
 
-    def think(rows, start):
-        from vla_nodes.policy.modeling import Proprioception, VisualTokens
-
-        view = VisualTokens(*(rows[f"view_{n}"] for n in VisualTokens._fields))
-        return model.think(Proprioception(rows["state"], rows["change"]), view, rows["summary"], start)[0].actions
+    def actions(rows, start):
+        return forward(model, rows, start)[0].actions
 
     with torch.no_grad():
-        torch.testing.assert_close(think(window, left), think(batch, None)[:, before:], rtol=1e-4, atol=1e-5)
-        assert (think(window, left) - think(window, None)).abs().max() > 1e-4
+        torch.testing.assert_close(actions(window, left), actions(batch, None)[:, before:], rtol=1e-4, atol=1e-5)
+        assert (actions(window, left) - actions(window, None)).abs().max() > 1e-4
 
 
 def test_without_memory_a_tick_knows_nothing_of_the_ones_before(place):
     model = stage(place, ActionStage, memory=False).model.eval()
     tokens = stage(place, ActionStage, state_dropout=1.0).batch(0, 0)[0]
-    from vla_nodes.policy.modeling import Proprioception, VisualTokens
-
-    def think(rows, start):
-        view = VisualTokens(*(rows[f"view_{n}"] for n in VisualTokens._fields))
-        return model.think(Proprioception(rows["state"], rows["change"]), view, rows["summary"], start)
-
     with torch.no_grad():
-        together, left = think(tokens, None)
-        for t in range(tokens["state"].shape[1]):
-            one, left = think({k: v[:, t : t + 1] for k, v in tokens.items()}, left)
+        together, left = forward(model, tokens, None)
+        for t in range(tokens["actions"].shape[1]):
+            one, left = forward(model, {k: v[:, t : t + 1] for k, v in tokens.items()}, left)
             torch.testing.assert_close(one.actions[:, 0], together.actions[:, t], rtol=1e-4, atol=1e-5)
 
 

@@ -161,7 +161,7 @@ def play(
     try:
         while world.time < limit and not (camera is not None and checker.succeeded):
             if camera is not None and world.time >= due - 1e-9:
-                due += source.config.tick
+                due += source.config.contract.tick
                 if (chunk := _ask(source, player, camera, text)) is not None:
                     made.append(chunk)
                     coming.append(chunk)
@@ -190,7 +190,9 @@ def _ask(policy: PolicyRuntime, player: Player, camera: Camera, text: str) -> Ac
     if actions is None:
         return None
     actions = np.asarray(actions, float)
-    deltas = ActionChunk(stamp, text, policy.config.period, ActionSpace.EE_DELTA, actions, ("gripper",))
+    deltas = ActionChunk(
+        stamp, text, policy.config.contract.actions.period, ActionSpace.EE_DELTA, actions, ("gripper",)
+    )
     rows = joint_rows(panda(), deltas, observation.joint_positions, player.executor.settings.ik, math.inf, None)
     actions = np.hstack([rows.q, rows.openings])
     return ActionChunk(stamp, text, deltas.period, ActionSpace.JOINT_POSITION, actions, deltas.grippers)

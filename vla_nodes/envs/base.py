@@ -29,7 +29,7 @@ import numpy as np
 
 if TYPE_CHECKING:  # an environment and its expert work without torch
     from vla_nodes.policy.contract import Contract
-    from vla_nodes.policy.runtime import Observation
+    from vla_nodes.policy.processing import Observation
 
 ENVIRONMENTS = {"tabletop": "vla_nodes.envs.tabletop.environment"}
 """Name -> module with ``make() -> Environment`` and, where stage 1 can learn from it, ``grounding() -> Grounding``."""
@@ -203,6 +203,8 @@ class Demonstrator(Environment, Protocol):
 
 class StaticScenes(Protocol):
     """An environment that can draw labelled pictures without simulating, for stage 1."""
+
+    contract: Contract
 
     def static_scene(self, seed: int, unusual: float) -> tuple[dict[str, Any], Iterator[tuple[Observation, dict]]]:
         """A scene of its own and several pictures of it, everything somewhere else in each: the header to record, and

@@ -34,7 +34,7 @@ class PolicyDriver:
 
     def __init__(self, runtime: PolicyRuntime) -> None:
         self.runtime = runtime
-        self.tick, self.period = runtime.config.tick, runtime.config.period
+        self.tick, self.period = runtime.config.contract.tick, runtime.config.contract.actions.period
 
     def begin(self, env: Environment, start: Start) -> None:
         self._env = env

@@ -20,6 +20,7 @@ from vla_nodes.envs import base as envs
 from vla_nodes.envs.base import Demonstrator
 from vla_nodes.policy import contract as contracts
 from vla_nodes.policy.contract import Contract
+from vla_nodes.policy.processing import Observation
 from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.progress import progress, say
 
@@ -27,14 +28,14 @@ THROWN_AWAY = "thrown_away.jsonl"  # beside the episodes: seeds that failed, so 
 LATENCIES = (0.02, 0.09)  # s, least and most, from an observation to the arrival of its chunk
 
 
-def row_of(env: Demonstrator, observation, plan: envs.Plan) -> dict[str, np.ndarray]:
+def row_of(env: Demonstrator, observation: Observation, plan: envs.Plan) -> dict[str, np.ndarray]:
     """What is recorded of a tick beside its images; see datasets/episode.py."""
     return {
         "stamp": observation.stamp,
         "joint_positions": observation.joint_positions,
         "joint_velocities": observation.joint_velocities,
-        "gripper": observation.gripper,
-        "ee_pose": observation.ee_pose,
+        "gripper": observation.grippers[0],
+        "ee_pose": observation.tool_pose,
         "actions": plan.actions.astype(np.float32),
         "primitive": plan.primitive,
         "step": plan.step,
@@ -62,7 +63,8 @@ def collect_one(env: Demonstrator, seed: int, path: Path, contract: Contract, ru
     ended = None
     while env.time < start.limit and (ended is None or env.time - ended < env.afterwards):
         now, observation, plan = env.time, env.observe(), env.plan(moves.horizon, moves.period)
-        writer.add(observation.color, observation.depth, **row_of(env, observation, plan))
+        camera = observation.cameras[contract.cameras[0].name]
+        writer.add(camera.color, camera.depth, **row_of(env, observation, plan))
         executed = disturb(plan.actions, now) if ended is None else plan.actions
         if runtime is not None:
             chosen = runtime.step(observation)
@@ -79,8 +81,8 @@ def collect_one(env: Demonstrator, seed: int, path: Path, contract: Contract, ru
         {
             "instruction": start.instruction,
             "primitives": list(env.primitives),
-            "intrinsics": observation.intrinsics.tolist(),
-            "camera_pose": observation.camera_pose.tolist(),
+            "intrinsics": camera.intrinsics.tolist(),
+            "camera_pose": camera.pose.tolist(),
             "period": moves.period,
             "tick": contract.tick,
             "contract": contracts.plain(contract),
@@ -108,8 +110,10 @@ def contract_of(env: Demonstrator, runtime: PolicyRuntime | None, horizon: int |
     contract, actions = env.contract, env.contract.actions
     if runtime is not None:
         config = runtime.config
-        actions = msgspec.structs.replace(actions, period=config.period, horizon=config.horizon)
-        contract = msgspec.structs.replace(contract, tick=config.tick)
+        actions = msgspec.structs.replace(
+            actions, period=config.contract.actions.period, horizon=config.contract.actions.horizon
+        )
+        contract = msgspec.structs.replace(contract, tick=config.contract.tick)
     if horizon is not None:
         actions = msgspec.structs.replace(actions, horizon=horizon)
     return msgspec.structs.replace(contract, actions=actions)

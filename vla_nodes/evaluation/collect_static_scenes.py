@@ -25,11 +25,12 @@ def collect_one(job: tuple[str, int, Path, float]) -> int:
     try:
         header, pictures = env.static_scene(seed, unusual)
         for number, (observation, labels) in enumerate(pictures):
-            writer.add(observation.color, observation.depth, stamp=float(number), ee_pose=observation.ee_pose, **labels)
+            camera = observation.cameras[env.contract.cameras[0].name]
+            writer.add(camera.color, camera.depth, stamp=float(number), ee_pose=observation.tool_pose, **labels)
     finally:
         env.close()
-    camera = {"intrinsics": observation.intrinsics.tolist(), "camera_pose": observation.camera_pose.tolist()}
-    writer.write(path, {**header, **camera, "seed": seed, "source": "static scenes in simulation"})
+    seen = {"intrinsics": camera.intrinsics.tolist(), "camera_pose": camera.pose.tolist()}
+    writer.write(path, {**header, **seen, "seed": seed, "source": "static scenes in simulation"})
     return len(writer)
 
 

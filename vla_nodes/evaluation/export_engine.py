@@ -29,24 +29,24 @@ Episode = tuple[str, list[Observation]]
 
 
 class Recorder(engines.TorchEngine):
-    """Eager PyTorch that keeps the inputs of every so many looks."""
+    """Eager PyTorch that keeps the inputs of every so many observations."""
 
     def __init__(self, model) -> None:
         super().__init__(model)
         self.frames: list[tuple] = []
         self._ticks = 0
 
-    def look(self, *inputs):
+    def encode_observation(self, *inputs):
         if self._ticks % EVERY == 0:
             self.frames.append(inputs)
         self._ticks += 1
-        return super().look(*inputs)
+        return super().encode_observation(*inputs)
 
 
 def blind(frame: tuple) -> tuple:
-    """The inputs of a look at the same image without depth."""
-    color, depth, *others = frame
-    return color, torch.zeros_like(depth), *others
+    """The inputs of an observation of the same images without depth."""
+    images, *others = frame
+    return tuple(image._replace(depth=torch.zeros_like(image.depth)) for image in images), *others
 
 
 def drive(model, config, count: int, name: str, first_seed: int = FIRST_SEED) -> list[Episode]:
@@ -96,7 +96,7 @@ def compare(found: list, wanted: list) -> dict[str, dict[str, float]]:
         "end of a chunk, mm": 1e3 * np.linalg.norm(off[..., :3].sum(1), axis=-1),
         "rotation of a row, rad": np.linalg.norm(off[..., 3:6], axis=-1),
         "gripper opening, 0..1": np.abs(off[..., 6]),
-        "grounding, 0..1": np.array([abs(a.grounding - b.grounding) for a, b in both]),
+        "grounding, 0..1": np.array([abs(a.feasibility - b.feasibility) for a, b in both]),
     }
     table = {
         name: {"p50": float(np.median(v)), "p95": float(np.quantile(v, 0.95)), "max": float(v.max())}

@@ -124,7 +124,7 @@ def status_fields(core: Any) -> dict[str, Any]:
         "reason": core.reason[:MAX_REASON],
         "instruction": core.instruction,
         "primitive": "" if output is None else output.primitive,
-        "grounding": 0.0 if output is None else float(output.grounding),
+        "grounding": 0.0 if output is None else float(output.feasibility),
         "target": np.full(3, np.nan) if output is None else np.asarray(output.target, dtype=float),
         "latency_ms": latency,
         "latency_p50_ms": p50,

@@ -136,15 +136,14 @@ def action(model, settings: ActionSettings, accelerator, say):
 
 def export(begun, folder: Path, settings: Settings, run=None) -> None:
     """The checkpoint folder of a model in training."""
-    from vla_nodes.training.export import config_of, contract_of, write
+    from vla_nodes.training.export import write
 
     made = {"settings": reading.plain(settings)}
     if run is not None:
         made |= {"steps": run.step, "minutes": round(run.seconds / 60, 1), "data": run.stage.data}
-        made |= {"held out": run.stage.measure(), "began with": begun.config.provenance if begun.config else None}
+        made |= {"held out": run.stage.measure(), "began with": begun.config.provenance}
         print(f"{folder} and {settings.out / WEIGHTS} written")
-    like = begun.config or config_of(begun.model.config, contract_of(settings.data), settings.depth)
-    write(folder, begun.model, begun.tokenizer, made, like)
+    write(folder, begun.model, begun.tokenizer, made, begun.config)
 
 
 command = cli.Command(

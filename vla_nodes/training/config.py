@@ -81,7 +81,7 @@ BUDGET = {"what", "out", "minutes", "steps", "device", "threads", "workers", "lo
 class GroundingSettings(Settings):
     """Stage 1, perception (what stands where; nothing is asked) and grounding (language meets vision)."""
 
-    frozen: tuple[str, ...] = ()  # parts of the model that do not learn, e.g. roles
+    frozen: tuple[str, ...] = ()  # parts of the model that do not learn, e.g. queries
     questions: int = 0  # sentences asked of each image: none by perception, some by grounding
     measure_batches: int = 4  # held-out batches of a measurement
 
@@ -116,7 +116,6 @@ class ActionSettings(Settings):
 STAGES: dict[str, type[Settings]] = {
     "perception": GroundingSettings, "grounding": GroundingSettings, "paraphrase": ParaphraseSettings,
     "placement_head": HeadSettings, "feasibility_head": HeadSettings, "action": ActionSettings}  # fmt: skip
-HEADS = {"placement_head": "offset", "feasibility_head": "judge"}  # stage -> submodule of the policy
 CHOICES = {"mixer": ("mamba2", "mamba1", "attention", None), "device": ("auto", "cpu", "cuda"),
            "precision": ("32", "bf16")}  # fmt: skip
 

@@ -31,7 +31,7 @@ class Names:
 
 
 class Frame(NamedTuple):
-    """One example: an image, a sentence, and one step of it. ``cells`` is uint8: 1 the thing, 2 the goal."""
+    """One example: an image, a sentence, and one step of it. ``cells`` is uint8: 1 the target, 2 the reference."""
 
     tick: int  # of its episode
     color: np.ndarray  # (S, S, 3) uint8
@@ -44,11 +44,11 @@ class Frame(NamedTuple):
     steps: int  # how many it has
     cells: np.ndarray  # (h, w) uint8
     shown: np.ndarray  # (2, h, w) uint8: what stands in every cell, as `Names.of` says
-    centre: np.ndarray  # (3, h, w) m in base: the middle of what stands there
-    wanted: np.ndarray  # (2,) bool: the step names a thing, a goal
+    shown_center: np.ndarray  # (3, h, w) m in base: the centre of what stands there
+    wanted: np.ndarray  # (2,) bool: the step names a target, a reference
     present: np.ndarray  # (2,) bool: it is in the scene
-    middle: np.ndarray  # (2, 3) m in base; zero when absent
-    aim: np.ndarray  # (3,) m in base where the thing is to be put; nan when nowhere
+    center: np.ndarray  # (2, 3) m in base; zero when absent
+    place_position: np.ndarray  # (3,) m in base where the target is to be put; nan when nowhere
     grounded: bool  # understood, possible, and all it names is in the scene
 
 
@@ -97,8 +97,8 @@ class FrameSampler:
         at = int(rng.integers(len(steps))) if steps else 0
         segmentation, places = episode.arrays["segmentation"][tick], episode.arrays["thing_positions"][tick]
         cells = np.zeros_like(segmentation)
-        wanted, present, middle = np.zeros(2, bool), np.zeros(2, bool), np.zeros((2, 3), np.float32)
-        aim, possible = np.full(3, np.nan, np.float32), bool(steps)
+        wanted, present, center = np.zeros(2, bool), np.zeros(2, bool), np.zeros((2, 3), np.float32)
+        place, possible = np.full(3, np.nan, np.float32), bool(steps)
         if steps:
             step = steps[at]
             for role, name in enumerate((step.target, step.reference)):
@@ -106,20 +106,21 @@ class FrameSampler:
                 if name in things:
                     index = things.index(name)
                     present[role] = True
-                    middle[role] = places[index]
+                    center[role] = places[index]
                     cells[segmentation == index + 1] = role + 1
             if present[1]:
-                aim = self.grounding.place_position(step, places[things.index(step.reference)]).astype(np.float32)
+                place = self.grounding.place_position(step, places[things.index(step.reference)]).astype(np.float32)
             state = {name: episode.arrays[name][tick] for name in self.grounding.state}
             possible = bool((present == wanted).all()) and self.grounding.feasible(step, at, state)
         if like:  # the same image: all that does not depend on the question is there
-            color, depth, shown, centre = like.color, like.depth, like.shown, like.centre
+            color, depth, shown, shown_center = like.color, like.depth, like.shown, like.shown_center
         else:
             color, depth = episode.color(tick), episode.depth(tick)
             names = np.array([self.names.nothing, *map(self.names.of, things)], np.uint8)
             shown = names[segmentation].transpose(2, 0, 1)
-            centre = np.concatenate([np.zeros((1, 3), np.float32), places])[segmentation].transpose(2, 0, 1)
+            shown_center = np.concatenate([np.zeros((1, 3), np.float32), places])[segmentation].transpose(2, 0, 1)
         return Frame(
             tick, color, depth, np.asarray(header["intrinsics"], np.float32),
             np.asarray(header["camera_pose"], np.float32), episode.arrays["ee_pose"][tick, :3, 3].astype(np.float32),
-            text, at, max(1, len(steps)), cells, shown, centre, wanted, present, middle, aim, possible)  # fmt: skip
+            text, at, max(1, len(steps)), cells, shown, shown_center, wanted, present, center, place,
+            possible)  # fmt: skip

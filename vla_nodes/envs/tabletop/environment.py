@@ -26,7 +26,7 @@ from vla_nodes.envs.tabletop.tasks import SuccessChecker, Task
 from vla_nodes.envs.tabletop.world import World
 
 if TYPE_CHECKING:
-    from vla_nodes.policy.runtime import Observation
+    from vla_nodes.policy.processing import Observation
 
 IMAGE, CELLS = 224, 56  # px: edge of the camera's image and of the labels that cover it
 SHARES = {"pick-and-place": 0.26, "drawer": 0.12, "rearrangement": 0.24, "multi-step": 0.26, "stacking": 0.12}

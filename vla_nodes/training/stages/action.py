@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_nodes.datasets.episode import DataError
-from vla_nodes.policy.modeling import Proprioception, VisualTokens, VlaPolicy
+from vla_nodes.policy.modeling import VlaPolicy
 from vla_nodes.training import losses_action
 from vla_nodes.training import token_cache as caching
 from vla_nodes.training.config import ActionSettings, SettingsError
@@ -34,8 +34,8 @@ def split(batch: Tokens, before: int) -> tuple[Tokens, Tokens]:
 @torch.no_grad()
 def carried(model: VlaPolicy, batch: Tokens) -> tuple:
     """The state that these ticks leave behind, detached."""
-    view = VisualTokens(*(batch[f"view_{name}"] for name in VisualTokens._fields))
-    _, state = model.think(Proprioception(batch["state"], batch["change"]), view, batch["summary"], None)
+    view, own = losses_action.view_of(batch), losses_action.state_of(model, batch)
+    _, state = model(own, view, batch["summary"], None)
     torch.clear_autocast_cache()  # or the window would meet weights cast without gradient
     return state
 
@@ -71,7 +71,7 @@ class ActionStage:
         self.training = [self._tokens(p) for p in paths if p not in set(frozen)]
         if not self.training:
             raise DataError(f"{', '.join(map(str, settings.data))}: no usable episode to learn from")
-        ticks = sum(len(t["state"]) for t in self.training)
+        ticks = sum(len(t["actions"]) for t in self.training)
         self.data = {"episodes": len(self.training), "held out": len(self.held), "ticks": ticks}
         say(f"{len(self.training)} episodes to learn from, {len(self.held)} held out, {ticks} ticks")
         for label, known in (("primitive", lambda t: (t["primitive"] >= 0).any()),
@@ -81,10 +81,10 @@ class ActionStage:
 
     @torch.no_grad()
     def _tokens(self, path: Path) -> Tokens:
-        """Cached tokens, aimed as this model aims."""
+        """Cached tokens, their place positions as this model has them."""
         tokens = caching.load(path)
-        aim = self.model.aim(tokens["view_points"][:, 1], tokens["summary"][0, tokens["step"]])
-        return {**tokens, "view_aim": aim}
+        place = self.model.place_position(tokens["view_points"][:, 1], tokens["summary"][0, tokens["step"]])
+        return {**tokens, "view_place_position": place}
 
     def batch(self, step: int, rank: int) -> tuple[Tokens, int]:
         settings = self.settings
@@ -92,7 +92,7 @@ class ActionStage:
         before, pool = 0, self.training
         if rng.random() >= settings.state_dropout:
             before = int(rng.integers(settings.carried[0], settings.carried[-1] + 1))
-            pool = [t for t in self.training if len(t["state"]) > before + settings.window_ticks // 4]
+            pool = [t for t in self.training if len(t["actions"]) > before + settings.window_ticks // 4]
             if not pool:  # no episode is so long
                 before, pool = 0, self.training
         chosen = [pool[i] for i in rng.integers(0, len(pool), settings.batch)]
@@ -107,7 +107,7 @@ class ActionStage:
         if not self.held:
             return {}
         self.model.eval()
-        rng, device, found = np.random.default_rng(0), self.model.kind.device, []
+        rng, device, found = np.random.default_rng(0), self.model.token_type.device, []
         for start in range(0, len(self.held), MEASURED):
             some = self.held[start : start + MEASURED]
             rows = to_device(

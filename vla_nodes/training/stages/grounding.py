@@ -46,12 +46,12 @@ class Objective(nn.Module):
         """On the images of a batch, and on what is asked of them, if anything."""
         if "text" in frames:
             return losses_grounding.losses(self.model, frames, self.cells)
-        views = (frames[name] for name in ("color", "depth", "intrinsics", "camera_pose"))
-        return self.cells.loss(self.model, self.model.vision.survey(*views), frames)
+        (feature_map,) = self.model.vision.feature_maps(losses_grounding.images(frames))
+        return self.cells.loss(self.model, feature_map, frames)
 
 
 class GroundingStage:
-    """Vision and role queries on single frames; the language encoder stays as it was distilled."""
+    """Vision and queries on single frames; the language encoder stays as it was distilled."""
 
     def __init__(self, model: VlaPolicy, settings: GroundingSettings) -> None:
         self.model, self.settings, self.grounding = model, settings, envs.grounding(settings.env)
@@ -96,7 +96,7 @@ class GroundingStage:
         if not self.held.paths:
             return {}
         self.objective.eval()
-        rng, device = np.random.default_rng(7), self.model.kind.device
+        rng, device = np.random.default_rng(7), self.model.token_type.device
         found = []
         for _ in range(self.settings.measure_batches):
             batch = self._collate([self.held.draw(rng) for _ in range(32)], None, min(1, self.settings.questions))

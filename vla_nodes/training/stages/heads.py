@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from vla_nodes.datasets.episode import DataError
 from vla_nodes.envs import base as envs
-from vla_nodes.policy.modeling import NEARBY, VlaPolicy
-from vla_nodes.policy.runtime import CERTAIN
+from vla_nodes.policy.modeling import VlaPolicy
 from vla_nodes.progress import progress
 from vla_nodes.training import losses_grounding, token_cache
 from vla_nodes.training import state as states
-from vla_nodes.training.config import HEADS, HeadSettings
+from vla_nodes.training.config import HeadSettings
 from vla_nodes.training.grounding_data import FrameSampler
 from vla_nodes.training.trainer import Terms
 
@@ -41,7 +40,7 @@ class Examples(NamedTuple):
     """What a part goes by, and the right answer."""
 
     inputs: Tensor  # (N, D)
-    answers: Tensor  # (N, 1) 0 or 1 for feasibility, (N, 3) in NEARBY m for the placement
+    answers: Tensor  # (N, 1) 0 or 1 for feasibility, (N, 3) in units of the space's `near` for the placement
 
 
 class Job(NamedTuple):
@@ -70,8 +69,8 @@ def placed(model: VlaPolicy, job: Job, rng: np.random.Generator) -> Examples:
     spots = losses_grounding.spots(said, grounding, rng)
     asked = losses_grounding.understand(model, [text for text, _ in said])
     summary = asked.summary[spots.row, spots.step].unsqueeze(1).expand(-1, losses_grounding.SPOTS, -1)
-    inputs = model.placing(spots.goal, summary).flatten(0, 1)
-    return Examples(inputs, ((spots.aim - spots.goal) / NEARBY).flatten(0, 1))
+    inputs = model.placement_input(spots.reference, summary).flatten(0, 1)
+    return Examples(inputs, ((spots.place_position - spots.reference) / model.config.space.near).flatten(0, 1))
 
 
 def judged(model: VlaPolicy, job: Job, rng: np.random.Generator) -> Examples:
@@ -116,9 +115,10 @@ def examples(model: VlaPolicy, settings: HeadSettings, held: bool) -> Examples:
 class Objective(nn.Module):
     """The part, behind inputs that are brought to one spread."""
 
-    def __init__(self, stage: str, part: nn.Module, inputs: Tensor) -> None:
+    def __init__(self, stage: str, part: nn.Module, inputs: Tensor, near: float, start: float) -> None:
         super().__init__()
         self.stage, self.part = stage, part
+        self.near, self.start = near, start  # m; probability from which the policy starts
         self.register_buffer("mean", inputs.mean(0))
         self.register_buffer("spread", inputs.std(0) + 1e-3)
 
@@ -127,11 +127,11 @@ class Objective(nn.Module):
         said = self.part((inputs - self.mean) / self.spread + noise)
         if self.stage == "feasibility_head":
             loss = F.binary_cross_entropy_with_logits(said, answers * (1 - 2 * SOFT) + SOFT)
-            yes, sure = answers > 0, said.detach().sigmoid() > CERTAIN
+            yes, sure = answers > 0, said.detach().sigmoid() > self.start
             report = {"yes right": _share(sure[yes]), "no right": _share(~sure[~yes])}
         else:
             loss = F.smooth_l1_loss(said, answers, beta=0.05)
-            gap = 100 * NEARBY * (said.detach() - answers).norm(dim=1)
+            gap = 100 * self.near * (said.detach() - answers).norm(dim=1)
             report = {"cm": float(gap.mean()), "within 3 cm": _share(gap < 3)}
         return loss, {}, report
 
@@ -159,8 +159,9 @@ class HeadStage:
         model.eval().requires_grad_(False)
         self.held = examples(model, settings, held=True)
         self.training = examples(model, settings, held=False)
-        part = model.get_submodule(HEADS[settings.stage]).requires_grad_(True)
-        self.objective = Objective(settings.stage, part, self.training.inputs)
+        part = model.get_submodule(settings.stage).requires_grad_(True)
+        near, start = model.config.space.near, model.contract.thresholds.start
+        self.objective = Objective(settings.stage, part, self.training.inputs, near, start)
         self.trained = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
         self.data = {"examples": len(self.training.inputs), "held out": len(self.held.inputs)}
         say(f"{self.data['examples']} examples to learn from, {self.data['held out']} held out")
@@ -174,11 +175,11 @@ class HeadStage:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        device = self.model.kind.device
+        device = self.model.token_type.device
         inputs, answers = (part.to(device) for part in self.held)
         loss, _, report = self.objective((inputs, answers, torch.zeros_like(inputs)))
         return {"loss": float(loss), **report}
 
     def weights(self) -> dict[str, Tensor]:
-        part = {f"{HEADS[self.settings.stage]}.{name}": tensor for name, tensor in self.objective.folded().items()}
+        part = {f"{self.settings.stage}.{name}": tensor for name, tensor in self.objective.folded().items()}
         return {**self.model.state_dict(), **part}

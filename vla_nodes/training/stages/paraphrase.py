@@ -162,13 +162,13 @@ class Objective(nn.Module):
         asked = [self._ask(*group, random) for group in batch.groups]
         asked = Instruction(*(torch.cat(part) for part in zip(*asked, strict=True)))
         queries, summary = asked.queries[batch.row, batch.step], asked.summary[batch.row, batch.step]
-        later = torch.arange(1, asked.wanted.shape[1])
+        later = torch.arange(1, asked.step_present.shape[1])
         answer = (later < batch.steps[:, None]).float()
         gap = (queries - batch.queries).square()
         terms = {"queries": gap.mean() / self.queries_spread,
                  "summary": (summary - batch.summary).square().mean() / self.summary_spread,
-                 "steps": F.binary_cross_entropy_with_logits(asked.wanted[:, 1:], answer)}  # fmt: skip
-        report = {"steps right": float(((asked.wanted[:, 1:] > 0) == (answer > 0)).all(1).float().mean())}
+                 "steps": F.binary_cross_entropy_with_logits(asked.step_present[:, 1:], answer)}  # fmt: skip
+        report = {"steps right": float(((asked.step_present[:, 1:] > 0) == (answer > 0)).all(1).float().mean())}
         for role, (name, known) in enumerate((("target", self.targets), ("reference", self.references))):
             report[f"{name} right"] = _right(queries[:, role], batch.queries[:, role], known)
             report[f"{name} off"] = float((gap[:, role].mean() / self.queries_spread).detach())
@@ -181,7 +181,7 @@ class Objective(nn.Module):
                 noise = torch.randn(text.tokens.shape, generator=random, device="cpu").to(text.tokens.device)
                 level = NOISE * torch.rand(len(noise), 1, 1, generator=random).to(noise.device)
                 text = text._replace(tokens=text.tokens + level * noise * mask.unsqueeze(-1))
-        return self.model.prepare(text)
+        return self.model.encode_instruction(text)
 
 
 def _right(asked: Tensor, meant: Tensor, known: Tensor) -> float:
@@ -209,7 +209,7 @@ class ParaphraseStage:
             self.meaning = Meaning(eyes.eval(), grounding, [grounding.plain(rng) for _ in range(PLAIN)])
         explained = ", ".join(f"{name} {share:.1%}" for name, share in self.meaning.explained.items())
         say(f"parts that add up explain, of what {PLAIN} plain sentences ask with: {explained}")
-        model.roles.requires_grad_(True)
+        model.queries.requires_grad_(True)
         self.objective = Objective(model, self.meaning)
         self.trained = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
         self.data = {"plain sentences": PLAIN}
@@ -243,7 +243,7 @@ class ParaphraseStage:
         """On wordings of training, and on those that are held out."""
         found = {}
         for name, batch in self.held.items():
-            report = self.objective(to_device(batch, self.model.kind.device))[2]
+            report = self.objective(to_device(batch, self.model.token_type.device))[2]
             found |= {f"{name}{key}": value for key, value in report.items()}
         return found
 
