@@ -180,7 +180,8 @@ def episode(options: cli.Options, client: Any, job: Job, folder: Path, say: Any
 
     text = job.text
     name = f"seed{job.seed}" if not options.suite else f"{job.scene.replace('/', '-')}-{job.seed}"
-    film, log, frames = Film(), StepLog(folder / f"steps-{name}.jsonl"), []
+    film, log = Film(), StepLog(folder / f"steps-{name}.jsonl")
+    frames: list[Any] = []
     last = {"state": None, "told": "", "obstacle": ""}
     begin = {"now": client.now, "moving": client.now}
     said = shown(text)

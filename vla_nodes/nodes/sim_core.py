@@ -73,8 +73,8 @@ class SimulatedRobot:
         self.instruction = instruction
         self.task = parse(instruction) if instruction else None
         self.obstacle = obstacle(self.task, self.scene) if self.task is not None else ""
-        judged = self.task is not None and not self.task.missing(self.scene)
-        self._checker = SuccessChecker(self.task) if judged else None
+        task = self.task if self.task is not None and not self.task.missing(self.scene) else None
+        self._checker = SuccessChecker(task) if task is not None else None
         self._monitor = EpisodeMonitor(self.world, self._checker)
         self._since = self.time
 
@@ -82,7 +82,7 @@ class SimulatedRobot:
         """Truth about the task, for a person and for ./run; call it several times a second."""
         succeeded = self._checker.update(self.world) if self._checker else False
         self._monitor.look()
-        if self._checker:
+        if self._checker and self.task is not None:
             progress = self.task.progress(self.world)
         elif self.task is not None:
             progress = self.obstacle

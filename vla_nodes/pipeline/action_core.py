@@ -197,9 +197,10 @@ class ActionCore:
         self.stops[verdict.cause] += 1
         self._stopped_for = verdict.cause
         trajectory, abandoned = None, self.gate.tracking.abandoned
-        if abandoned.any():
-            reference = self.executor.reference(now)[0]
-            back = np.where(abandoned, self.gate.measured, reference)
+        following, measured = self.executor.reference(now), self.gate.measured
+        if abandoned.any() and following is not None and measured is not None:
+            reference = following[0]
+            back = np.where(abandoned, measured, reference)
             if self._allowed(back, reference):
                 trajectory = self.executor.approach(back, now, full=True)
         if trajectory is None and self.moving(now):

@@ -77,8 +77,8 @@ class ActionLoop:
 
 def executor_settings(value: Callable[[str], Any]) -> ExecutorSettings:
     """From action_node's parameters; ValueError names one that is out of range."""
-    names = ("velocity_scale", "acceleration_scale", "jerk_scale", "tool_speed")
-    names += ("lead", "blend", "effort", "smoothing")
+    names = ["velocity_scale", "acceleration_scale", "jerk_scale", "tool_speed"]
+    names += ["lead", "blend", "effort", "smoothing"]
     return ExecutorSettings(
         strategy=Strategy(value("strategy")),
         on_instruction_change=OnInstructionChange(value("on_instruction_change")),
@@ -88,7 +88,9 @@ def executor_settings(value: Callable[[str], Any]) -> ExecutorSettings:
 
 def safety_settings(value: Callable[[str], Any], workspace: Box | None) -> SafetySettings:
     """From action_node's parameters and the robot's workspace; ValueError names one that is out of range."""
-    names = ("table", "outside", "max_age", "step_factor", "tracking_tolerance", "tracking_time")
-    names += ("joint_timeout", "chunk_timeout", "deadman_timeout")
-    corners = {} if workspace is None else {"workspace_low": workspace.lower, "workspace_high": workspace.upper}
+    names = ["table", "outside", "max_age", "step_factor", "tracking_tolerance", "tracking_time"]
+    names += ["joint_timeout", "chunk_timeout", "deadman_timeout"]
+    corners: dict[str, Any] = (
+        {} if workspace is None else {"workspace_low": workspace.lower, "workspace_high": workspace.upper}
+    )
     return SafetySettings(**corners, **{name: value(name) for name in names})

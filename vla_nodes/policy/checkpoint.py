@@ -106,7 +106,9 @@ class _NoInitialValues(torch.overrides.TorchFunctionMode):
     """Parameters are made and not filled: a file's are about to be. A forged size then asks for address space, which is
     refused or costs nothing. (On the meta device each operation would import torch's compiler: seconds of a start.)"""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if getattr(function, "__module__", "") == "torch.nn.init":
             return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
         return function(*args, **(kwargs or {}))

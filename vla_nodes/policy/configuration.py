@@ -35,13 +35,15 @@ class SpaceConfig:
             raise ValueError(
                 f"policy config: space: unknown entry {unknown[0]!r}, known are {', '.join(sorted(known))}"
             )
+        made: dict[str, Any] = {}
         try:
-            made = {k: v if v is None and k == "ground_height" else float(v) for k, v in values.items()
-                    if k not in ("center", "tool_probes")}  # fmt: skip
-            if "center" in values:
-                made["center"] = _point(values["center"])
-            if "tool_probes" in values:
-                made["tool_probes"] = tuple(_point(p) for p in values["tool_probes"])
+            for name, value in values.items():
+                if name == "center":
+                    made[name] = _point(value)
+                elif name == "tool_probes":
+                    made[name] = tuple(_point(point) for point in value)
+                else:
+                    made[name] = None if value is None and name == "ground_height" else float(value)
         except (TypeError, ValueError) as error:
             raise ValueError(f"policy config: space: {error}") from None
         space = cls(**made)

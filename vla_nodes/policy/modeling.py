@@ -17,7 +17,7 @@ points and poses in the robot's base frame.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -433,7 +433,7 @@ class VlaPolicy(nn.Module):
         ValueError: the contract lacks what `grounding: targets` needs.
     """
 
-    def __init__(self, config: PolicyConfig, contract: Contract, tokenizer=None) -> None:
+    def __init__(self, config: PolicyConfig, contract: Contract, tokenizer: Any = None) -> None:
         super().__init__()
         self.config, self.contract = config, contract
         self.layout = StateLayout(contract)

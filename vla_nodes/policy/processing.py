@@ -73,7 +73,7 @@ class StateLayout:
                 value = np.asarray(values[vector.name], np.float32)
                 if value.shape[-1:] != (vector.size,):
                     raise ValueError(f"state vector {vector.name} has {value.shape[-1:]} numbers, not {vector.size}")
-                parts.append((value - np.float32(vector.offset)) / np.float32(vector.scale))
+                parts.append((value - np.asarray(vector.offset, np.float32)) / np.asarray(vector.scale, np.float32))
             found[token] = np.concatenate(parts, -1)
         return found
 

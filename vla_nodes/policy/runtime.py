@@ -93,8 +93,8 @@ class PolicyRuntime:
 
     def follow(self, step: StepQueries) -> None:
         """One step as the model encoded it, with a new history and no look at whether it can be done: to measure."""
-        row = (part.unsqueeze(1) for part in step)
-        self._asked = Instruction(*row, step_present=step.summary.new_ones(1, 1))
+        queries, summary = (part.unsqueeze(1) for part in step)
+        self._asked = Instruction(queries, summary, step.summary.new_ones(1, 1))
         self.steps = 1
         self.reset()
         self.gate.start()
@@ -121,8 +121,9 @@ class PolicyRuntime:
         feasibility = float("nan") if view.feasibility is None else float(view.feasibility.sigmoid())
         if view.feasibility is not None and not self.gate.started:  # it does not start on what it could not end
             for later in range(step + 1, self.steps):
-                other = self.engine.encode_observation(images, tool, self._asked.at(later))
-                feasibility = min(feasibility, float(other.feasibility.sigmoid()))
+                other = self.engine.encode_observation(images, tool, self._asked.at(later)).feasibility
+                assert other is not None  # as of the first step
+                feasibility = min(feasibility, float(other.sigmoid()))
         looked = time.perf_counter()
         state = self._layout.tokens(state_vectors(observation, self._previous))
         output, self._carried = self.engine.forward(

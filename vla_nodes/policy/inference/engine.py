@@ -49,7 +49,7 @@ class TorchEngine:
 
     def __init__(self, model: VlaPolicy) -> None:
         self.model = quantize.folded(model)
-        self.model.vision.encoder.to(memory_format=torch.channels_last)
+        self.model.vision.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has it
 
     @torch.no_grad()
     def encode_observation(self, images: Sequence[CameraInput], tool: Tensor, step: StepQueries) -> VisualTokens:
@@ -69,7 +69,11 @@ class Part(nn.Module):
 
     def __init__(self, model: VlaPolicy, arguments: tuple) -> None:
         super().__init__()
-        self.model, self.arguments = model, arguments
+        self.model: VlaPolicy = model
+        self.arguments = arguments
+
+    def call(self, *arguments: Any) -> Any:
+        raise NotImplementedError
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(flatten(self.call(*unflatten(tensors, self.arguments))))
@@ -78,7 +82,8 @@ class Part(nn.Module):
 class VisionPart(Part):
     """`VlaPolicy.encode_observation` of one image (1, S, S, 3) of each camera as bytes, in the camera's own order."""
 
-    def call(self, images: tuple[CameraInput, ...], *others: Any) -> VisualTokens:
+    def call(self, *arguments: Any) -> VisualTokens:
+        images, *others = arguments
         floats = [image._replace(color=image.color.permute(0, 3, 1, 2).float() / 255) for image in images]
         return self.model.encode_observation(floats, *others)[0]
 
@@ -93,7 +98,12 @@ class CorePart(Part):
 def flatten(state: Any) -> list[Tensor]:
     """The tensors of a state, in order."""
     found: list[Tensor] = []
-    map_state(lambda t: found.append(t) or t, state)
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_state(note, state)
     return found
 
 
@@ -133,7 +143,7 @@ Engine = TorchEngine | ExportedEngine
 
 def in_vision(step: StepQueries, targets: bool) -> StepQueries:
     """What vision uses of a step: without targets nothing but the queries."""
-    return step if targets else step._replace(summary=None)
+    return step if targets else step._replace(summary=None)  # type: ignore[arg-type]  # left out of the graph
 
 
 def channels_last(image: CameraInput) -> CameraInput:
@@ -277,7 +287,7 @@ def _ranges(model: VlaPolicy, checkpoint: Path | None, precision: str) -> quanti
     return ranges
 
 
-def _faster(engine: ExportedEngine, reference: TorchEngine, model: VlaPolicy, eager_ms: float):
+def _faster(engine: ExportedEngine, reference: TorchEngine, model: VlaPolicy, eager_ms: float) -> Engine:
     """The engine, unless eager torch is faster on this machine."""
     ms = run_ticks(engine, model, TIMED_TICKS)[1]
     if ms > eager_ms:
