@@ -81,9 +81,9 @@ class PolicyConfig:
     d_state: int = 32  # state of a head, per channel
     headdim: int = 32  # channels of a head
     expand: int = 2  # inner width of a block over d_model
-    head_width: int = 256
-    space: SpaceConfig = field(default_factory=SpaceConfig)
-    language: LanguageConfig = field(default_factory=LanguageConfig)
+    head_width: int = 256  # of the chunk head's layers
+    space: SpaceConfig = field(default_factory=SpaceConfig)  # places and distances of the tasks
+    language: LanguageConfig = field(default_factory=LanguageConfig)  # the instruction encoder
 
     @property
     def cells(self) -> int:
