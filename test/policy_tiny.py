@@ -72,14 +72,15 @@ def tiny_model(config=CONFIG, seed=0, tokenizer=None, contract=CONTRACT) -> VlaP
     return model
 
 
-def robot(policy=CONFIG) -> CheckpointConfig:
-    return CheckpointConfig(policy, CONTRACT)
+def robot(policy=CONFIG, contract=CONTRACT) -> CheckpointConfig:
+    return CheckpointConfig(policy, contract)
 
 
-def write_checkpoint(folder, config=CONFIG, seed=0):
+def write_checkpoint(folder, config=CONFIG, seed=0, contract=CONTRACT):
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder.parent / "words.json")
-    checkpoint.save(folder, tiny_model(config, seed), robot(config), folder.parent / "words.json")
+    model = tiny_model(config, seed, contract=contract)
+    checkpoint.save(folder, model, robot(config, contract), folder.parent / "words.json")
     return folder
 
 

@@ -86,8 +86,8 @@ def converted(old: dict[str, Any]) -> CheckpointConfig:
         },
         "state": vectors,
         "actions": {
-            "space": "ee_delta",
-            "columns": [*COLUMNS["ee_delta"], "gripper"], "scale": [0.016] * 3 + [0.05] * 3 + [1.0],
+            "space": "ee_delta", "columns": [*COLUMNS["ee_delta"], "gripper"],
+            "scale": [0.016] * 3 + [0.05] * 3 + [1.0],
             "grippers": ["gripper"], "horizon": horizon, "period": old["period"],
         },
         "cameras": [{"name": old["camera"], "depth": "optional", "depth_range": old["depth_range"]}],

@@ -87,7 +87,7 @@ def load(folder: Path, device: str = "cpu") -> tuple[VlaPolicy, CheckpointConfig
     try:
         with _NoInitialValues():
             model = VlaPolicy(config.policy, config.contract)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise CheckpointError(f"{folder / CONFIG} describes no policy that can be built: {error}") from None
     _compare(folder / WEIGHTS, {name: tuple(t.shape) for name, t in model.state_dict().items()}, shapes)
     try:

@@ -157,7 +157,9 @@ def _inconsistent(value: Any) -> str:
     if isinstance(value, Contract):
         parts = (*value.state, value.actions, value.robot)
         wrong = next((text for text in map(_inconsistent, parts) if text), "")
-        return wrong or _doubled("cameras", [c.name for c in value.cameras])
+        wrong = wrong or _doubled("cameras", [c.name for c in value.cameras])
+        wrong = wrong or _doubled("state", [v.name for v in value.state])
+        return wrong or ("" if value.cameras else "cameras: there must be one at least")
     if isinstance(value, Robot):
         return _doubled("robot.joints", value.joints) or _doubled("robot.grippers", [g.name for g in value.grippers])
     if isinstance(value, StateVector):

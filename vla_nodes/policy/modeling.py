@@ -65,8 +65,9 @@ class FeatureMap(NamedTuple):
     """All there is to see, one vector and one place per cell, the cells of all cameras in a row."""
 
     features: Tensor  # (B, C, N)
-    points: Tensor  # (B, 3, N) m in base
+    points: Tensor  # (B, 3, N) m in base, zero where not located
     valid: Tensor  # (B, 1, N) 0..1, whether the point was measured
+    located: Tensor  # (B, 1, N) 0..1, whether there is a point, measured or guessed to be on the ground
 
 
 class VisionOutput(NamedTuple):
@@ -135,6 +136,13 @@ def point_map(depth: Tensor, intrinsics: Tensor, pose: Tensor, space: SpaceConfi
     return origin + rays * torch.where(valid > 0, z.unsqueeze(1), to_ground), valid
 
 
+def cell_places(side: int, like: Tensor) -> Tensor:
+    """(2, side, side): column and row of each cell of an image, -1..1, on the device of ``like``."""
+    line = torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype)
+    row, column = torch.meshgrid(line, line, indexing="ij")
+    return torch.stack([column, row])
+
+
 def project(points: Tensor, intrinsics: Tensor, pose: Tensor, size: int) -> Tensor:
     """Points (B, n, 3) in base -> image coordinates (B, n, 2) as grid_sample wants them, -1..1 across the image."""
     relative = points - pose[:, None, :3, 3]
@@ -201,12 +209,18 @@ class RgbdEncoder(nn.Module):
         a, b, c, d = (width // 2 for width in widths)
         self.category = Pyramid(3, (a, b, c, d), blocks, half)
 
-    def forward(self, color: Tensor, depth: Tensor, points: Tensor) -> Tensor:
-        """color (B, 3, S, S) 0..1, depth (B, 1, S, S) m, points (B, 4, S/4, S/4): m in base, and validity 0/1."""
+    def forward(self, color: Tensor, depth: Tensor, points: Tensor, located: Tensor | None = None) -> Tensor:
+        """color (B, 3, S, S) 0..1, depth (B, 1, S, S) m, points (B, 4, S/4, S/4): m in base, and validity 0/1.
+
+        A cell with no point, located (B, 1, S/4, S/4) 0 there, enters with its place in the image, -1..1, instead.
+        """
         seen = (depth > 0).to(depth.dtype)
         range_image = torch.cat([(depth - 1.0) * seen, seen], 1)  # m from 1 m
         height = (points[:, 2:3] / self.space.height_scale).clamp(-1, 4)
         place = centered(points[:, :3].movedim(1, -1), self.space).movedim(-1, 1)
+        if located is not None:
+            in_image = F.pad(cell_places(points.shape[-1], points), (0, 0, 0, 0, 0, 1))  # (3, S/4, S/4)
+            place = torch.where(located > 0, place, in_image)
         place = torch.cat([place, height, points[:, 3:]], 1)
         brightness = (color.mean(1, keepdim=True) - 0.5) * (1 - seen)
         return torch.cat([self.appearance(torch.cat([color - 0.5, range_image], 1), place),
@@ -297,6 +311,8 @@ class Vision(nn.Module):
         self.encoder = RgbdEncoder(config)
         self.scale = nn.Parameter(torch.tensor(8.0))
         self.sink = nn.Linear(config.feature_width, 1)
+        known = all(camera.pose == "known" for camera in self.cameras)
+        self.everywhere = known and config.space.ground_height is not None  # every cell has a point
         if len(self.cameras) > 1:  # which camera a cell is of
             self.camera = nn.Parameter(torch.randn(len(self.cameras), config.feature_width) * 0.02)
 
@@ -304,15 +320,18 @@ class Vision(nn.Module):
         """One for each camera, its cells still in rows and columns: (B, ., S/CELL, S/CELL)."""
         found = []
         for number, image in enumerate(images):
+            guessed = self.config.space.ground_height is not None
             if image.pose is not None and image.intrinsics is not None:
                 points, valid = point_map(image.depth, image.intrinsics, image.pose, self.config.space)
+                located = torch.ones_like(valid) if guessed else valid
             else:
-                valid = torch.zeros_like(image.depth[:, None, ::CELL, ::CELL])
-                points = valid.expand(-1, 3, -1, -1)
-            features = self.encoder(image.color, image.depth.unsqueeze(1), torch.cat([points, valid], 1))
+                located = valid = torch.zeros_like(image.depth[:, None, ::CELL, ::CELL])
+                points, guessed = valid.expand(-1, 3, -1, -1), False
+            features = self.encoder(image.color, image.depth.unsqueeze(1), torch.cat([points, valid], 1),
+                                    None if guessed else located)  # fmt: skip
             if len(self.cameras) > 1:
                 features = features + self.camera[number, :, None, None]
-            found.append(FeatureMap(features, points, valid))
+            found.append(FeatureMap(features, points, valid, located))
         return found
 
     def forward(self, images: Sequence[CameraInput], tool: Tensor | None, queries: Tensor) -> VisionOutput:
@@ -331,12 +350,15 @@ class Vision(nn.Module):
         share = attention / visibility.clamp(min=1e-4).unsqueeze(-1)
         mean = torch.einsum("brn,bdn->brd", share, cells.points)
         square = torch.einsum("brn,bn->br", share, cells.points.square().sum(1))
+        if not self.everywhere:  # of what has a point
+            located = torch.einsum("brn,bn->br", share, cells.located[:, 0]).clamp(min=1e-4)
+            mean, square = mean / located.unsqueeze(-1), square / located
         std = (square - mean.square().sum(-1)).clamp(min=1e-8).sqrt()
         found = torch.einsum("brn,bcn->brc", attention, cells.features)
         of = queries.shape[:2]
         targets = self.config.grounding == "targets"
         at_tool = self._at_tool(images[0], maps[0].features, tool, count) if targets else None
-        pixels = None if targets else self._pixels(attention, cells.valid).view(*of, -1)
+        pixels = None if targets else self._pixels(attention, cells.located).view(*of, -1)
         return VisionOutput(found.view(*of, -1), mean.view(*of, 3), visibility.view(of), std.view(of), at_tool, pixels,
                             log_attention.view(*of, -1), queries, cells)  # fmt: skip
 
@@ -348,16 +370,15 @@ class Vision(nn.Module):
         at_tool = F.grid_sample(features, grid, align_corners=False, padding_mode="border").squeeze(2)
         return at_tool.flatten(1).repeat_interleave(count, 0)
 
-    def _pixels(self, attention: Tensor, valid: Tensor) -> Tensor:
-        """(B, R, 4 per camera): attention, that on measured points, and mean column and row -1..1 times attention."""
+    def _pixels(self, attention: Tensor, located: Tensor) -> Tensor:
+        """(B, R, 4 per camera): attention, that on cells with a point, mean column and row -1..1 times attention."""
         side = self.config.cells
-        line = torch.linspace(-1, 1, side, device=attention.device, dtype=attention.dtype)
-        row, column = torch.meshgrid(line, line, indexing="ij")
+        column, row = cell_places(side, attention)
         parts = []
-        for at, measured in zip(attention.split(side * side, -1), valid.split(side * side, -1), strict=True):
+        for at, with_point in zip(attention.split(side * side, -1), located.split(side * side, -1), strict=True):
             parts += [
                 at.sum(-1),
-                (at * measured).sum(-1),
+                (at * with_point).sum(-1),
                 (at * column.flatten()).sum(-1),
                 (at * row.flatten()).sum(-1),
             ]
@@ -574,11 +595,11 @@ class VlaPolicy(nn.Module):
     def _seen(self, state: dict[str, Tensor], view: VisualTokens) -> Tensor:
         """Where each query found something: in the base frame, from the tool, in each image; how much, how spread."""
         assert view.pixels is not None
-        space, measured = self.config.space, view.pixels[..., 1::4].sum(-1, keepdim=True)
-        parts = [centered(view.points, space).clamp(-8, 8) * measured]
+        space, located = self.config.space, view.pixels[..., 1::4].sum(-1, keepdim=True)
+        parts = [centered(view.points, space).clamp(-8, 8) * located]
         if "tool_position" in self.layout.where:
-            parts.append(((view.points - self._tool_position(state)) / space.near).clamp(-8, 8) * measured)
-        std = (view.attention_std.unsqueeze(-1) / space.near).clamp(max=8) * measured
+            parts.append(((view.points - self._tool_position(state)) / space.near).clamp(-8, 8) * located)
+        std = (view.attention_std.unsqueeze(-1) / space.near).clamp(max=8) * located
         return torch.cat([*parts, view.visibility.unsqueeze(-1), std, view.pixels], -1)
 
     def _part(self, state: dict[str, Tensor], name: str) -> Tensor:
