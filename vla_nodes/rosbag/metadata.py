@@ -16,6 +16,8 @@ import yaml
 from vla_nodes import bounded_yaml
 
 FILE = "metadata.yaml"
+KEY = "rosbag2_bagfile_information"
+"""Under which everything stands."""
 MAX_BYTES = 16 << 20
 """Of metadata.yaml; 10,000 topics take 10 MB."""
 MAX_VALUES = 600_000
@@ -124,7 +126,7 @@ def bag_information(
 def write(folder: Path, information: Mapping[str, Any]) -> None:
     """Replace metadata.yaml in one step, so that it is never half written."""
     partial = folder / f"{FILE}.partial"
-    partial.write_text(dump({"rosbag2_bagfile_information": dict(information)}), encoding="utf-8")
+    partial.write_text(dump({KEY: dict(information)}), encoding="utf-8")
     os.replace(partial, folder / FILE)
 
 
@@ -143,9 +145,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 def information(document: Any) -> dict[str, Any]:
     """The part of metadata.yaml that says something, with its custom_data as strings. ValueError: one line."""
-    if not isinstance(document, dict) or not isinstance(document.get("rosbag2_bagfile_information"), dict):
-        raise ValueError("no key rosbag2_bagfile_information with the facts of a bag under it")
-    found = dict(document["rosbag2_bagfile_information"])
+    if not isinstance(document, dict) or not isinstance(document.get(KEY), dict):
+        raise ValueError(f"no key {KEY} with the facts of a bag under it")
+    found = dict(document[KEY])
     custom = found.get("custom_data") or {}
     if not isinstance(custom, dict):
         raise ValueError(f"custom_data is {type(custom).__name__}, not a mapping")
