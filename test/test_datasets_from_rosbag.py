@@ -242,17 +242,17 @@ def test_build_says_what_it_did(rows, checkpoint, tmp_path, capsys):
     file.write_bytes(file.read_bytes()[:20000])
     (write(bags / "e", rows) / "metadata.yaml").unlink()
     code, text, _ = run(capsys, "build", bags, "--out", out, "--checkpoint", checkpoint)
-    assert code == 1 and "2 episodes, 100 observations (10.0 s)" in text and "recordings marked discarded" in text
-    assert "error   " in text and "truncated" in text and "no metadata.yaml" in text
-    assert [p.name for p in episodes.files(out)] == ["0000001.safetensors", "0000002.safetensors"]
-    assert [episodes.read_header(p)["success"] for p in episodes.files(out)] == [True, False]
+    assert code == 1 and "3 episodes, 150 observations (15.0 s)" in text and "recordings marked discarded" in text
+    assert "error   " in text and "truncated" in text and "no metadata.yaml: read without it" in text
+    assert [p.name for p in episodes.files(out)] == [f"000000{k}.safetensors" for k in (1, 2, 3)]
+    assert [episodes.read_header(p)["success"] for p in episodes.files(out)][:2] == [True, False]
 
     code, _, error = run(capsys, "build", bags / "a", "--out", out, "--checkpoint", checkpoint)
     assert code == 2 and "--append" in error and error.count("\n") == 1
     code, text, _ = run(capsys, "build", bags / "a", bags / "b", "--out", out, "--checkpoint", checkpoint, "--append",
                         "--only-success")  # fmt: skip
     assert code == 0 and "left out 1 recordings marked failure" in text
-    assert episodes.files(out)[-1].name == "0000003.safetensors" and len(episodes.files(out)) == 3
+    assert episodes.files(out)[-1].name == "0000004.safetensors" and len(episodes.files(out)) == 4
 
 
 WRONG = {

@@ -171,7 +171,14 @@ class McapFile:
         (length,) = fields.take(_U32)
         counts = dict(fields.take(_COUNT) for _ in range(min(length, len(statistics)) // _COUNT.size))
         named = all(c in self._channels and self._channels[c].schema in (0, *self._schemas) for c in counts)
-        if not total or chunks != len(self._sources) or sum(counts.values()) != total or not named or start > end:
+        if (
+            not total
+            or not chunks
+            or chunks != len(self._sources)
+            or sum(counts.values()) != total
+            or not named
+            or start > end
+        ):
             return False
         self._counts.update(counts)
         self.start_time, self.end_time = start, end + 1
