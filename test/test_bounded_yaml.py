@@ -50,6 +50,8 @@ def test_any_text_is_read_as_pyyaml_reads_it_or_refused_in_one_line(text):
         ("a: [1, 2", "line"),
         ("a: b: c", "line 1"),
         ("d: 2020-13-45", "not YAML"),
+        ("a: 1" + ":1" * 400_000, "a number of 800001 characters"),
+        ("--- a\n--- b\n" * 400_000, "more than one document"),
         ("? [1, 2]\n: x", "not YAML"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
         ("\x00", "not YAML"),

@@ -179,6 +179,12 @@ def test_a_hostile_file_is_read_or_refused_within_one_gigabyte(tmp_path, make, s
     assert int(megabytes) < 1000, megabytes
 
 
+@pytest.mark.parametrize("make, said", [(many_chunks, "far more"), (tiny_messages, "more than 20")])
+def test_repair_refuses_it_too(tmp_path, make, said):
+    with pytest.raises(RepairError, match=said):
+        sum(1 for _ in Scan(make(tmp_path / "a.mcap")))
+
+
 def test_what_a_packed_file_unpacks_to_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(bounds, "most_unpacked", lambda size: 10 * MB)
     (tmp_path / "a.mcap.zstd").write_bytes(zstd.compress(bytes(20 * MB)))

@@ -208,7 +208,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (INFO + "{version: 8, storage_identifier: '', relative_file_paths: [bag.mcap]}", "does not name its storage"),
         ("a: [", "not YAML"),
         ("[" * 100_000, "nested more than"),
-        (BOMB, "more than 600000 values"),
+        (BOMB, "more than 150000 values"),
         ("\udcff\udcfe", "not UTF-8"),
     ],
 )  # fmt: skip

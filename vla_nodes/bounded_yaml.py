@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
+from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, NodeEvent, ScalarEvent
 
 MAX_DEPTH = 64
 MAX_VALUES = 2_000_000  # values in all, with each alias counted as all that it stands for
+MAX_NUMBER = 4300  # characters of an unquoted number, as Python allows: to base 60, a longer one would take minutes
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -64,7 +65,7 @@ def _count(text: str, most: int) -> None:
     """Refuse what is nested too deeply or stands for too many values."""
     sizes: dict[str, int] = {}  # of what an anchor names, expanded
     open_nodes: list[list[Any]] = []  # anchor and size of each collection around the present place
-    total = 0
+    total = documents = 0
 
     def add(size: int) -> None:
         nonlocal total
@@ -88,7 +89,14 @@ def _count(text: str, most: int) -> None:
             if any(anchor == event.anchor for anchor, _ in open_nodes):
                 raise YamlError(f"alias {event.anchor} stands within what it names")
             add(sizes.get(event.anchor, 1))
+        elif isinstance(event, DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise YamlError(f"more than one document (line {event.start_mark.line + 1})")
         elif isinstance(event, NodeEvent):
+            long = isinstance(event, ScalarEvent) and event.implicit[0] and len(event.value) > MAX_NUMBER
+            if long and not event.value.strip("+-.:_0123456789"):
+                raise YamlError(f"a number of {len(event.value)} characters (line {event.start_mark.line + 1})")
             if event.anchor:
                 sizes[event.anchor] = 1
             add(1)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+
+class TooLarge(ValueError):
+    """The file asks for more memory or time than is allowed here. One line."""
+
+
 MAX_MESSAGE = 256 << 20
 """Bytes of one message; a 4K RGB image takes 25 MB."""
 MAX_CHUNK = 256 << 20
@@ -22,3 +27,16 @@ def most_unpacked(size: int) -> int:
 def most_records(size: int) -> int:
     """Records that a file of `size` bytes may hold: a message that tells something new takes more than 16 bytes."""
     return 2_000_000 + size // 16
+
+
+class Records:
+    """Counts the records of a file of `size` bytes, so that one that consists of little else does not take hours."""
+
+    def __init__(self, size: int) -> None:
+        self._left = self._most = most_records(size)
+
+    def take(self) -> None:
+        """One more. Raises TooLarge."""
+        self._left -= 1
+        if self._left < 0:
+            raise TooLarge(f"more than {self._most} records")

@@ -42,10 +42,6 @@ _U16, _U32, _U64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
 _INDEX = struct.Struct("<QQQQ")
 
 
-class TooLarge(mcap.McapError):
-    """The file asks for more memory or time than `bounds` allow."""
-
-
 @dataclass(frozen=True)
 class _Source:
     """A chunk, or all messages that stand outside of chunks, with the channels it holds (None: not known).
@@ -66,7 +62,7 @@ class McapFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError, and McapError with one line for what cannot be read."""
+        """Raises OSError, McapError for what cannot be read and TooLarge for what must not, each with one line."""
         self.path = path
         self.serialized_metadata = ""
         self.start_time, self.end_time = 2**63 - 1, 0
@@ -84,25 +80,27 @@ class McapFile:
         self._sources.sort(key=lambda source: (source.start, source.offset))
         self.message_count = sum(self._counts.values())
         if sum(source.size for source in self._sources) > bounds.most_unpacked(self._size):
-            raise TooLarge(f"{self._size} bytes that would unpack to more than {bounds.most_unpacked(self._size)}")
+            raise bounds.TooLarge(
+                f"{self._size} bytes that would unpack to more than {bounds.most_unpacked(self._size)}"
+            )
         self.connections = [self._connection(channel) for channel in self._channels.values()]
 
     def close(self) -> None:
         """Nothing is held open; here for the same use as a reader of the rosbags library."""
 
     def messages(self, connections: Collection[Connection]) -> Iterator[tuple[Connection, int, bytes]]:
-        """(connection, log time in ns, bytes) by log time. Raises McapError where the file is damaged."""
+        """(connection, log time in ns, bytes) by log time. Raises McapError where it is damaged, and TooLarge."""
         wanted = {connection.id: connection for connection in connections}
         sources = [s for s in self._sources if s.channels is None or not s.channels.isdisjoint(wanted)]
         heap: list[tuple[int, int, int, bytes, Iterator, int]] = []  # (log time, number of the source, ...)
-        at, unpacked, budget = 0, 0, _Budget(self._size)
+        at, unpacked, budget = 0, 0, bounds.Records(self._size)
         with self.path.open("rb") as file:
             while at < len(sources) or heap:
                 while at < len(sources) and (not heap or sources[at].start <= heap[0][0]):
                     source = sources[at]
                     unpacked += source.size
                     if unpacked > bounds.MAX_OPEN:
-                        raise TooLarge(f"chunks that overlap in time hold more than {bounds.MAX_OPEN} bytes")
+                        raise bounds.TooLarge(f"chunks that overlap in time hold more than {bounds.MAX_OPEN} bytes")
                     messages = self._messages(file, source, wanted, budget)
                     first = next(messages, None)
                     if first is None:
@@ -147,7 +145,7 @@ class McapFile:
             return False
         if not len(mcap.MAGIC) <= summary <= self._size - tail:
             raise mcap.McapError("damaged: the footer names a summary outside of the file")
-        statistics, budget = None, _Budget(self._size)
+        statistics, budget = None, bounds.Records(self._size)
         at = summary
         while at < self._size - tail:
             budget.take()
@@ -198,7 +196,7 @@ class McapFile:
 
     def _scan(self, file: BinaryIO) -> None:
         """Read the whole file once; every record of it is looked at, one chunk at a time."""
-        self._sources, self._counts, budget = [], Counter(), _Budget(self._size)
+        self._sources, self._counts, budget = [], Counter(), bounds.Records(self._size)
         at, unpacked = len(mcap.MAGIC), 0
         while at < self._size:
             budget.take()
@@ -209,7 +207,7 @@ class McapFile:
                 head = self._chunk_head(file, at)
                 unpacked += head.size
                 if unpacked > bounds.most_unpacked(self._size):
-                    raise TooLarge(f"{self._size} bytes that would unpack to more than {unpacked}")
+                    raise bounds.TooLarge(f"{self._size} bytes that would unpack to more than {unpacked}")
                 self._sources.append(self._scan_chunk(file, at, head, budget))
             elif opcode == mcap.MESSAGE:
                 if length < mcap.MESSAGE_HEAD:
@@ -228,7 +226,7 @@ class McapFile:
         if self._counts:
             self.end_time += 1
 
-    def _scan_chunk(self, file: BinaryIO, at: int, head: mcap.ChunkHead, budget: _Budget) -> _Source:
+    def _scan_chunk(self, file: BinaryIO, at: int, head: mcap.ChunkHead, budget: bounds.Records) -> _Source:
         records, start, channels = self._unpack(file, at, head), 2**64 - 1, set()
         for opcode, begin, end in _records(records, budget):
             if opcode == mcap.MESSAGE:
@@ -255,7 +253,7 @@ class McapFile:
         if number not in known:
             self._kept += len(content)
             if self._kept > bounds.MAX_DEFINITIONS:
-                raise TooLarge(f"more than {bounds.MAX_DEFINITIONS} bytes of message definitions")
+                raise bounds.TooLarge(f"more than {bounds.MAX_DEFINITIONS} bytes of message definitions")
             known[number] = new
         elif known[number] != new:
             kind = "schema" if opcode == mcap.SCHEMA else "channel"
@@ -271,7 +269,7 @@ class McapFile:
 
     # -- reading ---------------------------------------------------------------------------------------------------
     def _messages(
-        self, file: BinaryIO, source: _Source, wanted: Collection[int], budget: _Budget
+        self, file: BinaryIO, source: _Source, wanted: Collection[int], budget: bounds.Records
     ) -> Iterator[tuple[int, int, bytes]]:
         """(log time, channel, data) of one source, by log time."""
         if not source.offset:
@@ -309,7 +307,7 @@ class McapFile:
         if head.offset + head.compressed > length:
             raise mcap.McapError(f"damaged: the chunk at byte {at} is larger than its record")
         if head.size > bounds.MAX_CHUNK:
-            raise TooLarge(f"a chunk of {head.size} bytes, at most {bounds.MAX_CHUNK} are unpacked")
+            raise bounds.TooLarge(f"a chunk of {head.size} bytes, at most {bounds.MAX_CHUNK} are unpacked")
         return head
 
     def _unpack(self, file: BinaryIO, at: int, head: mcap.ChunkHead) -> bytes:
@@ -333,7 +331,7 @@ class McapFile:
     def _record(self, file: BinaryIO, at: int, most: int) -> tuple[int, bytes]:
         opcode, length = self._prefix(file, at)
         if length > most:
-            raise TooLarge(f"a record of {length} bytes at byte {at}, at most {most} are read")
+            raise bounds.TooLarge(f"a record of {length} bytes at byte {at}, at most {most} are read")
         return opcode, self._at(file, length)
 
     def _at(self, file: BinaryIO, size: int) -> bytes:
@@ -343,19 +341,7 @@ class McapFile:
         return data
 
 
-class _Budget:
-    """Counts records, so that a file that consists of nothing else does not take hours."""
-
-    def __init__(self, size: int) -> None:
-        self._left = self._most = bounds.most_records(size)
-
-    def take(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise TooLarge(f"more than {self._most} records")
-
-
-def _records(data: bytes, budget: _Budget) -> Iterator[tuple[int, int, int]]:
+def _records(data: bytes, budget: bounds.Records) -> Iterator[tuple[int, int, int]]:
     """(opcode, begin, end) of the content of each record of an unpacked chunk."""
     at, size = 0, len(data)
     while at < size:

@@ -18,10 +18,10 @@ from vla_nodes import bounded_yaml
 FILE = "metadata.yaml"
 KEY = "rosbag2_bagfile_information"
 """Under which everything stands."""
-MAX_BYTES = 16 << 20
-"""Of metadata.yaml; 10,000 topics take 10 MB."""
-MAX_VALUES = 600_000
-"""In metadata.yaml; 10,000 topics take 450,000."""
+MAX_BYTES = 4 << 20
+"""Of metadata.yaml; 1,000 topics take 1 MB. A bag of more than 3,000 is read without."""
+MAX_VALUES = 150_000
+"""In metadata.yaml; 1,000 topics take 45,000."""
 _FOREVER = {"sec": 9223372036, "nsec": 854775807}
 
 
@@ -80,7 +80,7 @@ def dump(value: Any) -> str:
 def _profiles(topic: Topic) -> list[Any]:
     """Offered QoS as values; none where a recording that is repaired brings text that is not understood."""
     try:
-        return bounded_yaml.parse(topic.offered(), MAX_VALUES // 100) or []
+        return bounded_yaml.parse(topic.offered(), MAX_VALUES) or []
     except bounded_yaml.YamlError:
         return []
 

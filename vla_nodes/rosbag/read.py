@@ -29,8 +29,8 @@ from rosbags.typesys.store import Typestore
 from vla_nodes import bounded_yaml
 from vla_nodes.rosbag import bounds, metadata
 from vla_nodes.rosbag.folder import PACKED, BagError, Layout, find
-from vla_nodes.rosbag.former_definitions import FORMER, Former
-from vla_nodes.rosbag.mcap_reader import McapFile, TooLarge
+from vla_nodes.rosbag.former_definitions import Former, find_former, plain
+from vla_nodes.rosbag.mcap_reader import McapFile
 from vla_nodes.rosbag.mcap_records import McapError
 from vla_nodes.rosbag.storage import open_storage
 from vla_nodes.share import share_path
@@ -241,7 +241,7 @@ class Bag:
             return self._mcaps[file]
         try:
             reader = open_storage(file)
-        except McapError as error:
+        except (McapError, bounds.TooLarge) as error:
             raise BagError(f"{self._name(file)}: {error}{self._remedy(file, error)}") from None
         except Exception as error:  # rosbags raises its own, struct's, sqlite's and TypeErrors for broken files
             raise BagError(f"{self._name(file)}: {_reason(file, error)}{self._remedy(file, error)}") from None
@@ -303,10 +303,10 @@ class Bag:
             problem = f"its definition in this bag cannot be read: {_line(error)}"
             raise BagError(f"{self.path}: topic {topic} is {kind}, and {problem}") from None
         for name, (_, fields) in theirs.items():
-            if name == kind and (former := _former(kind, fields)):
+            if name == kind and (former := find_former(kind, fields)):
                 self._former[topic] = former
                 continue
-            if name in ours and _plain(fields) != _plain(ours[name][1]):
+            if name in ours and plain(fields) != plain(ours[name][1]):
                 raise BagError(f"{self.path}: topic {topic}: {name} has other fields in this bag than in Jazzy or here")
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ class Bag:
                         data = zstd.ZstdDecompressor().decompress(data, max_length=bounds.MAX_MESSAGE + 1)
                 except StopIteration:
                     return
-                except TooLarge as error:
+                except bounds.TooLarge as error:
                     raise BagError(f"{self._name(file)}: {error}") from None
                 except Exception as error:  # as in _reader
                     why = _line(error)
@@ -341,7 +341,7 @@ class Bag:
 
     def _remedy(self, file: Path, error: Exception) -> str:
         """What to do about a file that cannot be read; "" where there is nothing in it or it is no storage at all."""
-        if not file.stat().st_size or isinstance(error, TooLarge):
+        if not file.stat().st_size or isinstance(error, bounds.TooLarge):
             return ""
         with file.open("rb") as stored:
             magic = stored.read(16)
@@ -350,7 +350,9 @@ class Bag:
         return f": try `sqlite3 {file.name} .recover`" if magic.startswith(b"SQLite format 3\0") else ""
 
     def _name(self, file: Path) -> str:
-        return str(file if file.parent == self.path or file == self.path else self.path / file.name)
+        if self.path.is_file():
+            return str(self.path)
+        return str(file if file.parent == self.path else self.path / file.name)
 
 
 def _full_name(kind: str) -> str:
@@ -367,15 +369,6 @@ def _defined(definition: MessageDefinition, kind: str) -> dict:
     for part in definition.data.split("=" * 80 + "\n"):
         found.update(get_types_from_idl(part.split("\n", 1)[1] if part.startswith("IDL: ") else part))
     return found
-
-
-def _former(kind: str, fields: Collection) -> Former | None:
-    """The former definition of a type that these fields are, or None."""
-    return next((old for old in FORMER if old.kind == kind and _plain(old.fields) == _plain(fields)), None)
-
-
-def _plain(fields: Collection) -> list:
-    return [(name.lower(), kind) for name, kind in fields]
 
 
 def _line(error: BaseException) -> str:

@@ -73,8 +73,9 @@ class Scan:
         self._topics: dict[int, Topic] = {}
 
     def __iter__(self) -> Iterator[Item]:
-        """Raises RepairError for what is no MCAP file at all."""
+        """Raises RepairError for what is no MCAP file at all, or unpacks to more than `bounds` allow."""
         self._size = self.path.stat().st_size
+        self._records, self._left = bounds.Records(self._size), bounds.most_unpacked(self._size)
         with open(self.path, "rb") as self._file:
             if self._file.read(len(mcap.MAGIC)) != mcap.MAGIC:
                 raise RepairError(f"{self.path}: not an MCAP file ({self._size} bytes)")
@@ -82,11 +83,15 @@ class Scan:
             self.found.complete = tail.endswith(mcap.MAGIC)
             self.found.indexed = self.found.complete and tail != mcap.TAIL
             at, self._over = len(mcap.MAGIC), False
-            while at < self._size and not self._over:
-                at = yield from self._record(at)
+            try:
+                while at < self._size and not self._over:
+                    at = yield from self._record(at)
+            except bounds.TooLarge as error:
+                raise RepairError(f"{self.path}: {error}") from None
 
     def _record(self, at: int) -> Iterator[Item]:
         """Handle the record at `at`; returns where the next is."""
+        self._records.take()
         prefix = self._read(at, mcap.PREFIX)
         if len(prefix) < mcap.PREFIX:
             return self._lost(at, self._size, "the file ends inside a record")
@@ -109,12 +114,16 @@ class Scan:
 
     def _chunk(self, at: int, body: int, length: int) -> Iterator[Item]:
         head = mcap.read_chunk_head(self._read(body, 64))
+        self._left -= head.size
+        if self._left < 0:
+            raise bounds.TooLarge(f"{self._size} bytes that would unpack to far more")
         data = self._read(body + head.offset, head.compressed)
         records = mcap.decompress_prefix(data, head.compression, head.size)
         whole = len(records) == head.size and (not head.crc or zlib.crc32(records) == head.crc)
         end = min(body + length, self._size)
         before = self.found.messages
         for opcode, content in mcap.records_in(records):
+            self._records.take()
             try:
                 yield from self._inner(opcode, content)
             except mcap.McapError:
