@@ -20,7 +20,7 @@ from dataset_support import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_tiny import CONFIG, robot
+from policy_tiny import CONTRACT, robot
 from replay_support import COLOR, DEPTH, EPOCH, JOINTS, write_checkpoint
 
 from vla_nodes.control.trajectory import Trajectory
@@ -32,7 +32,7 @@ from vla_nodes.envs.tabletop.rollout import panda
 from vla_nodes.rosbag.read import BagError, open_bag
 
 SENTENCE = "pick up the red block"
-PERIOD, TICK, HORIZON = 0.05, 0.1, CONFIG.horizon
+PERIOD, TICK, HORIZON = 0.05, 0.1, CONTRACT.actions.horizon
 
 
 @pytest.fixture(scope="module")

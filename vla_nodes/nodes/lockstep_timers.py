@@ -28,7 +28,7 @@ class _Work:
 
 
 class Pacing:
-    """Of one node. Clock times in ns."""
+    """The message counts and the due work of one node. Clock times in ns."""
 
     def __init__(self) -> None:
         self.paced = False
@@ -74,7 +74,7 @@ class Pacing:
         return min(((work.due, work.rank) for work in self._begun(now)), default=None)
 
     def ends(self) -> int | None:
-        """When the work that is done once, a policy step, is over; None where there is none."""
+        """When the policy step under way will be over; None where there is none."""
         return max((work.due for work in self._work if work.once), default=None)
 
     def do(self, now: int) -> None:

@@ -1,4 +1,4 @@
-"""player_node: plays a recording into the live nodes (use_sim_time), without what the nodes themselves say.
+"""player_node: plays a recording into the live nodes (use_sim_time), but for the topics that they publish themselves.
 
 Two ways. `lockstep` gives every node the time it needs: the recording's clock stands still until policy_node and
 action_node (parameter `paced`) have handled every message up to it and the policy has finished its step. So nothing is
@@ -28,7 +28,7 @@ from vla_nodes.rosbag.timeline import Event, choose, timeline
 from vla_nodes.rosbag.topics import NAMES, resolve
 
 NOT_PLAYED = ("arm", "gripper", "chunk", "status", "active_instruction", "clock")
-"""The same as inputs of the pipeline (rosbag.topics)."""
+"""The inputs (rosbag.topics) that the live nodes publish themselves."""
 LATCHED = ("tf_static", "robot_description", "camera/pose", "sim/scene")
 STEP = 10_000_000
 """ns, longest step of /clock."""

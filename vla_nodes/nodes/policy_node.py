@@ -66,7 +66,9 @@ class PolicyNode(BaseNode):
     def __init__(self) -> None:
         super().__init__("policy_node")
         self._worker: Worker | None = None
-        self._lock = threading.RLock()  # an instruction never comes between a step's verdict and its chunk
+        self._lock = (
+            threading.RLock()
+        )  # so that no instruction is accepted between deciding on a chunk and publishing it
 
     # -- lifecycle ---------------------------------------------------------------------------------
     def configure(self) -> None:
@@ -287,7 +289,7 @@ class PolicyNode(BaseNode):
     def progress(self) -> dict[str, object]:
         if self._worker is None:
             return {}
-        busy = self._worker.busy  # first: what it is computing is sent before it is no longer busy
+        busy = self._worker.busy  # read before the counters: the worker stops being busy only after its chunk was sent
         return {"busy": busy, "sent": {"vla/action_chunk": self._chunks}, "status": self._said}
 
     def input_changed(self, change: Change) -> None:

@@ -44,7 +44,7 @@ def image(pixels: np.ndarray, encoding: str, stamp: Time, frame: str, step: int 
 
 
 def status_key(message: PolicyStatus) -> str:
-    """What action_node makes of a vla/status, so that sent and heard can be compared."""
+    """The part of a vla/status that action_node acts upon, to compare what was sent with what was received."""
     return f"{message.state} {message.reason}"
 
 

@@ -63,11 +63,11 @@ class ActionLoop:
             chunk = chunk_from(message, self.core.robot)
         except ValueError as error:
             return Answer(cause="malformed", reason=str(error), new=self.core.gate.refused("malformed"))
-        self.idle = ""  # a policy that sends chunks runs; its status is on the way
+        self.idle = ""  # a chunk proves that the policy is running; the status that says so may come later
         return self.core.chunk(chunk, now)
 
     def status(self, state: int, reason: str) -> None:
-        """A PolicyStatus message: a policy that does not run is no reason to keep moving."""
+        """A PolicyStatus message. While the policy is not running, no further chunk is to be expected."""
         self.idle = "" if state == State.RUNNING else f"the policy holds: {reason or 'no reason given'}"
 
     def tick(self, now: float, steady: float) -> Answer:

@@ -27,7 +27,7 @@ from vla_nodes.policy.inference.quantize import QuantisedConv
 
 log = logging.getLogger(__name__)
 SUFFIX = {"openvino": ".xml", "onnxruntime": ".onnx"}
-PARTS = ("look", "think")
+PARTS = ("vision", "core")
 KEPT = 6  # folders of one library in one place
 COPIED = 1 << 20  # bytes; a larger input or output of OpenVINO is attached, not copied
 MAX_ONNX_BYTES = (2 << 30) - (64 << 20)  # one protobuf file holds no more
@@ -61,7 +61,7 @@ def digest(name: str, model: nn.Module, ranges: dict | None = None) -> str:
     for key, tensor in sorted(model.state_dict().items()):
         total.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()))
-    total.update(repr((model.config, sorted((ranges or {}).items()))).encode())
+    total.update(repr((model.config, model.contract, sorted((ranges or {}).items()))).encode())
     for source in sorted(Path(__file__).parent.parent.rglob("*.py")):
         total.update(source.read_bytes())
     total.update(f"{name} {version(name)} torch {torch.__version__}".encode())

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from vla_nodes.policy.modeling import CameraInput
+
 FILE, FORMAT = "int8.json", 1
 MAX_FILE_BYTES = 1 << 20
 LEAST_CHANNELS = 16  # of a convolution's input; the first layer, which sees the image itself, has fewer
@@ -145,13 +147,18 @@ def load(folder: Path, model: nn.Module) -> Ranges | None:
     return ranges
 
 
+def in_floats(image: CameraInput) -> CameraInput:
+    """An image of bytes as 0..1."""
+    return image._replace(color=image.color.float() / 255) if image.color.dtype == torch.uint8 else image
+
+
 @torch.no_grad()
 def calibrate(model: nn.Module, frames: Iterable[tuple]) -> Ranges:
-    """Ranges over these inputs of an engine's `look`. ValueError without any."""
+    """Ranges over these inputs of an engine's `encode_observation`. ValueError without any."""
     model, seen = folded(model), 0
     with watching(model) as ranges:
-        for color, *others in frames:
-            model.look(color.float() / 255 if color.dtype == torch.uint8 else color, *others)
+        for images, *others in frames:
+            model.encode_observation([in_floats(image) for image in images], *others)
             seen += 1
     if not seen:
         raise ValueError("no frames to calibrate on")

@@ -8,7 +8,7 @@ blocks: layers.{i}.mixer.{in_proj,out_proj}, norm2, mlp.{fc1,fc2}.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -65,15 +65,6 @@ class KVState:
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> KVState:
         return KVState(_Buffer(function(self.keys), function(self.values), self.length), self.length)
-
-    @staticmethod
-    def concatenate(states: Sequence[KVState]) -> KVState:
-        """Joins streams of equal length into one batch."""
-        lengths = {s.length for s in states}
-        if len(lengths) > 1:
-            raise ValueError(f"a KV cache batches streams of equal length only, got {sorted(lengths)}")
-        keys, values = torch.cat([s.keys for s in states], 0), torch.cat([s.values for s in states], 0)
-        return KVState(_Buffer(keys, values, states[0].length), states[0].length)
 
 
 def rotate(x: Tensor, start: int | Tensor, base: float = 10000.0) -> Tensor:

@@ -279,44 +279,15 @@ class SequenceCore(nn.Module):
 
 
 def map_state(function: Callable[[Tensor], Tensor], state):
-    """Applies a function to every tensor of a state (nested tuples and named tuples), keeping its structure."""
+    """Applies a function to every tensor of a state (nested tuples, named tuples, dicts and None), keeping its
+    structure."""
+    if state is None:
+        return None
     if isinstance(state, Tensor):
         return function(state)
+    if isinstance(state, dict):
+        return {name: map_state(function, part) for name, part in state.items()}
     if hasattr(state, "map_tensors"):  # a state that is more than its tensors (the twin's cache)
         return state.map_tensors(function)
     parts = [map_state(function, part) for part in state]
     return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-
-
-def snapshot(state):
-    """An independent, detached copy: what to keep when the run that produced `state` goes on."""
-    return map_state(lambda t: t.detach().clone(), state)
-
-
-restore = snapshot  # continuing from a copy leaves the stored snapshot usable any number of times
-
-
-def detach(state):
-    """The same numbers without their gradient history (truncated back-propagation through time)."""
-    return map_state(Tensor.detach, state)
-
-
-def index(state, rows):
-    """Selects batch rows (an index tensor, list or slice): streams that end leave the batch, others stay."""
-    return map_state(lambda t: t[rows], state)
-
-
-def concatenate(states):
-    """Joins the states of several streams into one batch."""
-    first = states[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(states), 0)
-    if hasattr(first, "concatenate"):
-        return first.concatenate(states)
-    parts = [concatenate([s[i] for s in states]) for i in range(len(first))]
-    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
-
-
-def reset_rows(state, rows: Tensor):
-    """Zeroes the state of the batch rows where `rows` (B,) bool is true: those streams start anew (Mamba cores)."""
-    return map_state(lambda t: torch.where(rows.view(-1, *[1] * (t.dim() - 1)), torch.zeros_like(t), t), state)
