@@ -3,6 +3,7 @@
 import json
 
 import cv2
+import mcap_variants
 import numpy as np
 import pytest
 from dataset_support import (
@@ -30,6 +31,7 @@ from vla_nodes.datasets.actions_from_motion import STROKE, last_direction
 from vla_nodes.datasets.from_rosbag import BuildSettings, build
 from vla_nodes.envs.tabletop.rollout import panda
 from vla_nodes.rosbag.read import BagError, open_bag
+from vla_nodes.rosbag.repair import Scan
 
 SENTENCE = "pick up the red block"
 PERIOD, TICK, HORIZON = 0.05, 0.1, CONTRACT.actions.horizon
@@ -229,6 +231,19 @@ def run(capsys, *args):
     code = cli.main([str(arg) for arg in args])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def test_one_joint_state_that_is_cut_short_costs_one_joint_state(rows, tmp_path):
+    whole = write(tmp_path / "whole", rows)
+    (file,) = whole.glob("*.mcap")
+    made = [(item.topic, item.message.log_time, item.message.data) for item in Scan(file)]
+    at = [k for k, (declared, _, _) in enumerate(made) if declared.name == JOINTS][20]
+    made[at] = (*made[at][:2], made[at][2][:-20])
+    (tmp_path / "cut").mkdir()
+    result, (episode,) = built(mcap_variants.write(tmp_path / "cut/cut.mcap", made))
+    _, (expected,) = built(whole)
+    assert len(episode) == len(expected) == 50
+    assert not result.error and any("/joint_states: 1 of" in note for note in result.notes)
 
 
 def test_build_says_what_it_did(rows, checkpoint, tmp_path, capsys):
