@@ -26,14 +26,14 @@ class BagError(ValueError):
 @dataclass
 class Layout:
     """files: in order; packed: how they are compressed beside their own chunks, "file", "message", "" or None where
-    nothing says so; custom: what the recorder noted; notes: one line for each thing that was missing; listed: the files
-    are those of metadata.yaml, in its order."""
+    nothing says so; custom: what the recorder noted; notes: one line for each thing that was missing; problem: why the
+    files are not those of metadata.yaml, in its order, or ""."""
 
     files: list[Path]
     packed: str | None = None
     custom: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    listed: bool = False
+    problem: str = ""
 
 
 def find(path: Path) -> Layout:
@@ -58,7 +58,7 @@ def find(path: Path) -> Layout:
         what = problem.removeprefix("the folder ")
         raise BagError(f"{path}: not a rosbag2 recording: {what}, and the folder has no .mcap or .db3 file")
     files = [file for file in files if file.suffix != PACKED or file.with_suffix("") not in files]
-    return Layout(files, notes=[f"{problem}: read without it, from {_some(files)}"])
+    return Layout(files, notes=[f"{problem}: read without it, from {_some(files)}"], problem=problem)
 
 
 def _alone(path: Path) -> Layout:
@@ -70,9 +70,9 @@ def _alone(path: Path) -> Layout:
     try:
         whole = _listed(path.parent, metadata.read(path.parent))
     except ValueError:
-        return Layout([path])
+        return Layout([path], problem="a file by itself")
     if path.name not in (file.name for file in whole.files):
-        return Layout([path])
+        return Layout([path], problem="a file by itself")
     return Layout([path], whole.packed, whole.custom)
 
 
@@ -99,7 +99,7 @@ def _listed(folder: Path, information: Mapping[str, Any]) -> Layout:
     if alien := [name for name in names if not _is_storage(folder / name)]:
         raise BagError(f"{folder}: metadata.yaml names {alien[0]}, which is no .mcap or .db3 file")
     notes = [] if storage else ["metadata.yaml does not name its storage: found out from the files"]
-    return Layout([folder / name for name in names], packed, information["custom_data"], notes, listed=True)
+    return Layout([folder / name for name in names], packed, information["custom_data"], notes)
 
 
 _MISSING = object()

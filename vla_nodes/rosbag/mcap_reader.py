@@ -244,18 +244,21 @@ class McapFile:
 
     def _define(self, opcode: int, content: bytes) -> None:
         fields = mcap.Fields(content)
+        (number,) = fields.take(_U16)
+        known: mcap.Schema | mcap.Channel
+        new: mcap.Schema | mcap.Channel
         if opcode == mcap.SCHEMA:
-            (number,) = fields.take(_U16)
-            known, new = self._schemas, mcap.Schema(number, fields.text(), fields.text(), fields.blob())
+            new = mcap.Schema(number, fields.text(), fields.text(), fields.blob())
+            known = self._schemas.setdefault(number, new)
         else:
-            (number,), (schema,) = fields.take(_U16), fields.take(_U16)
-            known, new = self._channels, mcap.Channel(number, schema, fields.text(), fields.text(), {})
-        if number not in known:
+            (schema,) = fields.take(_U16)
+            new = mcap.Channel(number, schema, fields.text(), fields.text(), {})
+            known = self._channels.setdefault(number, new)
+        if known is new:
             self._kept += len(content)
             if self._kept > bounds.MAX_DEFINITIONS:
                 raise bounds.TooLarge(f"more than {bounds.MAX_DEFINITIONS} bytes of message definitions")
-            known[number] = new
-        elif known[number] != new:
+        elif known != new:
             kind = "schema" if opcode == mcap.SCHEMA else "channel"
             raise mcap.McapError(f"damaged: {kind} {number} is defined twice, and not the same")
 

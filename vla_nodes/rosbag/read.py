@@ -170,9 +170,9 @@ class Bag:
                     self._note_unreadable(topic, failed[topic], first[topic])
                     continue
             yield topic, stamp, data, message
-        for topic, error in first.items():
+        for topic, why in first.items():
             if topic not in read:
-                raise BagError(f"{error} (and so are all {failed[topic]} messages of the topic)")
+                raise BagError(f"{why} (and so are all {failed[topic]} messages of the topic)")
 
     def _note_unreadable(self, topic: str, count: int, first: BagError) -> None:
         """One line of `notes` for each topic, with the most that any pass over the bag has met."""
@@ -270,7 +270,7 @@ class Bag:
 
     def _complete(self, layout: Layout, starts: dict[Path, int]) -> None:
         """What metadata.yaml would have said: the order of the files, and what the recorder noted."""
-        if not layout.listed:
+        if layout.problem:
             self._files.sort(key=lambda file: starts[file])  # stable: those that begin together are in order of names
         for mcap in self._mcaps.values():
             if not self.custom and mcap.serialized_metadata:

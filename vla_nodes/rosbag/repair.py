@@ -334,7 +334,7 @@ def _custom(bag: Path) -> tuple[dict[str, str], str]:
         layout = find(bag)
     except BagError as error:
         return {}, str(error)
-    return layout.custom, "; ".join(layout.notes)
+    return layout.custom, layout.problem or "; ".join(layout.notes)
 
 
 def _remove(writer: BagWriter) -> None:

@@ -32,7 +32,7 @@ def _lenient() -> Iterator[None]:
     QoS, and parsing its YAML takes as long as reading seconds of a recording: here there is none.
     """
     parse_qos = storage_sqlite3.parse_qos
-    storage_sqlite3.parse_qos = lambda _: []
+    storage_sqlite3.parse_qos = lambda dcts: []
     apsw.connection_hooks.append(_prepare)
     try:
         yield
