@@ -71,6 +71,13 @@ def test_whatever_is_left_out_together(tmp_path, no, compression, per, seed):
         same(list(bag.raw()), in_order(made))
 
 
+def test_stamps_beyond_all_years_are_read(tmp_path):
+    declared = topic("/a", TEXT)
+    made = [(declared, stamp, text("x")) for stamp in (0, 2**63, 2**64 - 1)]
+    with open_bag(mcap_variants.write(tmp_path / "a.mcap", made)) as bag:
+        assert [stamp for _, stamp, _ in bag.messages()] == [0, 2**63, 2**64 - 1]
+
+
 # -- the test bags of rosbag2 --------------------------------------------------------------------------------------
 TOPICS = {
     "talker": {"/rosout": 10, "/topic": 10, "/parameter_events": 0},

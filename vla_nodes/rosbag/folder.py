@@ -43,7 +43,7 @@ def find(path: Path) -> Layout:
     if path.is_file():
         return _alone(path)
     problem = "the folder has no metadata.yaml"
-    if (path / metadata.FILE).exists():
+    if (path / metadata.FILE).is_file():
         try:
             information = metadata.read(path)
             return _listed(path, information)

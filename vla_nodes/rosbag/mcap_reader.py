@@ -361,6 +361,8 @@ def _records(data: bytes, budget: bounds.Records) -> Iterator[tuple[int, int, in
 
 def _order(times: array) -> Iterator[int]:
     """The places of `times` by time; equal ones as they stand."""
+    if len(times) < 2:
+        return iter(range(len(times)))
     values = np.frombuffer(times, np.uint64)
     if (values[1:] >= values[:-1]).all():
         return iter(range(len(times)))

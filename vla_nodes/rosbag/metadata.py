@@ -133,6 +133,8 @@ def write(folder: Path, information: Mapping[str, Any]) -> None:
 def read(folder: Path) -> dict[str, Any]:
     """What stands in metadata.yaml. ValueError with one line where it is missing or cannot be read."""
     file = folder / FILE
+    if not file.is_file():  # a pipe would be waited for
+        raise ValueError(f"{file}: no such file")
     try:
         return information(bounded_yaml.read(file, MAX_BYTES, MAX_VALUES))
     except OSError as error:

@@ -241,6 +241,8 @@ class Bag:
             return self._mcaps[file]
         try:
             reader = open_storage(file)
+        except OSError as error:
+            raise BagError(f"{self._name(file)}: {error.strerror}") from None
         except (McapError, bounds.TooLarge) as error:
             raise BagError(f"{self._name(file)}: {error}{self._remedy(file, error)}") from None
         except Exception as error:  # rosbags raises its own, struct's, sqlite's and TypeErrors for broken files
