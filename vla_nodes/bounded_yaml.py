@@ -61,9 +61,14 @@ def parse(text: str, max_values: int = MAX_VALUES) -> Any:
         raise YamlError(f"not YAML: {(str(error) or type(error).__name__).splitlines()[0]}") from None
 
 
+def _line(event: yaml.Event) -> int:
+    assert event.start_mark is not None  # the parser sets it
+    return event.start_mark.line + 1
+
+
 def _count(text: str, most: int) -> None:
     """Refuse what is nested too deeply or stands for too many values."""
-    sizes: dict[str, int] = {}  # of what an anchor names, expanded
+    sizes: dict[str | None, int] = {}  # of what an anchor names, expanded
     open_nodes: list[list[Any]] = []  # anchor and size of each collection around the present place
     total = documents = 0
 
@@ -79,7 +84,7 @@ def _count(text: str, most: int) -> None:
         if isinstance(event, CollectionStartEvent):
             open_nodes.append([event.anchor, 1])
             if len(open_nodes) > MAX_DEPTH:
-                raise YamlError(f"nested more than {MAX_DEPTH} deep (line {event.start_mark.line + 1})")
+                raise YamlError(f"nested more than {MAX_DEPTH} deep (line {_line(event)})")
         elif isinstance(event, CollectionEndEvent):
             anchor, size = open_nodes.pop()
             if anchor:
@@ -92,11 +97,11 @@ def _count(text: str, most: int) -> None:
         elif isinstance(event, DocumentStartEvent):
             documents += 1
             if documents > 1:
-                raise YamlError(f"more than one document (line {event.start_mark.line + 1})")
+                raise YamlError(f"more than one document (line {_line(event)})")
         elif isinstance(event, NodeEvent):
-            long = isinstance(event, ScalarEvent) and event.implicit[0] and len(event.value) > MAX_NUMBER
-            if long and not event.value.strip("+-.:_0123456789"):
-                raise YamlError(f"a number of {len(event.value)} characters (line {event.start_mark.line + 1})")
+            number = event.value if isinstance(event, ScalarEvent) and event.implicit[0] else ""
+            if len(number) > MAX_NUMBER and not number.strip("+-.:_0123456789"):
+                raise YamlError(f"a number of {len(number)} characters (line {_line(event)})")
             if event.anchor:
                 sizes[event.anchor] = 1
             add(1)

@@ -49,7 +49,8 @@ class _Folder:
         if numbers and not append:
             raise DataError(f"{folder}: holds {len(numbers)} episodes already: choose another folder, or --append")
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.next, self.written = folder, max(numbers, default=0) + 1, []
+        self.folder, self.next = folder, max(numbers, default=0) + 1
+        self.written: list[Path] = []
 
     def write(self, writer: episode.EpisodeWriter, header: dict) -> None:
         path = self.folder / f"{self.next:07d}.safetensors"
@@ -78,7 +79,8 @@ def _build(args: cli.Options) -> int:
         args.instruction, pose, args.motion == "commanded", args.remap, args.namespace, args.clock, args.slop,
         not args.no_depth, args.joint_map)  # fmt: skip
     folder = _Folder(args.out, args.append)
-    bags, results, left_out = _recordings(args.bags), [], Counter()
+    bags, results = _recordings(args.bags), []
+    left_out: Counter[str] = Counter()
     with progress(
         total=len(bags),
         bar="{l_bar}{bar}| {n:.1f}/{total} bags [{elapsed}<{remaining}]",
@@ -93,7 +95,7 @@ def _build(args: cli.Options) -> int:
                         left_out[outcome] += 1
                         continue
 
-                    def moved(share: float, number=number) -> None:
+                    def moved(share: float, number: int = number) -> None:
                         if number + share - bar.n > 0.01:
                             bar.update(number + share - bar.n)
 

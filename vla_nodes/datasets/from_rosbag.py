@@ -257,6 +257,8 @@ class _Build:
         try:
             observed = observation(job.pair, job.camera_poses, self.robot)
             (seen,) = observed.cameras.values()
+            if seen.intrinsics is None or seen.pose is None:
+                raise ValueError("the camera's calibration or pose is missing")
             if seen.depth is not None and seen.depth.shape != seen.color.shape[:2]:
                 raise ValueError(f"depth {seen.depth.shape} is not aligned to colour {seen.color.shape[:2]}")
         except ValueError as error:

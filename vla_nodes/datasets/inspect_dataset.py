@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from vla_nodes.datasets.lerobot_read import LeRobotFolder
 from vla_nodes.messages.convert import seconds
 from vla_nodes.pipeline.observe import color_pixels
 from vla_nodes.progress import progress
-from vla_nodes.rosbag.read import BagError, open_bag
+from vla_nodes.rosbag.read import Bag, BagError, open_bag
 from vla_nodes.rosbag.topics import resolve
 
 ROWS, COLUMNS, THUMB, CAPTION = 24, 6, 160, 22  # of the contact sheet: episodes, frames of each, pixels
@@ -117,7 +118,8 @@ def _episodes(folder: Path, say: Say) -> list[Strip]:
             continue
         stamps, arrays = episode.arrays["stamp"].astype(np.float64), episode.arrays
         span, gaps = float(stamps[-1] - stamps[0]), np.diff(stamps)
-        outcome = {True: "success", False: "failure"}.get(episode.header.get("success"), "unmarked")
+        marks: dict[Any, str] = {True: "success", False: "failure"}
+        outcome = marks.get(episode.header.get("success"), "unmarked")
         rate = (len(episode) - 1) / span if span > 0 else 0.0
         widest = float(gaps.max()) if len(gaps) else 0.0
         rows.append((path.stem, str(len(episode)), f"{span:.1f}", f"{rate:.2f}", f"{widest:.2f}", outcome, text[:60]))
@@ -156,12 +158,14 @@ def _lerobot(path: Path, say: Say) -> list[Strip]:
     table(rows, say)
     tasks = [(str((row.get("tasks") or ["?"])[0]), int(row["length"]) / folder.fps) for row in folder.episodes]
     _instructions(say, tasks)
-    vectors = [key for key in ("observation.state", "action") if key in folder.features]
+    vectors: list[str] = [key for key in ("observation.state", "action") if key in folder.features]
     parts = [folder.columns(i, vectors) for i in range(min(len(folder), 1000))] if vectors else []
     _statistics(say, {key: [part[key] for part in parts] for key in vectors})
     camera = next(iter(folder.cameras()), None)
     strips = []
-    for index in range(min(ROWS, len(folder))) if camera else ():
+    for index in range(min(ROWS, len(folder))):
+        if camera is None:
+            break
         wanted = set(_picked(int(folder.episodes[index]["length"])))
         images = [image for t, image in enumerate(folder.images(index, camera)) if t in wanted]
         strips.append(Strip(f"episode {index}  {tasks[index][0]}", images))
@@ -214,5 +218,5 @@ def _bag(path: Path, say: Say, remaps: Sequence[str]) -> list[Strip]:
         return [Strip(path.name if i == 0 else "", part) for i, part in enumerate(halves) if part]
 
 
-def _messages(bag, topics: list[str]) -> Iterator:
+def _messages(bag: Bag, topics: list[str]) -> Iterator:
     yield from bag.messages(topics) if topics else ()

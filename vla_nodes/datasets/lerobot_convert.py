@@ -225,7 +225,7 @@ class Importer:
         """The frames asked for, squared to the policy's size, and the intrinsics that go with them."""
         writer, config = EpisodeWriter(), self.config
         given = self.mapping.intrinsics if self.mapping.intrinsics is not None else header.get("intrinsics")
-        intrinsics = np.asarray(given, np.float32)
+        intrinsics: np.ndarray = np.asarray(given, np.float32)
         near, far = config.contract.cameras[0].depth_range
         depths = self.folder.images(index, self.depth) if self.depth else None
         for t, color in enumerate(self.folder.images(index, self.camera)):
@@ -234,8 +234,10 @@ class Importer:
                 raise DataError(f"{self.folder.folder}: {self.depth} {depth.shape} does not cover {color.shape[:2]}")
             if t not in wanted:
                 continue
-            color, depth, intrinsics = square(color, depth, np.asarray(given), config.policy.image_size)
-            writer.add(color, np.where((depth >= near) & (depth <= far), depth, 0.0))
+            color, squared, matrix = square(color, depth, np.asarray(given), config.policy.image_size)
+            assert squared is not None and matrix is not None
+            intrinsics = matrix
+            writer.add(color, np.where((squared >= near) & (squared <= far), squared, 0.0))
         return writer, intrinsics
 
 

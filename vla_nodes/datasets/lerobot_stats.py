@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def aggregate(parts: list[dict[str, dict[str, np.ndarray]]]) -> dict[str, dict[s
         counts = np.array([float(row["count"][0]) for row in rows])
         share = counts / counts.sum()
 
-        def mean(name: str, rows=rows, share=share) -> np.ndarray:
+        def mean(name: str, rows: Any = rows, share: Any = share) -> np.ndarray:
             return sum(w * row[name] for w, row in zip(share, rows, strict=True))
 
         centre = mean("mean")

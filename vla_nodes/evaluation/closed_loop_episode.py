@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,7 +22,8 @@ class Driver(Protocol):
     tick: float  # s between two decisions
     period: float  # s between two rows of a chunk
 
-    def begin(self, env: Environment, start: Start) -> None: ...
+    def begin(self, env: Any, start: Start) -> None:  # an Environment; for the expert a Demonstrator
+        ...
 
     def act(self) -> tuple[np.ndarray | None, str]:
         """A chunk (H, D) or None, and why it holds."""

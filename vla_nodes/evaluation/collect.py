@@ -64,6 +64,8 @@ def collect_one(env: Demonstrator, seed: int, path: Path, contract: Contract, ru
     while env.time < start.limit and (ended is None or env.time - ended < env.afterwards):
         now, observation, plan = env.time, env.observe(), env.plan(moves.horizon, moves.period)
         camera = observation.cameras[contract.cameras[0].name]
+        if camera.depth is None or camera.intrinsics is None or camera.pose is None:
+            return f"seed {seed}: the environment's first camera has no depth or no pose, which episodes need"
         writer.add(camera.color, camera.depth, **row_of(env, observation, plan))
         executed = disturb(plan.actions, now) if ended is None else plan.actions
         if runtime is not None:
@@ -81,8 +83,8 @@ def collect_one(env: Demonstrator, seed: int, path: Path, contract: Contract, ru
         {
             "instruction": start.instruction,
             "primitives": list(env.primitives),
-            "intrinsics": camera.intrinsics.tolist(),
-            "camera_pose": camera.pose.tolist(),
+            "intrinsics": np.asarray(camera.intrinsics).tolist(),
+            "camera_pose": np.asarray(camera.pose).tolist(),
             "period": moves.period,
             "tick": contract.tick,
             "contract": contracts.plain(contract),

@@ -26,10 +26,13 @@ def collect_one(job: tuple[str, int, Path, float]) -> int:
         header, pictures = env.static_scene(seed, unusual)
         for number, (observation, labels) in enumerate(pictures):
             camera = observation.cameras[env.contract.cameras[0].name]
+            if camera.depth is None or camera.intrinsics is None or camera.pose is None:
+                raise envs.EnvError(f"{name}: its static scenes have no depth or no camera pose")
+            intrinsics, pose = camera.intrinsics, camera.pose
             writer.add(camera.color, camera.depth, stamp=float(number), ee_pose=observation.tool_pose, **labels)
     finally:
         env.close()
-    seen = {"intrinsics": camera.intrinsics.tolist(), "camera_pose": camera.pose.tolist()}
+    seen = {"intrinsics": intrinsics.tolist(), "camera_pose": pose.tolist()}
     writer.write(path, {**header, **seen, "seed": seed, "source": "static scenes in simulation"})
     return len(writer)
 

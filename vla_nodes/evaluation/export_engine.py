@@ -6,6 +6,7 @@ import copy
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -16,8 +17,9 @@ from vla_nodes.envs import base as envs
 from vla_nodes.policy import checkpoint as checkpoints
 from vla_nodes.policy.inference import engine as engines
 from vla_nodes.policy.inference import graphs, quantize
+from vla_nodes.policy.modeling import VisualTokens, VlaPolicy
 from vla_nodes.policy.processing import Observation
-from vla_nodes.policy.runtime import PolicyRuntime
+from vla_nodes.policy.runtime import PolicyOutput, PolicyRuntime
 from vla_nodes.progress import progress, say
 from vla_nodes.share import share_path
 
@@ -31,12 +33,12 @@ Episode = tuple[str, list[Observation]]
 class Recorder(engines.TorchEngine):
     """Eager PyTorch that keeps the inputs of every so many observations."""
 
-    def __init__(self, model) -> None:
+    def __init__(self, model: VlaPolicy) -> None:
         super().__init__(model)
         self.frames: list[tuple] = []
         self._ticks = 0
 
-    def encode_observation(self, *inputs):
+    def encode_observation(self, *inputs: Any) -> VisualTokens:
         if self._ticks % EVERY == 0:
             self.frames.append(inputs)
         self._ticks += 1
@@ -49,7 +51,9 @@ def blind(frame: tuple) -> tuple:
     return tuple(image._replace(depth=torch.zeros_like(image.depth)) for image in images), *others
 
 
-def drive(model, config, count: int, name: str, first_seed: int = FIRST_SEED) -> list[Episode]:
+def drive(
+    model: VlaPolicy, config: checkpoints.CheckpointConfig, count: int, name: str, first_seed: int = FIRST_SEED
+) -> list[Episode]:
     """What the policy saw while it drove in an environment, episode by episode."""
     from vla_nodes.evaluation import closed_loop_episode  # here: it needs none of it without --calibrate
 
@@ -57,7 +61,7 @@ def drive(model, config, count: int, name: str, first_seed: int = FIRST_SEED) ->
     episodes: list[Episode] = []
     step = runtime.step
 
-    def recorded(observation: Observation):
+    def recorded(observation: Observation) -> PolicyOutput:
         episodes[-1][1].append(copy.deepcopy(observation))
         return step(observation)
 
@@ -74,7 +78,9 @@ def drive(model, config, count: int, name: str, first_seed: int = FIRST_SEED) ->
     return episodes
 
 
-def replay(model, config, engine, episodes: list[Episode]) -> list:
+def replay(
+    model: VlaPolicy, config: checkpoints.CheckpointConfig, engine: engines.Engine, episodes: list[Episode]
+) -> list:
     """The outputs of this engine for every tick of the episodes."""
     runtime = PolicyRuntime(model, config, engine=engine)
     outputs = []
@@ -114,7 +120,9 @@ def difference_table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def calibrate(folder: Path, model, config, count: int, threads: int, env: str) -> None:
+def calibrate(
+    folder: Path, model: VlaPolicy, config: checkpoints.CheckpointConfig, count: int, threads: int, env: str
+) -> None:
     """Writes int8.json into the folder and prints what 8 bits change. EngineError when OpenVINO is not there."""
     if reason := engines.why_not("openvino", model):
         raise engines.EngineError(reason)

@@ -212,7 +212,8 @@ def read_channel(content: bytes) -> Channel:
 
 def read_message(content: bytes | memoryview) -> Message:
     f = Fields(content)
-    return Message(*f.take(_MESSAGE), bytes(content[f.at :]))
+    channel, sequence, log_time, publish_time = f.take(_MESSAGE)
+    return Message(channel, sequence, log_time, publish_time, bytes(content[f.at :]))
 
 
 def read_metadata(content: bytes) -> tuple[str, dict[str, str]]:

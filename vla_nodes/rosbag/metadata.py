@@ -25,7 +25,7 @@ MAX_VALUES = 150_000
 _FOREVER = {"sec": 9223372036, "nsec": 854775807}
 
 
-class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """Writes equal values out in full: not every YAML reader of bags knows aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rosbags.interfaces import Connection, MessageDefinition, MessageDefinitionFormat
+from rosbags.interfaces import Connection, ConnectionExtRosbag2, MessageDefinition, MessageDefinitionFormat
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
@@ -291,6 +291,7 @@ class Bag:
         kind, connection, ours = self.topics[topic], self._connections[topic], self.typestore.fielddefs
         if kind not in ours:
             raise BagError(f"{self.path}: topic {topic} is {kind}, which is no type of ROS 2 Jazzy or of vla_nodes")
+        assert isinstance(connection.ext, ConnectionExtRosbag2)
         serialization = connection.ext.serialization_format
         if serialization != "cdr":
             raise BagError(f"{self.path}: topic {topic} is serialised as '{serialization}', only cdr is read")

@@ -153,6 +153,7 @@ class Recording:
                     metadata.write(self._last, information)
                 except (OSError, ValueError) as error:
                     raise RecordingError(f"cannot mark {self._last}: {error}") from None
+            assert self._last is not None
             if outcome == "discarded":
                 place = self.out / "discarded" / self._last.name
                 place.parent.mkdir(exist_ok=True)
@@ -175,6 +176,7 @@ class Recording:
     # -- private -----------------------------------------------------------------------------------
     def _end(self, error: str, why: str = "") -> str:
         bag, self._bag = self._bag, None
+        assert bag is not None
         bag.set_custom(ended=error or why)
         bag.close()
         self._last = bag.folder

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,7 +89,7 @@ class Scan:
             except bounds.TooLarge as error:
                 raise RepairError(f"{self.path}: {error}") from None
 
-    def _record(self, at: int) -> Iterator[Item]:
+    def _record(self, at: int) -> Generator[Item, None, int]:
         """Handle the record at `at`; returns where the next is."""
         self._records.take()
         prefix = self._read(at, mcap.PREFIX)
@@ -112,7 +112,7 @@ class Scan:
                 return self._lost(at, end, str(error))
         return end
 
-    def _chunk(self, at: int, body: int, length: int) -> Iterator[Item]:
+    def _chunk(self, at: int, body: int, length: int) -> Generator[Item, None, int]:
         head = mcap.read_chunk_head(self._read(body, 64))
         self._left -= head.size
         if self._left < 0:

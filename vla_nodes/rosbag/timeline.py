@@ -51,7 +51,7 @@ def nanoseconds(stamp: Any) -> int:
 def choose(bag: Bag, topics: Topics, wanted: str = "auto") -> str:
     """The kind of clock. Raises BagError for stamps that no clock can make sense of."""
     offsets = []
-    stamped = {topic: Counter() for name in STAMPED if (topic := topics[name])}
+    stamped: dict[str, Counter] = {topic: Counter() for name in STAMPED if (topic := topics[name])}
     try:
         for topic, received, message in bag.messages(stamped):
             stamp = nanoseconds(message.header.stamp)
@@ -99,6 +99,7 @@ def timeline(bag: Bag, topics: Topics, kind: str, others: Collection[str] = ()) 
             stamp = nanoseconds(message.header.stamp)
             jumped = before is not None and name == "joints" and stamp < before - JUMP
             now = stamp if before is None or jumped else max(before, stamp)
+        assert now is not None  # the first event of every kind of clock sets it
         yield Event(now, name, topic, received, data, message, jumped)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch
@@ -24,6 +26,13 @@ from vla_nodes.training.config import (
     SettingsError,
 )
 from vla_nodes.training.state import WEIGHTS, StateError
+
+if TYPE_CHECKING:  # torch's parts are imported where they are used
+    from vla_nodes.policy.modeling import VlaPolicy
+    from vla_nodes.training.initialize import Begun
+    from vla_nodes.training.stages.action import ActionStage
+    from vla_nodes.training.trainer import Loop
+
 
 FINE_TUNE = "finetune.yaml"
 
@@ -68,6 +77,7 @@ def run(settings: Settings) -> int:
     say = print if accelerator.is_main_process else lambda *_: None
     begun = initialize.begin(settings, say)
     score = None
+    stage: Any  # one of the four of `stages`, each a Stage
     if isinstance(settings, ActionSettings):
         stage = action(begun.model, settings, accelerator, say)
         if settings.score_minutes and accelerator.is_main_process:
@@ -106,7 +116,7 @@ def run(settings: Settings) -> int:
     return cli.ExitStatus.DONE if finished else cli.ExitStatus.INTERRUPTED
 
 
-def action(model, settings: ActionSettings, accelerator, say):
+def action(model: VlaPolicy, settings: ActionSettings, accelerator: Any, say: Callable[[str], None]) -> ActionStage:
     """Stage 2, its visual tokens made first where they are missing."""
     from vla_nodes.training import token_cache
     from vla_nodes.training.stages.action import ActionStage
@@ -134,11 +144,11 @@ def action(model, settings: ActionSettings, accelerator, say):
     return ActionStage(model, settings, paths, say)
 
 
-def export(begun, folder: Path, settings: Settings, run=None) -> None:
+def export(begun: Begun, folder: Path, settings: Settings, run: Loop | None = None) -> None:
     """The checkpoint folder of a model in training."""
     from vla_nodes.training.export import write
 
-    made = {"settings": reading.plain(settings)}
+    made: dict[str, Any] = {"settings": reading.plain(settings)}
     if run is not None:
         made |= {"steps": run.step, "minutes": round(run.seconds / 60, 1), "data": run.stage.data}
         made |= {"held out": run.stage.measure(), "began with": begun.config.provenance}

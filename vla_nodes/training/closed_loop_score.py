@@ -8,10 +8,15 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vla_nodes.training import subprocess_cli
 from vla_nodes.training.config import Settings
+
+if TYPE_CHECKING:
+    from vla_nodes.training.trainer import Loop
 
 
 def successes(path: Path) -> tuple[int, int]:
@@ -26,14 +31,15 @@ def successes(path: Path) -> tuple[int, int]:
 class Score:
     """Starts an evaluation every so many minutes and reports it when it is done."""
 
-    def __init__(self, settings: Settings, write) -> None:
+    def __init__(self, settings: Settings, write: Callable[[Path], None]) -> None:
         """``write(folder)`` makes a checkpoint of the weights of the moment."""
         self.settings, self.write = settings, write
         self.folder = settings.out / "scored"
         self._child: subprocess.Popen | None = None
-        self._step, self._last = 0, None
+        self._step = 0
+        self._last: float | None = None
 
-    def poll(self, loop) -> None:
+    def poll(self, loop: Loop) -> None:
         """Once a step: costs nothing unless an evaluation begins or has ended."""
         if self._child is not None:
             if self._child.poll() is not None:
@@ -49,7 +55,7 @@ class Score:
     def _json(self) -> Path:
         return self.folder / "eval.json"
 
-    def _start(self, loop) -> None:
+    def _start(self, loop: Loop) -> None:
         with loop.ema.applied():
             self.write(self.folder / "checkpoint")
         self._json.unlink(missing_ok=True)
@@ -60,8 +66,9 @@ class Score:
         with open(self.folder / "log.txt", "w") as log:
             self._child = subprocess_cli.start(command, nice=10, stdout=log, stderr=log)
 
-    def _report(self, loop) -> None:
+    def _report(self, loop: Loop) -> None:
         ended, self._child = self._child, None
+        assert ended is not None  # poll has seen it end
         try:
             won, count = successes(self._json)
         except ValueError as error:

@@ -70,6 +70,20 @@ class Settings:
     score_episodes: int = 2  # of each task family
     score_args: str = ""  # further arguments of `python -m vla_nodes eval`
 
+    @property
+    def total_steps(self) -> int:
+        """How many steps the run has. SettingsError where nobody has said."""
+        if self.steps is None:
+            raise SettingsError("set steps: the learning rate follows them")
+        return self.steps
+
+    @property
+    def environment(self) -> str:
+        """The environment that stage 1 learns from. SettingsError where nobody has said."""
+        if self.env is None:
+            raise SettingsError("set env: the environment whose names, sentences and places are learnt")
+        return self.env
+
 
 BUDGET = {"what", "out", "minutes", "steps", "device", "threads", "workers", "log_steps", "show_seconds",
           "save_seconds", "save_steps", "measure_seconds", "score_minutes", "score_episodes", "score_args",

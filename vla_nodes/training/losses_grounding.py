@@ -108,6 +108,7 @@ def losses(model: VlaPolicy, batch: dict, reader: Cells | None = None) -> tuple[
         report[f"{name} found"] = float(right[visible].float().mean()) if visible.any() else 1.0
         report[f"{name} cm"] = 100 * float(gap[visible].detach().mean()) if visible.any() else 0.0
     placed = torch.isfinite(batch["place_position"]).all(1) & ((batch["cells"] == 2).flatten(1).sum(1) > 0)
+    assert view.place_position is not None and view.feasibility is not None  # what grounding targets gives
     if placed.any():
         gap = view.place_position[placed] - batch["place_position"][placed]
         terms["place position"] = F.smooth_l1_loss(gap / model.config.space.near, torch.zeros_like(gap), beta=0.05)
@@ -216,17 +217,17 @@ class Words(torch.nn.Module):
         """Mean cross entropy over the steps of sentences, and the share of steps with all of it right."""
         asked = asked or understand(model, [text for text, _ in sentences])
         rows, total, right = [], [], []
-        for row, (_, steps) in enumerate(sentences):
-            rows += [(row, at, step) for at, step in enumerate(steps)]
-        row, at = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
+        for number, (_, steps) in enumerate(sentences):
+            rows += [(number, at, step) for at, step in enumerate(steps)]
+        row, place = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
         for role in range(2):
             names = [(step.target, step.reference)[role] for _, _, step in rows]
-            said = self.name(asked.queries[row, at, role])
+            said = self.name(asked.queries[row, place, role])
             for logits, answer in zip(said, torch.tensor([self.names.of(n) for n in names]).T, strict=True):
                 total.append(F.cross_entropy(logits, answer))
                 right.append(logits.argmax(1) == answer)
         answer = torch.tensor([self.verbs[step.relation or step.verb] for _, _, step in rows])
-        logits = self.verb(asked.summary[row, at])
+        logits = self.verb(asked.summary[row, place])
         total.append(F.cross_entropy(logits, answer))
         right.append(logits.argmax(1) == answer)
         return torch.stack(total).sum(), float(torch.stack(right).all(0).float().mean())
@@ -244,15 +245,18 @@ class Spots(NamedTuple):
 def spots(sentences: list[Sentence], grounding: Grounding, rng: np.random.Generator) -> Spots:
     """References anywhere they could be."""
     found = []
-    for row, (_, steps) in enumerate(sentences):
+    for number, (_, steps) in enumerate(sentences):
         for at, step in enumerate(steps):
             if step.reference:
-                places = [grounding.reference_position(step, rng) for _ in range(SPOTS)]
-                found.append((row, at, places, [grounding.place_position(step, there) for there in places]))
-    row, at, reference, place = zip(*found, strict=True) if found else ((),) * 4
-    shape = (len(row), SPOTS, 3)
-    references, places = (torch.tensor(np.array(v), dtype=torch.float32).reshape(shape) for v in (reference, place))
-    return Spots(torch.tensor(row, dtype=torch.long), torch.tensor(at, dtype=torch.long), references, places)
+                there = [grounding.reference_position(step, rng) for _ in range(SPOTS)]
+                found.append((number, at, there, [grounding.place_position(step, one) for one in there]))
+
+    def of(column: int) -> Tensor:
+        places = np.array([entry[column] for entry in found])
+        return torch.tensor(places, dtype=torch.float32).reshape(len(found), SPOTS, 3)
+
+    rows, steps_of = (torch.tensor([entry[i] for entry in found], dtype=torch.long) for i in (0, 1))
+    return Spots(rows, steps_of, of(2), of(3))
 
 
 def where(model: VlaPolicy, asked: Instruction, spots: Spots) -> tuple[Tensor, float]:

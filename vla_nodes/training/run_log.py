@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from vla_nodes.progress import progress, say
+
+if TYPE_CHECKING:
+    from vla_nodes.training.config import Settings
+    from vla_nodes.training.trainer import Loop
+
 
 LOG, CURVES, TENSORBOARD = "log.jsonl", "curves.png", "tensorboard"
 HELD_OUT, CLOSED_LOOP = "held out/", "closed loop/"
@@ -31,10 +36,12 @@ def rows(path: Path) -> list[dict[str, Any]]:
 class Progress:
     """One run's voice. Everything but the first process is silent."""
 
-    def __init__(self, settings, first: bool) -> None:
+    def __init__(self, settings: Settings, first: bool) -> None:
         self.settings, self.first = settings, first
         self.path = settings.out / LOG
-        self._file = self._board = self._bar = None
+        self._file: TextIO | None = None
+        self._board: Any = None
+        self._bar: Any = None
 
     def begin(self, step: int) -> None:
         """Start, or go on at ``step``: what a killed run logged after the state it saved is logged again."""
@@ -58,7 +65,7 @@ class Progress:
         if self.first:
             say(text)
 
-    def _write(self, loop, figures: dict[str, float]) -> None:
+    def _write(self, loop: Loop, figures: dict[str, float]) -> None:
         if self._file is None:
             return
         row = {"step": loop.step, "minutes": round(loop.seconds / 60, 4), **figures}
@@ -68,14 +75,14 @@ class Progress:
             for key, value in figures.items():
                 self._board.add_scalar(key if "/" in key else f"training/{key}", value, loop.step)
 
-    def log(self, loop, figures: dict[str, float]) -> None:
+    def log(self, loop: Loop, figures: dict[str, float]) -> None:
         self.last = figures
         self._write(loop, figures)
         if self._bar is not None and not self._bar.disable:
             self._bar.n = loop.share()
             self._bar.set_postfix_str(f"step {loop.step}, loss {figures['loss']:.3f}")
 
-    def show(self, loop, speed: float) -> None:
+    def show(self, loop: Loop, speed: float) -> None:
         """The line a minute: where it is, how fast, how long to go, and the loss with its terms."""
         figures = getattr(self, "last", None)
         if figures is None:
@@ -86,11 +93,11 @@ class Progress:
         self.say(f"{loop.seconds / 60:5.1f} min, {left:.1f} to go, step {loop.step}, {speed:.2f} steps/s, "
                  f"loss {figures['loss']:.3f} ({line(terms)}); {line(rest)}")  # fmt: skip
 
-    def measured(self, loop, figures: dict[str, float]) -> None:
+    def measured(self, loop: Loop, figures: dict[str, float]) -> None:
         self._write(loop, {HELD_OUT + key: value for key, value in figures.items()})
         self.say(f"          held out, step {loop.step}: {line(figures)}")
 
-    def scored(self, loop, figures: dict[str, float], text: str) -> None:
+    def scored(self, loop: Loop, figures: dict[str, float], text: str) -> None:
         self._write(loop, {CLOSED_LOOP + key: value for key, value in figures.items()})
         self.say(f"          {text}")
 

@@ -11,13 +11,14 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 from vla_nodes.__main__ import main
 
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
-def start(arguments: list[str], nice: int = 0, launcher: tuple[str, ...] = (), **options) -> subprocess.Popen:
+def start(arguments: list[str], nice: int = 0, launcher: tuple[str, ...] = (), **options: Any) -> subprocess.Popen:
     """A child that runs a command; ``launcher`` are arguments of Python that start several of it."""
     environment = {**os.environ, "VLA_NODES_NICE": str(nice)}
     return subprocess.Popen([sys.executable, *(launcher or ("-m",)), "vla_nodes.training.subprocess_cli", *arguments],

@@ -65,7 +65,7 @@ def tokens_of(
         if not depth:
             images = [(color, np.zeros_like(there)) for color, there in images]
 
-        def repeated(value, rows=rows) -> Tensor:
+        def repeated(value: Any, rows: int = rows) -> Tensor:
             return torch.as_tensor(np.asarray(value, np.float32)).expand(rows, -1, -1)
 
         view, _ = model.encode_observation(

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,7 +48,7 @@ class Stage(Protocol):
         ...
 
 
-def launch(settings: Settings):
+def launch(settings: Settings) -> Any:
     """The accelerator of this process: device, precision and peers."""
     try:
         from accelerate import Accelerator
@@ -78,7 +78,7 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
-def on(device: torch.device):
+def on(device: torch.device) -> AbstractContextManager:
     """Tensors that the losses make lie on ``device``."""
     return nullcontext() if device.type == "cpu" else torch.device(device)
 
@@ -156,14 +156,14 @@ class Interrupt:
 class Loop:
     """One run of one stage."""
 
-    def __init__(self, stage: Stage, settings: Settings, accelerator, score=None) -> None:
+    def __init__(self, stage: Stage, settings: Settings, accelerator: Any, score: Any = None) -> None:
         self.stage, self.settings, self.accelerator, self.score = stage, settings, accelerator, score
         self.first = accelerator.is_main_process
         self.parameters = [p for _, p in stage.trained]
         stage.objective.to(accelerator.device)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, betas=(0.9, settings.beta2),
                                            weight_decay=settings.weight_decay)  # fmt: skip
-        self.ema = Ema(self.parameters, settings.ema_decay)
+        self.ema = Ema(list(self.parameters), settings.ema_decay)
         self.step, self.seconds, self.finished = 0, 0.0, False
         self.sums: dict[str, list] = {}  # of what is logged every log_steps: [sum, count]
         self.path = settings.out / states.STATE
@@ -226,11 +226,11 @@ class Loop:
     def capped(self) -> bool:
         """The minutes are spent and the steps are not."""
         minutes = self.settings.minutes
-        return self.step < self.settings.steps and minutes is not None and self.seconds >= 60 * minutes
+        return self.step < self.settings.total_steps and minutes is not None and self.seconds >= 60 * minutes
 
     def share(self) -> float:
         """Of the steps that are done, 0 to 1."""
-        return min(1.0, self.step / self.settings.steps)
+        return min(1.0, self.step / self.settings.total_steps)
 
     def learning_rate(self) -> float:
         """Warm-up, then half a cosine. A function of the step alone: no clock has a say in the curve."""
@@ -322,7 +322,7 @@ class Loop:
         self.accelerator.wait_for_everyone()
 
     def _due(self, steps: int | None) -> bool:
-        return bool(steps) and self.step % steps == 0
+        return steps is not None and steps > 0 and self.step % steps == 0
 
     def _clock(self, started: float) -> float:
         """Seconds spent, the same on every process."""

@@ -8,6 +8,7 @@ are data: config/language/corpus.yaml.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -74,7 +75,7 @@ def has_held_out(text: str) -> bool:
     return any(word.strip(".,!") in WORDS["held_out"] for word in text.lower().split())
 
 
-def unique(make, count: int, keep, seen: set[str]) -> list[str]:
+def unique(make: Callable[[], str], count: int, keep: Callable[[str], bool], seen: set[str]) -> list[str]:
     """`count` new sentences from make() for which keep(text) holds; adds them to `seen`."""
     texts: list[str] = []
     for _ in range(200 * count):  # a bound, should the grammar run out of sentences

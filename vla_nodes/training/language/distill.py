@@ -26,7 +26,7 @@ from vla_nodes.training.language.corpus import general, has_held_out, instructio
 from vla_nodes.training.language.minilm import MiniLM, teacher_folder
 
 
-def embed_all(teacher, rows: list[list[int]], batch: int = 256) -> Tensor:
+def embed_all(teacher: MiniLM, rows: list[list[int]], batch: int = 256) -> Tensor:
     """Teacher embeddings (N, 384) of token rows, batched by length so that little is spent on padding."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     out = torch.empty(len(rows), 384)

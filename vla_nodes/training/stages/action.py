@@ -8,6 +8,7 @@ state at a random tick (state dropout), so that the policy does not lean on a pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +53,16 @@ class Objective(nn.Module):
         unknown = set(self.factors) - set(terms)
         if unknown:
             raise SettingsError(f"weights: no loss term {sorted(unknown)[0]}; there are {', '.join(terms)}")
-        return sum(self.factors.get(name, 1.0) * term for name, term in terms.items()), terms, report
+        total = torch.stack([self.factors.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        return total, terms, report
 
 
 class ActionStage:
     """The core and the head, on what the frozen eyes of stage 1 saw."""
 
-    def __init__(self, model: VlaPolicy, settings: ActionSettings, paths: list[Path], say=print) -> None:
+    def __init__(
+        self, model: VlaPolicy, settings: ActionSettings, paths: list[Path], say: Callable[[str], None] = print
+    ) -> None:
         self.model, self.settings = model, settings
         model.eval().requires_grad_(False)
         for name in losses_action.TRAINED:

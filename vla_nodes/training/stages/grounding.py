@@ -39,8 +39,10 @@ class Objective(nn.Module):
         if spots is not None:
             asked = losses_grounding.understand(self.model, [text for text, _ in said])
             terms["where"], report["where cm"] = losses_grounding.where(self.model, asked, spots)
+            assert self.words is not None  # where something is asked
             terms["words"], report["words right"] = self.words.loss(self.model, said, asked)
-        return sum(self.factors[name] * term for name, term in terms.items()), terms, report
+        total = torch.stack([self.factors[name] * term for name, term in terms.items()]).sum()
+        return total, terms, report
 
     def answers(self, frames: dict) -> tuple[dict[str, Tensor], dict[str, float]]:
         """On the images of a batch, and on what is asked of them, if anything."""
@@ -54,8 +56,8 @@ class GroundingStage:
     """Vision and queries on single frames; the language encoder stays as it was distilled."""
 
     def __init__(self, model: VlaPolicy, settings: GroundingSettings) -> None:
-        self.model, self.settings, self.grounding = model, settings, envs.grounding(settings.env)
-        model.vision.encoder.to(memory_format=torch.channels_last)
+        self.model, self.settings, self.grounding = model, settings, envs.grounding(settings.environment)
+        model.vision.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has it
         parts = losses_grounding.TRAINED if settings.questions else losses_grounding.SEEING
         if unknown := sorted(set(settings.frozen) - set(parts)):
             raise SettingsError(f"frozen: {unknown[0]} does not learn here; what does: {', '.join(parts)}")

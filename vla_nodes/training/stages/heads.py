@@ -97,13 +97,14 @@ def examples(model: VlaPolicy, settings: HeadSettings, held: bool) -> Examples:
     """All of a run's, made where they are missing or of other eyes."""
     eyes = token_cache.made_by(model, settings.seed, settings.depth)
     asks = settings.stage == "feasibility_head"
-    if asks and not _sampler(settings.env, settings.data, held, settings.held_out).paths:
+    if asks and not _sampler(settings.environment, settings.data, held, settings.held_out).paths:
         raise DataError(f"{', '.join(map(str, settings.data))}: no episode to ask about"
                         + " that is held out for measuring" * held)  # fmt: skip
     count = max(1, settings.examples // settings.held_out) if held else settings.examples
     folder = settings.out / "examples"
-    jobs = [Job(settings.stage, settings.env, settings.data, settings.held_out, held, settings.seed + k, settings.depth,
-                folder / f"{'held_' * held}{k:04d}.safetensors", eyes) for k in range(count)]  # fmt: skip
+    of_all = (settings.stage, settings.environment, settings.data, settings.held_out, held)
+    targets = [folder / f"{'held_' * held}{k:04d}.safetensors" for k in range(count)]
+    jobs = [Job(*of_all, settings.seed + k, settings.depth, target, eyes) for k, target in enumerate(targets)]
     missing = [job for job in jobs if not job.target.exists() or states.read_header(job.target).get("eyes") != eyes]
     with token_cache.answers(_make, model, missing, settings.example_workers) as made:
         for _ in progress(made, total=len(missing), unit="files", label=f"examples in {folder}", show=bool(missing)):
@@ -114,6 +115,9 @@ def examples(model: VlaPolicy, settings: HeadSettings, held: bool) -> Examples:
 
 class Objective(nn.Module):
     """The part, behind inputs that are brought to one spread."""
+
+    mean: Tensor
+    spread: Tensor
 
     def __init__(self, stage: str, part: nn.Module, inputs: Tensor, near: float, start: float) -> None:
         super().__init__()

@@ -65,7 +65,8 @@ class Meaning:
         queries, summary = asked.queries[row, at], asked.summary[row, at]
         made = list(zip(*(self._parts(step, k) for step, k in steps), strict=True))
         free = queries[:, 2:].flatten(1)
-        self.parts, explained = [], []
+        self.parts: list[dict[str, Tensor]] = []
+        explained = []
         for words, values in zip(made, (queries[:, 0], queries[:, 1], free, summary), strict=True):
             part, share = _fit(words, values)
             self.parts.append(part)
@@ -73,9 +74,11 @@ class Meaning:
         half = queries.shape[2] // 2
         named = [f"appearance {name}" for name in grounding.appearances if name]
         for part in self.parts[:2]:  # of no known category: all of its appearance, in a shape that is nowhere
-            appearances, categories = ([part[name] for name in names] for names in (named, grounding.movable))
-            nowhere = part["appearance "] + part[""] - sum(appearances) / len(appearances)
-            part[UNKNOWN] = torch.cat([(sum(categories) / len(categories))[:half], nowhere[half:]])
+            appearances, categories = (
+                torch.stack([part[name] for name in names]) for names in (named, grounding.movable)
+            )
+            nowhere = part["appearance "] + part[""] - appearances.mean(0)
+            part[UNKNOWN] = torch.cat([categories.mean(0)[:half], nowhere[half:]])
         self.explained = dict(zip(("target", "reference", "free", "summary"), explained, strict=True))
         self.spread = {"queries": queries.var(0), "summary": summary.var(0)}
         self.shape = queries.shape[1:]
@@ -96,7 +99,7 @@ class Meaning:
 
     def query(self, role: int, appearance: str, category: str) -> Tensor:
         """(C,) what asks for such an object, as a target (0) or a reference (1)."""
-        return sum(self.parts[role][word] for word in _named(appearance, category))
+        return torch.stack([self.parts[role][word] for word in _named(appearance, category)]).sum(0)
 
     def of(self, steps: Iterable[tuple[Step, int]]) -> tuple[Tensor, Tensor]:
         """(N, R, C) queries and (N, W) summaries that steps ask with, each with its place in its sentence.
@@ -104,8 +107,10 @@ class Meaning:
         KeyError for a step that no plain sentence had the parts of.
         """
         made = zip(*(self._parts(step, at) for step, at in steps), strict=True)
-        target, reference, free, summary = (torch.stack([sum(part[word] for word in words) for words in rows])
-                                      for part, rows in zip(self.parts, made, strict=True))  # fmt: skip
+        target, reference, free, summary = (
+            torch.stack([torch.stack([part[word] for word in words]).sum(0) for words in rows])
+            for part, rows in zip(self.parts, made, strict=True)
+        )
         free = free.unflatten(1, (self.shape[0] - 2, self.shape[1]))
         return torch.cat([target.unsqueeze(1), reference.unsqueeze(1), free], 1), summary
 
@@ -144,7 +149,12 @@ def _fit(words: Iterable[tuple[str, ...]], values: Tensor) -> tuple[dict[str, Te
 
 
 class Objective(nn.Module):
-    """The role queries, behind words."""
+    """The queries, behind words."""
+
+    targets: Tensor
+    references: Tensor
+    queries_spread: Tensor
+    summary_spread: Tensor
 
     def __init__(self, model: VlaPolicy, meaning: Meaning) -> None:
         super().__init__()
@@ -159,8 +169,8 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> Terms:
         random = torch.Generator().manual_seed(batch.noise) if batch.noise else None
-        asked = [self._ask(*group, random) for group in batch.groups]
-        asked = Instruction(*(torch.cat(part) for part in zip(*asked, strict=True)))
+        groups = [self._ask(*group, random) for group in batch.groups]
+        asked = Instruction(*(torch.cat(part) for part in zip(*groups, strict=True)))
         queries, summary = asked.queries[batch.row, batch.step], asked.summary[batch.row, batch.step]
         later = torch.arange(1, asked.step_present.shape[1])
         answer = (later < batch.steps[:, None]).float()
@@ -172,7 +182,7 @@ class Objective(nn.Module):
         for role, (name, known) in enumerate((("target", self.targets), ("reference", self.references))):
             report[f"{name} right"] = _right(queries[:, role], batch.queries[:, role], known)
             report[f"{name} off"] = float((gap[:, role].mean() / self.queries_spread).detach())
-        return sum(WEIGHTS[name] * term for name, term in terms.items()), terms, report
+        return torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum(), terms, report
 
     def _ask(self, ids: Tensor, mask: Tensor, random: torch.Generator | None) -> Instruction:
         with torch.no_grad():
@@ -201,7 +211,7 @@ class ParaphraseStage:
     def __init__(self, model: VlaPolicy, settings: ParaphraseSettings, say: Callable[[str], None] = print) -> None:
         self.model, self.settings = model, settings
         model.eval().requires_grad_(False)
-        self.grounding = grounding = envs.grounding(settings.env)
+        self.grounding = grounding = envs.grounding(settings.environment)
         # What is meant must not come from a reading that goes on learning, or its mistakes become what is meant.
         eyes = model if settings.meaning is None else begin(replace(settings, start=settings.meaning), say).model
         with torch.no_grad():
@@ -241,7 +251,7 @@ class ParaphraseStage:
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """On wordings of training, and on those that are held out."""
-        found = {}
+        found: dict[str, float] = {}
         for name, batch in self.held.items():
             report = self.objective(to_device(batch, self.model.token_type.device))[2]
             found |= {f"{name}{key}": value for key, value in report.items()}
