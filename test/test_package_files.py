@@ -186,3 +186,11 @@ def test_without_root_missing_packages_are_named_in_one_line(monkeypatch):
     with pytest.raises(module.SetupError) as caught:
         module.install_system_packages()
     assert "sudo apt-get install -y cmake libegl1" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_launch_file_reads_a_params_file_with_substitutions():
+    """Where launch is not installed: a "$(" in a comment of a params file would be one, and end the launch."""
+    for file in (*ROOT.glob("launch/*.py"), ROOT / "vla_nodes/nodes/launching.py"):
+        words = {word.arg for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
+                 for word in node.keywords}  # fmt: skip
+        assert "allow_substs" not in words, file.name
