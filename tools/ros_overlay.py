@@ -66,7 +66,7 @@ def system_versions() -> dict[str, str]:
             import_module(module)
         except ImportError as error:
             sys.exit(
-                f"ros_overlay: {error}: source /opt/ros/jazzy/setup.bash and run `rosdep install --from-paths src` first"
+                f"ros_overlay: {error}: source /opt/ros/jazzy/setup.bash, run `rosdep install --from-paths src` first"
             )
     versions = {}
     for name in FROM_APT:
