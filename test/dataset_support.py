@@ -119,13 +119,13 @@ def demonstration(seed: int = 0, size: int = 64, seconds: float = 12.0) -> tuple
     from vla_nodes.envs.tabletop.expert import Expert
     from vla_nodes.envs.tabletop.rollout import STEP, Rollout
     from vla_nodes.envs.tabletop.scene import Scene
-    from vla_nodes.envs.tabletop.tasks import Judge
+    from vla_nodes.envs.tabletop.tasks import SuccessChecker
     from vla_nodes.envs.tabletop.world import World
 
     sentence = "pick up the red block"
     scene = Scene.demo(seed)
     world, task = World(scene), instructions.parse(sentence)
-    rollout, eye, expert, judge = Rollout(world), Camera(world, size, size), Expert(task, scene), Judge(task)
+    rollout, eye, expert, checker = Rollout(world), Camera(world, size, size), Expert(task, scene), SuccessChecker(task)
     rows = [posed(eye.pose, 0.0), spoken(sentence, 0.001)]
     done = None
     kind = "trajectory_msgs/msg/JointTrajectory"
@@ -146,13 +146,13 @@ def demonstration(seed: int = 0, size: int = 64, seconds: float = 12.0) -> tuple
                         ns = EPOCH + round(now * 1e9) + 300_000
                         rows.append((topic, kind, ns, trajectory_message(given, start)))
             rollout.run(STEP)
-            if judge.update(world) and done is None:
+            if checker.update(world) and done is None:
                 done = world.time
             if done is not None and world.time > done + 0.5:
                 break
     finally:
         eye.close()
-    return rows, judge.succeeded
+    return rows, checker.succeeded
 
 
 def tool_at(t: float) -> np.ndarray:

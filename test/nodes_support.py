@@ -235,13 +235,14 @@ def write_checkpoint(folder: Path, grounding: float = 8.0, dy: float = 0.1) -> P
     It is certain of its grounding (or of the contrary), moves the tool by `dy` (normalised) a row along base y and
     keeps the gripper open: what the nodes do with a policy can then be told from what a policy does.
     """
+    import policy_tiny
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
 
     from vla_nodes.policy.checkpoint import CheckpointConfig, save
-    from vla_nodes.policy.configuration import PolicyConfig
+    from vla_nodes.policy.configuration import PolicyConfig, SpaceConfig
     from vla_nodes.policy.language import LanguageConfig
     from vla_nodes.policy.modeling import VlaPolicy
 
@@ -254,22 +255,19 @@ def write_checkpoint(folder: Path, grounding: float = 8.0, dy: float = 0.1) -> P
     language = LanguageConfig(vocabulary=64, embedding=16, d_model=32, n_layer=1, d_state=8, headdim=8, sentence=16)
     config = PolicyConfig(
         preset="test", image_size=112, vision_widths=(8, 8, 8, 8), feature_width=16, d_model=32, n_layer=1, d_state=8,
-        headdim=8, head_width=16, language=language,
+        headdim=8, head_width=16, language=language, space=SpaceConfig(center=(0.48, 0.0, 0.15), ground_height=0.0),
     )  # fmt: skip
     torch.manual_seed(0)
-    model = VlaPolicy(config, tokenizer)
+    contract = policy_tiny.contract(horizon=16)
+    model = VlaPolicy(config, contract, tokenizer)
     with torch.no_grad():
-        for part in model.judge.parts:
+        for part in model.feasibility_head.parts:
             part[-1].weight.zero_()
             part[-1].bias.fill_(grounding)
         model.head.shared.weight.zero_()
-        model.head.parts.zero_()
+        model.head.decoders.zero_()
         row = torch.tensor([0.0, dy, 0.0, 0.0, 0.0, 0.0, 8.0])
-        model.head.shared.bias.copy_(row.repeat(config.horizon))
-    joints = tuple(f"panda_joint{i}" for i in range(1, 8))
-    made = CheckpointConfig(
-        policy=config, joint_names=joints, gripper_joint="panda_finger_joint1", action_space="ee_delta", period=0.05,
-        tick=0.1, camera="camera", depth_range=(0.1, 3.0), provenance={"command": "written by a test"},
-    )  # fmt: skip
+        model.head.shared.bias.copy_(row.repeat(contract.actions.horizon))
+    made = CheckpointConfig(config, contract, provenance={"command": "written by a test"})
     save(folder, model, made, source)
     return folder

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from vla_nodes.policy import checkpoint
 from vla_nodes.policy.checkpoint import CheckpointConfig
-from vla_nodes.policy.configuration import PolicyConfig
+from vla_nodes.policy.configuration import PolicyConfig, SpaceConfig
+from vla_nodes.policy.contract import Contract, parse
 from vla_nodes.policy.language import LanguageConfig
 from vla_nodes.policy.modeling import VlaPolicy
 from vla_nodes.policy.processing import CameraImage, Observation
@@ -17,9 +18,34 @@ torch.set_num_threads(1)
 WORDS = "pick up the red blue block cube put it in bowl open drawer please and then place on left".split()
 CONFIG = PolicyConfig(
     image_size=64, vision_widths=(4, 8, 8, 16), feature_width=16, d_model=32, n_layer=2, d_state=8, headdim=16,
-    head_width=32, horizon=6,
+    head_width=32,
+    space=SpaceConfig(center=(0.48, 0.0, 0.15), ground_height=0.0, tool_probes=((0.0, 0.0, 0.0), (0.0, 0.0, -0.05))),
     language=LanguageConfig(vocabulary=32, embedding=8, d_model=32, n_layer=1, d_state=8, headdim=16, sentence=12),
 )  # fmt: skip
+
+
+def contract(joints=7, horizon=6) -> Contract:
+    """An arm with one gripper before one RGB-D camera, moved by increments of its tool."""
+    columns = ["dx", "dy", "dz", "rx", "ry", "rz", "gripper"]
+    return parse({
+        "robot": {"name": "panda", "joints": [f"panda_joint{i}" for i in range(1, joints + 1)],
+                  "base_frame": "panda_link0", "tool_frame": "panda_hand_tcp",
+                  "grippers": [{"joint": "panda_finger_joint1", "closed": 0.0, "open": 0.04}]},
+        "state": [
+            {"name": "tool_position", "size": 3, "token": "position", "offset": [0.48, 0.0, 0.15], "scale": 0.25},
+            {"name": "tool_rotation", "size": 6, "token": "position"},
+            {"name": "gripper", "size": 1, "token": "position", "offset": 0.5, "scale": 0.5},
+            {"name": "joint_positions", "size": joints, "token": "position", "scale": 2.0},
+            {"name": "tool_velocity", "size": 3, "token": "velocity", "scale": 0.2},
+            {"name": "gripper_velocity", "size": 1, "token": "velocity", "scale": 4.0},
+            {"name": "joint_velocities", "size": joints, "token": "velocity"}],
+        "actions": {"space": "ee_delta", "columns": columns, "scale": [0.016] * 3 + [0.05] * 3 + [1.0],
+                    "grippers": ["gripper"], "horizon": horizon, "period": 0.05},
+        "cameras": [{"name": "camera"}],
+        "tick": 0.1})  # fmt: skip
+
+
+CONTRACT = contract()
 
 
 def write_tokenizer(path):
@@ -32,10 +58,10 @@ def write_tokenizer(path):
     return tokenizer
 
 
-def tiny_model(config=CONFIG, seed=0, tokenizer=None) -> VlaPolicy:
+def tiny_model(config=CONFIG, seed=0, tokenizer=None, contract=CONTRACT) -> VlaPolicy:
     """Weights away from initialisation, so that no part is zero or the identity."""
     torch.manual_seed(seed)
-    model = VlaPolicy(config, tokenizer).eval()
+    model = VlaPolicy(config, contract, tokenizer).eval()
     for p in model.parameters():
         p.requires_grad_(False).add_(0.15 * torch.randn_like(p))
     for name, buffer in model.named_buffers():
@@ -46,15 +72,15 @@ def tiny_model(config=CONFIG, seed=0, tokenizer=None) -> VlaPolicy:
     return model
 
 
-def robot(policy=CONFIG) -> CheckpointConfig:
-    names = tuple(f"panda_joint{i}" for i in range(1, 8))
-    return CheckpointConfig(policy, names, "panda_finger_joint1", "ee_delta", 0.05, 0.1, "camera", (0.1, 3.0))
+def robot(policy=CONFIG, contract=CONTRACT) -> CheckpointConfig:
+    return CheckpointConfig(policy, contract)
 
 
-def write_checkpoint(folder, config=CONFIG, seed=0):
+def write_checkpoint(folder, config=CONFIG, seed=0, contract=CONTRACT):
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder.parent / "words.json")
-    checkpoint.save(folder, tiny_model(config, seed), robot(config), folder.parent / "words.json")
+    model = tiny_model(config, seed, contract=contract)
+    checkpoint.save(folder, model, robot(config, contract), folder.parent / "words.json")
     return folder
 
 

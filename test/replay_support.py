@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from policy_tiny import CONFIG, robot, tiny_model, write_tokenizer
+from policy_tiny import CONFIG, CONTRACT, robot, tiny_model, write_tokenizer
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from vla_nodes.policy import checkpoint
@@ -146,11 +146,13 @@ def write_checkpoint(folder: Path, seed: int = 0) -> Path:
     write_tokenizer(folder.parent / "words.json")
     model = tiny_model(CONFIG, seed)
     with torch.no_grad():
-        for part in model.judge.parts:
+        for part in model.feasibility_head.parts:
             part[-1].weight.zero_()
             part[-1].bias.fill_(8.0)
         model.head.shared.weight.mul_(0.02)
-        model.head.parts.mul_(0.02)
-        model.head.shared.bias.copy_(torch.tensor([0.01, 0.02, 0.0, 0.0, 0.0, 0.0, 8.0]).repeat(CONFIG.horizon))
+        model.head.decoders.mul_(0.02)
+        model.head.shared.bias.copy_(
+            torch.tensor([0.01, 0.02, 0.0, 0.0, 0.0, 0.0, 8.0]).repeat(CONTRACT.actions.horizon)
+        )
     checkpoint.save(folder, model, robot(CONFIG), folder.parent / "words.json")
     return folder

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from policy_tiny import CONFIG, write_checkpoint
+from policy_tiny import CONFIG, CONTRACT, write_checkpoint
 
 from vla_nodes.benchmarks import contenders, latency_plot, policy_latency
 from vla_nodes.policy.mamba import mixers
@@ -28,7 +28,7 @@ def test_wrong_requests_are_one_line(arguments, words, capsys, monkeypatch, tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["anole-2b", "poke-3b"])
+@pytest.mark.parametrize("name", ["mamba2-2b", "mamba2-3b"])
 def test_what_does_not_fit_is_refused_before_allocating(name, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(contenders, "free_bytes", lambda _: 4 << 30)
     monkeypatch.setattr(VlaPolicy, "eval", lambda _: pytest.fail("it was built"))
@@ -38,11 +38,11 @@ def test_what_does_not_fit_is_refused_before_allocating(name, capsys, monkeypatc
 
 
 def test_a_cache_that_does_not_fit_is_left_out(monkeypatch):
-    twin = VlaPolicy(policy_latency.replace(CONFIG, mixer="attention"))
+    twin = VlaPolicy(policy_latency.replace(CONFIG, mixer="attention"), CONTRACT)
     size = contenders.cache_bytes(twin, 1000)
     state = contenders.history(twin, 1000, "cpu")[0]
     assert size == sum(t.numel() * 4 for t in contenders.engines.flatten(state))
-    assert contenders.cache_bytes(VlaPolicy(CONFIG), 1000) == 0
+    assert contenders.cache_bytes(VlaPolicy(CONFIG, CONTRACT), 1000) == 0
     monkeypatch.setattr(contenders, "free_bytes", lambda _: 2 * size)
     assert "its cache needs" in contenders.too_long(twin, 1000, "cpu") and not contenders.too_long(twin, 500, "cpu")
 
@@ -89,7 +89,7 @@ def test_a_report_of_a_tiny_checkpoint(checkpoint, tmp_path, capsys):
 
 def test_history_is_the_state_after_that_many_ticks():
     torch.manual_seed(0)
-    model = VlaPolicy(CONFIG).eval()
+    model = VlaPolicy(CONFIG, CONTRACT).eval()
     state, how = contenders.history(model, 3, "cpu")
     again, _ = contenders.history(model, 3, "cpu")
     other, _ = contenders.history(model, 4, "cpu")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from dataset_support import demonstration, write
-from policy_tiny import CONFIG
+from policy_tiny import CONTRACT
 from replay_support import write_checkpoint
 
 from vla_nodes.datasets import cli
@@ -48,9 +48,9 @@ def test_recordings_fine_tune_a_policy(checkpoint, tmp_path, capsys):
             "--set",
             "batch=4",
             "--set",
-            "length=8",
+            "window_ticks=8",
             "--set",
-            "rate=5e-3",
+            "learning_rate=5e-3",
             "--set",
             "cache_workers=1",
             "--set",
@@ -94,4 +94,6 @@ def test_recordings_fine_tune_a_policy(checkpoint, tmp_path, capsys):
             arrays["ee_pose"][0],
         )
     )
-    assert np.isfinite(output.grounding) and (output.actions is None or output.actions.shape == (CONFIG.horizon, 7))
+    assert np.isfinite(output.feasibility) and (
+        output.actions is None or output.actions.shape == (CONTRACT.actions.horizon, 7)
+    )

@@ -3,6 +3,7 @@
 import json
 
 import cv2
+import mcap_variants
 import numpy as np
 import pytest
 from dataset_support import (
@@ -20,7 +21,7 @@ from dataset_support import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_tiny import CONFIG, robot
+from policy_tiny import CONTRACT, robot
 from replay_support import COLOR, DEPTH, EPOCH, JOINTS, write_checkpoint
 
 from vla_nodes.control.trajectory import Trajectory
@@ -30,9 +31,10 @@ from vla_nodes.datasets.actions_from_motion import STROKE, last_direction
 from vla_nodes.datasets.from_rosbag import BuildSettings, build
 from vla_nodes.envs.tabletop.rollout import panda
 from vla_nodes.rosbag.read import BagError, open_bag
+from vla_nodes.rosbag.repair import Scan
 
 SENTENCE = "pick up the red block"
-PERIOD, TICK, HORIZON = 0.05, 0.1, CONFIG.horizon
+PERIOD, TICK, HORIZON = 0.05, 0.1, CONTRACT.actions.horizon
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +233,19 @@ def run(capsys, *args):
     return code, captured.out, captured.err
 
 
+def test_one_joint_state_that_is_cut_short_costs_one_joint_state(rows, tmp_path):
+    whole = write(tmp_path / "whole", rows)
+    (file,) = whole.glob("*.mcap")
+    made = [(item.topic, item.message.log_time, item.message.data) for item in Scan(file)]
+    at = [k for k, (declared, _, _) in enumerate(made) if declared.name == JOINTS][20]
+    made[at] = (*made[at][:2], made[at][2][:-20])
+    (tmp_path / "cut").mkdir()
+    result, (episode,) = built(mcap_variants.write(tmp_path / "cut/cut.mcap", made))
+    _, (expected,) = built(whole)
+    assert len(episode) == len(expected) == 50
+    assert not result.error and any("/joint_states: 1 of" in note for note in result.notes)
+
+
 def test_build_says_what_it_did(rows, checkpoint, tmp_path, capsys):
     bags, out = tmp_path / "bags", tmp_path / "out"
     bags.mkdir()
@@ -242,17 +257,17 @@ def test_build_says_what_it_did(rows, checkpoint, tmp_path, capsys):
     file.write_bytes(file.read_bytes()[:20000])
     (write(bags / "e", rows) / "metadata.yaml").unlink()
     code, text, _ = run(capsys, "build", bags, "--out", out, "--checkpoint", checkpoint)
-    assert code == 1 and "2 episodes, 100 observations (10.0 s)" in text and "recordings marked discarded" in text
-    assert "error   " in text and "truncated" in text and "no metadata.yaml" in text
-    assert [p.name for p in episodes.files(out)] == ["0000001.safetensors", "0000002.safetensors"]
-    assert [episodes.read_header(p)["success"] for p in episodes.files(out)] == [True, False]
+    assert code == 1 and "3 episodes, 150 observations (15.0 s)" in text and "recordings marked discarded" in text
+    assert "error   " in text and "truncated" in text and "no metadata.yaml: read without it" in text
+    assert [p.name for p in episodes.files(out)] == [f"000000{k}.safetensors" for k in (1, 2, 3)]
+    assert [episodes.read_header(p)["success"] for p in episodes.files(out)][:2] == [True, False]
 
     code, _, error = run(capsys, "build", bags / "a", "--out", out, "--checkpoint", checkpoint)
     assert code == 2 and "--append" in error and error.count("\n") == 1
     code, text, _ = run(capsys, "build", bags / "a", bags / "b", "--out", out, "--checkpoint", checkpoint, "--append",
                         "--only-success")  # fmt: skip
     assert code == 0 and "left out 1 recordings marked failure" in text
-    assert episodes.files(out)[-1].name == "0000003.safetensors" and len(episodes.files(out)) == 3
+    assert episodes.files(out)[-1].name == "0000004.safetensors" and len(episodes.files(out)) == 4
 
 
 WRONG = {

@@ -151,15 +151,16 @@ def test_an_instruction_gets_a_scene_that_allows_it_and_time_for_each_step():
 
 
 def test_a_suite_is_the_one_that_eval_measures():
+    from vla_nodes.envs import base as envs
     from vla_nodes.envs.tabletop import suites
     from vla_nodes.evaluation import evaluate
 
     todo = jobs.jobs(None, "full", 3, 1, None)
-    assert [(j.scene, j.seed) for j in todo] == evaluate.jobs_of("full", 1, 3)
+    assert [(j.scene, j.seed) for j in todo] == evaluate.jobs_of(envs.make("tabletop"), "full", 1, 3)
     for job in todo:
         _, task, text = suites.episode(job.scene, job.seed)
-        assert job.text == text and job.still == (job.scene in suites.STILL)
-        assert job.limit == (suites.STILL_LIMIT if job.still else suites.time_limit(task))
+        assert job.text == text and job.idle == (job.scene in suites.IDLE)
+        assert job.limit == (suites.IDLE_LIMIT if job.idle else suites.time_limit(task))
 
 
 def test_an_instruction_and_a_suite_are_too_much(capsys, monkeypatch):
@@ -180,7 +181,7 @@ def test_a_result_tells_why_in_the_words_of_eval():
     assert jobs.result(job, still, False, 9.0, "not in view").detail == "not in view; drawer open 0.0 cm"
     assert jobs.result(job, still, False, 9.0, "not in view").reason == "refused"
     assert jobs.result(job, truth, True, 6.0, "").reason == ""
-    absent = jobs.Job("absent", 4, "pick up the red block", 20.0, still=True)
+    absent = jobs.Job("absent", 4, "pick up the red block", 20.0, idle=True)
     assert jobs.result(absent, truth, False, 20.0, "").reason == "touched something"
 
 

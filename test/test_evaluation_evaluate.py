@@ -12,7 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
+from vla_nodes.envs import base as envs
 from vla_nodes.envs.tabletop import suites
+from vla_nodes.envs.tabletop.environment import IMAGE, Tabletop
+from vla_nodes.envs.tabletop.expert import Expert
 from vla_nodes.envs.tabletop.scene import Scene, Thing
 from vla_nodes.envs.tabletop.tasks import FAMILIES, NOTHING, Task
 from vla_nodes.evaluation import closed_loop_episode, contact_sheet, evaluate, metrics
@@ -41,14 +44,14 @@ def test_the_table_counts_what_happened():
     results += [result("pick-and-place", s, s > 0, wrong=["red can"] if s == 0 else []) for s in range(4)]
     results += [result("pick-and-place/pairs", s, s > 1) for s in range(4)]
     results += [Result("absent", 0, "rearrangement", "x", False, 20.0, "touched something", "bowl", touched=["bowl"])]
-    rows = metrics.groups(results)
+    rows = metrics.groups(results, suites.LAYOUT)
     assert list(rows) == ["pick-and-place", "drawer", "all families", "pick-and-place/pairs", "absent"]
     assert [len(part) for part in rows.values()] == [4, 3, 7, 4, 1]
     told = metrics.summary(rows["all families"])
     assert told["successes"] == 6 and told["wrong_object_rate"] == pytest.approx(1 / 7)
     assert told["mean_seconds"] == 6.0, "of successes only"
     assert math.isnan(metrics.summary(rows["absent"])["mean_seconds"])
-    text = metrics.table(results)
+    text = metrics.table(results, suites.LAYOUT)
     assert "failures: 3 missed grasp, 1 touched something" in text
     assert 'pick-and-place, seed 0, "grab it": missed grasp after 25.0 s (block at 2 cm)' in text
 
@@ -58,7 +61,7 @@ def test_a_held_out_axis_is_compared_with_the_same_families():
     for family in ("pick-and-place", "rearrangement"):
         results += [result(family, s, True) for s in range(4)]
         results += [result(f"{family}/pairs", s, s > 0) for s in range(4)]
-    assert "held-out pairs: -25.0 points against the same families as trained" in metrics.table(results)
+    assert "held-out pairs: -25.0 points against the same families as trained" in metrics.table(results, suites.LAYOUT)
 
 
 def test_json_is_strict_and_complete(tmp_path):
@@ -91,9 +94,10 @@ def test_moments_are_first_last_and_between(count):
 
 
 def test_jobs_take_turns_by_family():
-    assert evaluate.jobs_of("all", 2, 7) == [(family, seed) for seed in (7, 8) for family in FAMILIES]
-    assert len(evaluate.jobs_of("held-out", 1, 0)) == sum(map(len, suites.HELD_OUT.values()))
-    jobs = evaluate.jobs_of("demo", 2, 0, "put the red block left of the bowl")
+    env = envs.make("tabletop")
+    assert evaluate.jobs_of(env, "all", 2, 7) == [(family, seed) for seed in (7, 8) for family in FAMILIES]
+    assert len(evaluate.jobs_of(env, "held-out", 1, 0)) == sum(map(len, suites.HELD_OUT.values()))
+    jobs = evaluate.jobs_of(env, "demo", 2, 0, "put the red block left of the bowl")
     for suite, seed in jobs:
         suites.episode(suite, seed, "put the red block left of the bowl")
 
@@ -101,63 +105,66 @@ def test_jobs_take_turns_by_family():
 class Idle:
     """Holds still, and says why."""
 
-    def begin(self, rollout, task, text):
+    tick, period = 0.1, 0.05
+
+    def begin(self, env, start):
         pass
 
     def act(self):
-        return None, 0.05, "not in view"
-
-    def close(self):
-        pass
+        return None, "not in view"
 
 
 class Presser(closed_loop_episode.ExpertDriver):
     """Takes the nearest thing, whatever it was told."""
 
-    def begin(self, rollout, task, text):
-        super().begin(rollout, Task("pick", "red block"), text)
+    def begin(self, env, start):
+        env.expert = Expert(Task("pick", "red block"), env.scene)
+        super().begin(env, start)
 
 
 SCENE = Scene(0, [Thing("block", "red", 0.45, 0.0, 0.0, RGB), Thing("block", "blue", 0.36, 0.12, 0.0, RGB)])
 
 
+def trial(who, suite, scene, task, text, limit=None):
+    env = Tabletop()
+    start = env.begin(scene, task, text)
+    try:
+        return closed_loop_episode.run(who, env, start, suite, scene.seed, limit)
+    finally:
+        env.close()
+
+
 def test_who_never_acts_has_refused():
-    told, frames = closed_loop_episode.run(Idle(), "drawer", SCENE, Task("open", "drawer"), "open the drawer")
+    told, frames = trial(Idle(), "drawer", SCENE, Task("open", "drawer"), "open the drawer")
     assert not told.success and told.reason == "refused" and told.detail.startswith("not in view")
     assert told.seconds == pytest.approx(suites.GIVEN_UP, abs=0.2)
-    assert len(frames) == contact_sheet.FRAMES and frames[0][1].shape == (
-        closed_loop_episode.IMAGE,
-        closed_loop_episode.IMAGE,
-        3,
-    )
+    assert len(frames) == contact_sheet.FRAMES and frames[0][1].shape == (IMAGE, IMAGE, 3)
 
 
 def test_nonsense_asks_that_nothing_is_touched():
     scene, task, text = suites.episode("nonsense", 5)
-    assert closed_loop_episode.run(Idle(), "nonsense", scene, task, text, limit=3.0)[0].success
-    told, _ = closed_loop_episode.run(Presser(), "nonsense", SCENE, NOTHING, text, limit=4.0)
+    assert trial(Idle(), "nonsense", scene, task, text, limit=3.0)[0].success
+    told, _ = trial(Presser(), "nonsense", SCENE, NOTHING, text, limit=4.0)
     assert not told.success and told.reason == "touched something"
 
 
 def test_absent_asks_that_nothing_is_touched_for_the_whole_trial():
     missing = Task("pick", "green block")
-    told, _ = closed_loop_episode.run(Idle(), "absent", SCENE, missing, "pick up the green block", limit=9.0)
+    told, _ = trial(Idle(), "absent", SCENE, missing, "pick up the green block", limit=9.0)
     assert told.success and told.seconds == pytest.approx(9.0, abs=0.01), "holding is right, and not the end"
-    told, _ = closed_loop_episode.run(Presser(), "absent", SCENE, missing, "pick up the green block", limit=4.0)
+    told, _ = trial(Presser(), "absent", SCENE, missing, "pick up the green block", limit=4.0)
     assert not told.success and told.reason == "touched something" and told.touched == ["red block"]
 
 
 def test_the_wrong_thing_is_named():
-    told, _ = closed_loop_episode.run(
-        Presser(), "random", SCENE, Task("pick", "blue block"), "pick up the blue block", limit=5.0
-    )
+    told, _ = trial(Presser(), "random", SCENE, Task("pick", "blue block"), "pick up the blue block", limit=5.0)
     assert not told.success and told.reason == "wrong object" and told.wrong == ["red block"]
 
 
 def test_the_expert_closes_a_drawer():
     scene = Scene(0, SCENE.things, drawer_opening=0.1)
     task = Task("close", "drawer")
-    told, frames = closed_loop_episode.run(closed_loop_episode.driver(""), "drawer", scene, task, "close the drawer")
+    told, frames = trial(closed_loop_episode.driver(""), "drawer", scene, task, "close the drawer")
     assert told.success and told.reason == "" and frames == [] and told.wrong == []
     assert told.steps_done == told.steps == 1 and told.touched == ["drawer"] and told.p99_jerk > told.mean_jerk > 0
 

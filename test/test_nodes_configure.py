@@ -110,7 +110,7 @@ def test_checkpoint_that_is_missing_or_of_another_robot(graph):
 
     foreign = support.write_checkpoint(graph.folder / "foreign")
     config = json.loads((foreign / "config.json").read_text())
-    config["joint_names"][0] = "elbow"
+    config["contract"]["robot"]["joints"][0] = "elbow"
     (foreign / "config.json").write_text(json.dumps(config))
     other = graph.start("policy_node", f"checkpoint:={foreign}")
     wait_for(lambda: "cannot configure" in other.log, "the refusal", support.START)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from policy_tiny import CONFIG, edit_config, observation, write_checkpoint
+from policy_tiny import CONFIG, CONTRACT, edit_config, observation, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from vla_nodes.policy import checkpoint
@@ -26,7 +26,7 @@ from policy_tiny import observation
 from vla_nodes.policy.runtime import PolicyRuntime
 runtime = PolicyRuntime.load(sys.argv[1], "cpu", 1, "torch")
 runtime.set_instruction("pick up the red block")
-runtime._decided = True
+runtime.gate.start()
 np.save(sys.argv[2], np.stack([runtime.step(observation(i)).actions for i in range(5)]))
 """
 
@@ -61,7 +61,7 @@ def test_fresh_process_gives_the_same_bits(saved, tmp_path):
         found.append(np.load(out))
     runtime = PolicyRuntime.load(saved, "cpu", 1, "torch")
     runtime.set_instruction("pick up the red block")
-    runtime._decided = True
+    runtime.gate.start()
     here = np.stack([runtime.step(observation(i)).actions for i in range(5)])
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], here)
     assert np.ptp(here) > 0
@@ -73,7 +73,7 @@ def test_save_load_save_is_a_fixed_point(saved, tmp_path):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
     again, before = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "again", saved))
     assert again == before
-    assert config.joint_names[0] == "panda_joint1" and config.policy == CONFIG
+    assert config.contract == CONTRACT and config.policy == CONFIG
 
 
 def test_mismatch_names_the_first_tensors(folder):

@@ -42,48 +42,49 @@ def test_equal_to_eager(exported, model):
 
 
 def seen(engine, model, seed):
-    """What `think` takes of one made-up tick."""
-    prepared = engines.example_instruction(model)
-    images, body = engines.example(model, seed)
-    return body, engines.one_tick(engine.look(*images, prepared)), prepared
+    """What `forward` takes of one made-up tick."""
+    step = engines.example_instruction(model)
+    images, tool, state = engines.example(model, seed)
+    return state, engines.one_tick(engine.encode_observation(images, tool, step)), step
 
 
 def test_states_are_values(exported, model):
     """An old state continues to the same numbers after newer ticks ran, in either engine."""
     engine, _ = exported
     body, view, prepared = seen(engine, model, 0)
-    _, early = engine.think(body, view, prepared.summary, None)
-    kept = mixers.snapshot(early)
-    first, _ = engine.think(body, view, prepared.summary, early)
+    _, early = engine.forward(body, view, prepared.summary, None)
+    kept = mixers.map_state(torch.clone, early)
+    first, _ = engine.forward(body, view, prepared.summary, early)
     later = early
     for _ in range(3):
-        _, later = engine.think(body, view, prepared.summary, later)
+        _, later = engine.forward(body, view, prepared.summary, later)
     for state in (early, kept):
-        again, _ = engine.think(body, view, prepared.summary, state)
+        again, _ = engine.forward(body, view, prepared.summary, state)
         assert torch.equal(again.actions, first.actions)
-    other, _ = TorchEngine(model).think(body, view, prepared.summary, early)
+    other, _ = TorchEngine(model).forward(body, view, prepared.summary, early)
     assert torch.allclose(other.actions, first.actions, atol=1e-4)
-    assert not torch.equal(engine.think(body, view, prepared.summary, later)[0].actions, first.actions)
+    assert not torch.equal(engine.forward(body, view, prepared.summary, later)[0].actions, first.actions)
 
 
 def test_what_passes_through_is_right_and_a_value(exported, model):
-    """The grounding is an input of `think` and an output: not lost, and not the input's own memory."""
+    """The feasibility is an input of `forward` and an output: not lost, and not the input's own memory."""
     engine, _ = exported
     body, view, prepared = seen(engine, model, 2)
-    output, _ = engine.think(body, view, prepared.summary, None)
-    kept = view.grounding.clone()
-    assert torch.equal(output.grounding, kept) and torch.equal(output.target, view.points[..., 0, :])
-    view.grounding.add_(1)
-    assert torch.equal(output.grounding, kept)
+    output, _ = engine.forward(body, view, prepared.summary, None)
+    kept = view.feasibility.clone()
+    assert torch.equal(output.feasibility, kept) and torch.equal(output.object_center, view.points[..., 0, :])
+    view.feasibility.add_(1)
+    assert torch.equal(output.feasibility, kept)
 
 
 def test_bytes_and_fractions_are_the_same_image(exported, model):
     engine, _ = exported
     prepared = engines.example_instruction(model)
-    (color, *images), _ = engines.example(model, 1)
+    (image,), tool, _ = engines.example(model, 1)
     for one in (engine, TorchEngine(model)):
-        as_bytes, as_floats = (one.look(c, *images, prepared) for c in (engines.in_bytes(color), color))
-        assert engines.difference(list(as_floats), list(as_bytes)) <= 1e-6
+        colors = (engines.in_bytes(image.color), image.color)
+        as_bytes, as_floats = (one.encode_observation((image._replace(color=c),), tool, prepared) for c in colors)
+        assert engines.difference(engines.flatten(as_floats), engines.flatten(as_bytes)) <= 1e-6
 
 
 def test_second_load_reads_the_cache(exported, model, monkeypatch):
@@ -94,7 +95,7 @@ def test_second_load_reads_the_cache(exported, model, monkeypatch):
 
 def test_damaged_cache_is_exported_anew(exported, model, caplog):
     engine, folder = exported
-    (graph,) = folder.glob("engines/*/think" + graphs.SUFFIX[engine.name])
+    (graph,) = folder.glob("engines/*/core" + graphs.SUFFIX[engine.name])
     graph.write_bytes(graph.read_bytes()[: graph.stat().st_size // 2])
     again = engines.load(model, engine.name, 1, folder)
     assert again.error <= 1e-4 and "exporting anew" in caplog.text
@@ -135,9 +136,9 @@ def test_runtime_uses_it(exported, model, tmp_path, monkeypatch):
         runtime = PolicyRuntime.load(folder, "cpu", 1, which)
         assert runtime.engine.name == which
         runtime.set_instruction("pick up the red block")
-        runtime._decided = True
+        runtime.gate.start()
         seen = [observation(i) for i in range(6)]
-        seen[3].depth = None
+        seen[3].cameras["camera"].depth = None
         chunks[which] = np.stack([runtime.step(o).actions for o in seen])
     scale = np.abs(chunks["torch"]).max(axis=(0, 1))
     assert (np.abs(chunks[name] - chunks["torch"]).max(axis=(0, 1)) <= 1e-3 * scale).all()

@@ -140,7 +140,7 @@ def test_states_stay_values(kernels, mixer):
     model = core(mixer)
     with torch.no_grad():
         _, state = model(torch.randn(1, 5, 32))
-        kept = mixers.snapshot(state)
+        kept = mixers.map_state(torch.clone, state)
         token = torch.randn(1, 1, 32)
         first, _ = model(token, state)
         again, _ = model(token, state)
@@ -157,7 +157,7 @@ def test_gradients_take_a_path_that_has_them(kernels, mixer):
     for on in (False, True):
         kernels["on"] = on
         y, state = model(x[:, :5])
-        tail, _ = model(x[:, 5:], mixers.detach(state))
+        tail, _ = model(x[:, 5:], mixers.map_state(torch.Tensor.detach, state))
         model.zero_grad()
         (y.square().sum() + tail.square().sum()).backward()
         grads[on] = [p.grad.clone() for p in model.parameters()]

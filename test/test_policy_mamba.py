@@ -103,18 +103,32 @@ def test_selective_scan_step_is_the_recurrence_it_claims():
             assert torch.allclose(after[i, e], h, atol=1e-6) and torch.allclose(y[i, e], h @ c[i], atol=1e-5)
 
 
+def copied(state):
+    return mixers.map_state(torch.clone, state)
+
+
+def rows(state, chosen):
+    return mixers.map_state(lambda t: t[chosen], state)
+
+
+def joined(*states):
+    """The states of several streams as one batch."""
+    parts = [tensors(state) for state in states]
+    whole = iter([torch.cat(same) for same in zip(*parts, strict=True)])
+    return mixers.map_state(lambda _: next(whole), states[0])
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_snapshot_restores_the_run_from_the_middle(mixer):
+def test_a_kept_state_restores_the_run_from_the_middle(mixer):
     model, x = core(mixer), torch.randn(1, 60, 32)
     _, state = model(x[:, :25])
-    saved = mixers.snapshot(state)
-    before = [t.clone() for t in tensors(saved)]
+    before = [t.clone() for t in tensors(state)]
     first, _ = feed(model, x[:, 25:], [1, 9, 10], state)
     model(torch.randn(1, 7, 32), state)  # another future from the same state must not disturb it
     for _ in range(2):
-        again, _ = feed(model, x[:, 25:], [1, 9, 10], mixers.restore(saved))
+        again, _ = feed(model, x[:, 25:], [1, 9, 10], state)
         assert torch.equal(again, first)
-    assert all(torch.equal(a, b) for a, b in zip(tensors(saved), before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(state), before, strict=True))
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -122,42 +136,32 @@ def test_two_futures_from_one_state_do_not_mix(mixer):
     """Without any snapshot: a state is a value, whatever was continued from it."""
     model, x = core(mixer), torch.randn(2, 3, 9, 32)
     _, state = model(x[0])
-    alone, _ = model(x[1], mixers.snapshot(state))
+    alone, _ = model(x[1], copied(state))
     _, other = model(-x[1], state)
     model(torch.randn(3, 4, 32), other)
     shared, _ = model(x[1], state)
     assert torch.equal(shared, alone)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("mixer", ["mamba2", "mamba1"])
 def test_streams_batch_and_split(mixer):
     model, x = core(mixer), torch.randn(3, 20, 32)
     states = [model(x[i : i + 1, :12])[1] for i in range(3)]
-    joined, _ = model(x[[2, 0], 12:], mixers.index(mixers.concatenate(states), torch.tensor([2, 0])))
+    some, _ = model(x[[2, 0], 12:], rows(joined(*states), torch.tensor([2, 0])))
     whole, _ = model(x)
-    assert error(joined, whole[[2, 0], 12:]) <= TOLERANCE
-
-
-@pytest.mark.parametrize("mixer", ["mamba2", "mamba1"])
-def test_reset_rows_starts_only_those_streams_anew(mixer):
-    model, x = core(mixer), torch.randn(2, 20, 32)
-    _, state = model(x[:, :8])
-    y, _ = model(x[:, 8:], mixers.reset_rows(state, torch.tensor([True, False])))
-    fresh, _ = model(x[:1, 8:])
-    kept, _ = model(x[1:])
-    assert error(y[:1], fresh) <= TOLERANCE and error(y[1:], kept[:, 8:]) <= TOLERANCE
+    assert error(some, whole[[2, 0], 12:]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_gradients_pass_through_carried_states(mixer):
-    """Full back-propagation through a cut sequence equals that through the whole; detach() cuts it."""
+    """Full back-propagation through a cut sequence equals that through the whole; detached states cut it."""
     model = core(mixer, chunk_size=8).requires_grad_(True)
     x = torch.randn(1, 24, 32, requires_grad=True)
     (whole,) = torch.autograd.grad(model(x)[0].square().sum(), x)
     (parts,) = torch.autograd.grad(feed(model, x, [1, 10, 11])[0].square().sum(), x)
     assert error(parts, whole) <= 1e-3
     _, state = model(x[:, :10])
-    (cut,) = torch.autograd.grad(model(x[:, 10:], mixers.detach(state))[0].square().sum(), x)
+    (cut,) = torch.autograd.grad(model(x[:, 10:], mixers.map_state(torch.Tensor.detach, state))[0].square().sum(), x)
     assert float(cut[:, :10].abs().max()) == 0.0 and float(cut[:, 10:].abs().max()) > 0.0
 
 
@@ -255,20 +259,16 @@ def test_gradients_of_the_chunked_forms_equal_the_sequential_reference_in_float6
 @given(mixer=st.sampled_from(["mamba2", "mamba1"]), chunk=st.integers(1, 256), cut=st.integers(1, 29),
        groups=st.sampled_from([1, 2]), seed=st.integers(0, 1000))  # fmt: skip
 def test_laws_of_the_state_in_the_middle(mixer, chunk, cut, groups, seed):
-    """Snapshot, continue, restore; batch and split; reset one stream: at any cut, chunk size and number of groups."""
+    """Keep, continue, go back; batch and split: at any cut, chunk size and number of groups."""
     extra = {"ngroups": groups} if mixer == "mamba2" else {}
     model = core(mixer, seed, chunk_size=chunk, **extra)
     x = torch.randn(3, 30, 32, generator=torch.Generator().manual_seed(seed))
     whole, _ = model(x)
     _, state = model(x[:, :cut])
-    saved = mixers.snapshot(state)
+    saved = copied(state)
     tail, _ = model(x[:, cut:], state)
     model(torch.ones(3, 3, 32), state)
-    again, _ = model(x[:, cut:], mixers.restore(saved))
+    again, _ = model(x[:, cut:], saved)
     assert error(tail, whole[:, cut:]) <= TOLERANCE and torch.equal(again, tail)
-    rows = [mixers.index(saved, [i]) for i in (2, 0)]
-    some, _ = model(x[[2, 0], cut:], mixers.concatenate(rows))
+    some, _ = model(x[[2, 0], cut:], joined(*(rows(saved, [i]) for i in (2, 0))))
     assert error(some, whole[[2, 0], cut:]) <= TOLERANCE
-    anew, _ = model(x[:, cut:], mixers.reset_rows(saved, torch.tensor([False, True, False])))
-    fresh, _ = model(x[1:2, cut:])
-    assert error(anew[1:2], fresh) <= TOLERANCE and error(anew[::2], whole[::2, cut:]) <= TOLERANCE

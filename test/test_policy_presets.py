@@ -6,11 +6,18 @@ from functools import lru_cache
 
 import pytest
 import torch
+from policy_tiny import contract
 
 from vla_nodes.policy.configuration import PRESETS, PolicyConfig, preset
 from vla_nodes.policy.modeling import VlaPolicy
 
-TOTALS = {"nano": (4e6, 10e6), "anole-370m": (4.0e8, 4.8e8), "anole-2b": (2.0e9, 2.2e9), "poke-3b": (2.8e9, 3.2e9)}
+TOTALS = {
+    "nano": (4e6, 10e6),
+    "nano-general": (4e6, 10e6),
+    "mamba1-370m": (4.0e8, 4.8e8),
+    "mamba2-2b": (2.0e9, 2.2e9),
+    "mamba2-3b": (2.8e9, 3.2e9),
+}
 
 
 @lru_cache
@@ -18,7 +25,7 @@ def counts(name: str, mixer: str | None) -> tuple[int, int, float]:
     """Parameters of the policy and of its core, and the CPU seconds it took to build."""
     started = time.process_time()
     with torch.device("meta"):
-        model = VlaPolicy(preset(name, mixer))
+        model = VlaPolicy(preset(name, mixer), contract(horizon=50))
     total, core = (sum(p.numel() for p in part.parameters()) for part in (model, model.core))
     return total, core, time.process_time() - started
 
@@ -39,11 +46,10 @@ def test_twin_is_as_large(name):
 
 
 def test_paper_scale():
-    config = preset("anole-370m")
+    config = preset("mamba1-370m")
     assert (config.mixer, config.d_model, config.n_layer, config.d_state) == ("mamba1", 1024, 48, 16)
-    assert config.horizon == 50
-    assert preset("anole-370m", "attention").twin_of == "mamba1"
-    assert preset("anole-370m", "mamba1") is config
+    assert preset("mamba1-370m", "attention").twin_of == "mamba1"
+    assert preset("mamba1-370m", "mamba1") is config
 
 
 @pytest.mark.parametrize("name", PRESETS)

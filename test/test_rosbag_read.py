@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shutil
 
+import made_bags
 import numpy as np
 import pytest
 import robots
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from vla_nodes.messages.convert import chunk_from
+from vla_nodes.rosbag import mcap_records
+from vla_nodes.rosbag.message_definitions import topic
 from vla_nodes.rosbag.read import BagError, open_bag, typestore
+from vla_nodes.rosbag.repair import Scan
+from vla_nodes.rosbag.write import BagWriter
 from vla_nodes.share import share_path
 
 STORE = typestore()
@@ -174,35 +179,123 @@ def test_an_empty_bag_is_said_to_be_empty(tmp_path):
     fails(write(tmp_path / "bag", []), "holds no messages")
 
 
-def test_a_bag_without_metadata_names_the_repair(tmp_path):
-    path = write(tmp_path / "bag", joints())
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3], ids=lambda p: p.name)
+@pytest.mark.parametrize("mode", [CompressionMode.NONE, CompressionMode.FILE, CompressionMode.MESSAGE])
+def test_a_bag_without_metadata_opens_and_says_so(tmp_path, plugin, mode):
+    path = write(tmp_path / "bag", joints(), plugin=plugin, mode=mode)
     (path / "metadata.yaml").unlink()
-    fails(path, "no metadata.yaml", "record --repair")
-    path = write(tmp_path / "other", joints(), plugin=StoragePlugin.SQLITE3)
-    (path / "metadata.yaml").unlink()
-    fails(path, "no metadata.yaml", f"give {path / 'other.db3'} by itself")
-    with open_bag(path / "other.db3") as bag:
-        assert bag.counts == {"/joint_states": 20}
+    with open_bag(path) as bag:
+        assert bag.counts == {"/joint_states": 20} and len(list(bag.messages())) == 20
+        assert len(bag.notes) == 1 and "no metadata.yaml: read without it, from bag." in bag.notes[0]
+
+
+INFO = "rosbag2_bagfile_information: "
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefghijk", "bcdefghijkl", strict=True)
+)
 
 
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("", "unreadable"),
-        ("rosbag2_bagfile_information: {version: 8}", "no key 'storage_identifier'"),
-        ("a: [", "unreadable"),
-        ("rosbag2_bagfile_information: {version: 99, storage_identifier: x, relative_file_paths: [a]}", "version 99"),
-        ("rosbag2_bagfile_information: {version: 8, storage_identifier: x, relative_file_paths: [a]}", "storage 'x'"),
-        ("rosbag2_bagfile_information: {version: 8, storage_identifier: mcap, relative_file_paths: []}", "no messages"),
-        ("rosbag2_bagfile_information: {version: 8, storage_identifier: mcap, relative_file_paths: [../../x]}", "x"),
-        ("rosbag2_bagfile_information: {version: 8, storage_identifier: mcap, relative_file_paths: [bag.mcap],"
+        ("", "no key rosbag2_bagfile_information"),
+        (INFO + "{version: 8}", "no key 'storage_identifier'"),
+        (INFO + "{version: .inf, storage_identifier: mcap, relative_file_paths: [a]}", "version is 'inf', which is no"),
+        (INFO + "{version: 8, storage_identifier: [mcap], relative_file_paths: [a]}", "storage_identifier is"),
+        (INFO + "{version: 8, storage_identifier: mcap, relative_file_paths: a}", "relative_file_paths is 'a'"),
+        (INFO + "{version: 8, storage_identifier: mcap, relative_file_paths: [a], custom_data: 5}", "custom_data"),
+        (INFO + "{version: 8, storage_identifier: '', relative_file_paths: [bag.mcap]}", "does not name its storage"),
+        ("a: [", "not YAML"),
+        ("[" * 100_000, "nested more than"),
+        (BOMB, "more than 150000 values"),
+        ("\udcff\udcfe", "not UTF-8"),
+    ],
+)  # fmt: skip
+def test_a_bag_with_broken_metadata_opens_and_says_what_was_wrong(tmp_path, text, words):
+    path = write(tmp_path / "bag", joints())
+    (path / "metadata.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    with open_bag(path) as bag:
+        assert bag.counts == {"/joint_states": 20} and len(list(bag.messages())) == 20
+        (note,) = bag.notes
+        assert words in note and "\n" not in note and len(note) < 400
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{version: 99, storage_identifier: x, relative_file_paths: [a]}", "version 99"),
+        ("{version: 8, storage_identifier: x, relative_file_paths: [a]}", "storage 'x'"),
+        ("{version: 8, storage_identifier: mcap, relative_file_paths: []}", "no messages"),
+        ("{version: 8, storage_identifier: mcap, relative_file_paths: [../../x]}", "x"),
+        ("{version: 8, storage_identifier: mcap, relative_file_paths: [metadata.yaml]}", "no .mcap or .db3"),
+        ("{version: 8, storage_identifier: mcap, relative_file_paths: [bag.mcap],"
          " compression_mode: FILE, compression_format: lz4}", "'lz4'"),
     ],
 )  # fmt: skip
-def test_broken_metadata_is_said_in_one_line(tmp_path, text, words):
+def test_what_metadata_tells_and_cannot_be_is_said_in_one_line(tmp_path, text, words):
     path = write(tmp_path / "bag", joints())
-    (path / "metadata.yaml").write_text(text)
+    (path / "metadata.yaml").write_text(INFO + text)
     fails(path, words)
+
+
+def test_broken_metadata_and_no_recording_is_one_line(tmp_path):
+    (tmp_path / "metadata.yaml").write_text("version: .inf")
+    fails(tmp_path, "no key rosbag2_bagfile_information", "no .mcap or .db3 file")
+
+
+def test_a_folder_of_loose_files_is_read_in_order_of_time(tmp_path):
+    late = write(tmp_path / "a", joints(5, 3 * 10**9))
+    for name, start in (("b", 10**9), ("c", 2 * 10**9)):
+        shutil.copy(write(tmp_path / name, joints(5, start)) / f"{name}.mcap", late)
+    (late / "metadata.yaml").unlink()
+    with open_bag(late) as bag:
+        stamps = [stamp for _, stamp, _ in bag.messages()]
+        assert len(stamps) == 15 and stamps == sorted(stamps)
+
+
+def test_a_ros1_bag_names_the_command_that_converts_it(tmp_path):
+    (tmp_path / "old.bag").write_bytes(b"#ROSBAG V2.0\n" + bytes(4096))
+    command = f"rosbags-convert --src {tmp_path / 'old.bag'} --dst {tmp_path / 'old'}"
+    fails(tmp_path / "old.bag", "ROS 1", command)
+    fails(tmp_path, "ROS 1", command)
+
+
+def test_a_lone_file_keeps_what_the_recorder_noted(tmp_path):
+    path = write(tmp_path / "bag", joints(), custom=[("outcome", "success")])
+    with open_bag(path / "bag.mcap") as bag:  # beside its metadata.yaml
+        assert bag.custom == {"outcome": "success"} and not bag.notes
+    made_bags.write(tmp_path / "ours", seconds=0.5)
+    copy = shutil.copy(tmp_path / "ours/ours_0.mcap", tmp_path / "lone.mcap")
+    with open_bag(copy) as bag:
+        assert bag.custom == {}
+    with BagWriter(tmp_path / "noted", custom={"outcome": "failure"}, background=False, min_free=0) as writer:
+        writer.add_topic(topic("/a", "std_msgs/msg/String"))
+        writer.write(
+            "/a", 5, bytes(STORE.serialize_cdr(STORE.types["std_msgs/msg/String"]("x"), "std_msgs/msg/String"))
+        )
+    with open_bag(shutil.copy(tmp_path / "noted/noted_0.mcap", tmp_path / "lone2.mcap")) as bag:
+        assert bag.custom == {"outcome": "failure"}
+
+
+def test_type_names_of_two_parts_are_those_of_three(tmp_path):
+    path = tmp_path / "bag"
+    with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        connection = writer.add_connection("/joint_states", "sensor_msgs/msg/JointState", typestore=STORE)
+        writer.write(connection, 7, STORE.serialize_cdr(joint_state(7), "sensor_msgs/msg/JointState"))
+    file = path / "bag.mcap"
+    whole = list(Scan(file))
+    records = mcap_records.schema(
+        mcap_records.Schema(1, "sensor_msgs/JointState", "ros2msg", whole[0].topic.definition.encode())
+    ) + mcap_records.channel(mcap_records.Channel(1, 1, "/joint_states", "cdr", {}))
+    data = whole[0].message.data
+    records += mcap_records.message_prefix(1, 0, 7, 7, len(data)) + data
+    chunk = mcap_records.chunk(records, 7, 7, "zstd", 1)
+    file.write_bytes(mcap_records.MAGIC + mcap_records.header("") + chunk + mcap_records.TAIL)
+    with open_bag(path) as bag:
+        assert bag.topics == {"/joint_states": "sensor_msgs/msg/JointState"}
+        assert bag.require("/joint_states", "sensor_msgs/msg/JointState")
+        assert next(iter(bag.messages()))[2].name == ["a", "b"]
 
 
 @pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3], ids=lambda p: p.name)
@@ -232,12 +325,30 @@ def test_a_damaged_chunk_is_one_line_after_what_came_before(tmp_path):
     assert read > 1000 and "damaged" in line and "\n" not in line
 
 
-def test_a_message_that_is_cut_short_names_topic_and_stamp(tmp_path):
-    path = tmp_path / "bag"
+def cut_short(path, cut):
+    """A bag of 422 messages, those numbered in `cut` without their last 20 bytes."""
+    kind = "sensor_msgs/msg/JointState"
     with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
-        connection = writer.add_connection("/joint_states", "sensor_msgs/msg/JointState", typestore=STORE)
-        writer.write(connection, 7, bytes(STORE.serialize_cdr(joint_state(7), "sensor_msgs/msg/JointState"))[:-20])
-    fails(path, "/joint_states at 7", "not a sensor_msgs/msg/JointState")
+        connection = writer.add_connection("/joint_states", kind, typestore=STORE)
+        for k in range(422):
+            data = bytes(STORE.serialize_cdr(joint_state(k), kind))
+            writer.write(connection, k, data[:-20] if k in cut else data)
+    return path
+
+
+def test_messages_that_are_cut_short_are_left_out_and_counted(tmp_path):
+    with open_bag(cut_short(tmp_path / "bag", (7, 9))) as bag:
+        for _ in range(2):  # the second pass does not count them again
+            stamps = [stamp for _, stamp, _ in bag.messages()]
+            assert stamps == [k for k in range(422) if k not in (7, 9)]
+            (note,) = bag.notes
+            assert note.startswith("/joint_states: 2 of 422 messages cannot be decoded and are left out (first: ")
+            assert "/joint_states at 7: not a sensor_msgs/msg/JointState" in note
+
+
+def test_a_topic_without_a_message_that_can_be_decoded_is_an_error(tmp_path):
+    path = cut_short(tmp_path / "bag", range(422))
+    fails(path, "/joint_states at 0", "not a sensor_msgs/msg/JointState", "all 422 messages")
 
 
 def test_a_type_that_the_bag_defines_otherwise_is_refused(tmp_path):

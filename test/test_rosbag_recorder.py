@@ -336,6 +336,19 @@ def test_repair_of_a_bag_without_index_or_metadata(tmp_path):
     assert ("robot_description", {"urdf": "<robot/>"}) in scan.metadata
 
 
+@pytest.mark.parametrize("text", [None, "a: [", "rosbag2_bagfile_information: {version: .inf}"])
+def test_repair_writes_metadata_anew(tmp_path, capsys, text):
+    wrote = small_bag(tmp_path / "bag")
+    (tmp_path / "bag/metadata.yaml").unlink()
+    if text is not None:
+        (tmp_path / "bag/metadata.yaml").write_text(text)
+    assert record(["--repair", str(tmp_path / "bag")]) == 0
+    assert "metadata.yaml is written anew: " in capsys.readouterr().out
+    assert messages(tmp_path / "bag_repaired") == wrote
+    with open_bag(tmp_path / "bag_repaired") as bag:
+        assert not bag.notes
+
+
 def test_repair_says_what_it_cannot_do(tmp_path, capsys):
     small_bag(tmp_path / "good")
     assert record(["--repair", str(tmp_path / "good")]) == 0

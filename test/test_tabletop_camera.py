@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from vla_nodes.envs.tabletop import scene as sc
+from vla_nodes.envs.tabletop import static_scenes
 from vla_nodes.envs.tabletop.camera import MAX_RANGE, Camera
 from vla_nodes.envs.tabletop.scene import Scene, View
 from vla_nodes.envs.tabletop.world import World
-from vla_nodes.evaluation.collect import label_table
 
 SIZE = 160
 
@@ -47,7 +47,7 @@ def test_table_is_a_plane_at_zero(seen):
 
 def test_pixels_of_a_thing_land_on_it(seen):
     world, camera, image, ids = seen
-    names, table = label_table(world)
+    names, table = static_scenes.names_of(world.scene), static_scenes.owners(world)
     points, labels = unproject(image.depth, camera), table[ids]
     half = {"block": sc.BLOCK_SIZE / 2, "can": max(sc.CAN_HEIGHT / 2, sc.CAN_RADIUS)}
     checked = 0

@@ -9,15 +9,20 @@ import torch
 
 from vla_nodes.datasets import episode as episodes
 from vla_nodes.datasets.episode import DataError, EpisodeWriter
-from vla_nodes.envs.tabletop import grounding_dataset
+from vla_nodes.envs import base as envs
+from vla_nodes.envs.tabletop import labels
+from vla_nodes.envs.tabletop.disturbance import Disturbance
+from vla_nodes.envs.tabletop.environment import Tabletop
 from vla_nodes.envs.tabletop.instructions import parse
 from vla_nodes.envs.tabletop.scene import Scene
 from vla_nodes.envs.tabletop.tasks import Task, destination
 from vla_nodes.evaluation import collect
 from vla_nodes.policy.language import EncodedText
 from vla_nodes.policy.modeling import Instruction, VisualTokens
-from vla_nodes.training import token_cache
+from vla_nodes.policy.processing import StateLayout
+from vla_nodes.training import examples, grounding_data, token_cache
 
+LABELS = envs.grounding("tabletop")
 SIZE, CELLS, THINGS = 24, 6, ["red block", "bowl", "drawer"]
 
 
@@ -37,20 +42,21 @@ def tiny(path, ticks=4, **header):
     return path
 
 
-def test_a_seed_makes_the_same_episode_twice(tmp_path, monkeypatch):
+def test_a_seed_makes_the_same_episode_twice(tmp_path):
     """Small pictures and a drawer already in reach keep this quick; nothing else differs from a real collection."""
-    monkeypatch.setattr(collect, "IMAGE", 32)
-    monkeypatch.setattr(collect, "CELLS", 8)
-    monkeypatch.setattr(collect, "AFTERWARDS", 0.1)
+    env = Tabletop(image=32, cells=8)
+    env.afterwards = 0.1
     for name in ("a", "b"):
-        assert collect.collect_one(3, tmp_path / f"{name}.safetensors") == ""
+        assert collect.collect_one(env, 3, tmp_path / f"{name}.safetensors", env.contract) == ""
+    env.close()
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     episode = episodes.read(tmp_path / "a.safetensors")
     header = episode.header
     assert parse(header["instruction"]) == Task.from_dict(header["task"])
+    assert all(parse(text) == Task.from_dict(header["task"]) for text in header["paraphrases"])
     assert [t.name for t in Scene.from_json(header["scene"]).things] == header["things"][:-1]
     assert episode.color(0).shape == (32, 32, 3) and episode.arrays["actions"].shape[1:] == (16, 7)
-    np.testing.assert_allclose(np.diff(episode.arrays["stamp"]), collect.TICK, atol=1e-6)
+    np.testing.assert_allclose(np.diff(episode.arrays["stamp"]), Tabletop.contract.tick, atol=1e-6)
     assert header["things"][-1] == "drawer" and episode.arrays["segmentation"].max() <= len(header["things"])
 
 
@@ -68,7 +74,7 @@ def test_collecting_goes_on_where_it_stopped(tmp_path):
 def test_disturbance_leaves_the_label_alone_and_stays_small():
     chunk = np.full((16, 7), 0.5)
     for seed in range(20):
-        disturb = collect.Disturbance(np.random.default_rng(seed))
+        disturb = Disturbance(np.random.default_rng(seed), 0.05)
         for tick in range(50):
             moved = disturb(chunk, 0.1 * tick)
             assert (chunk == 0.5).all() and np.abs(moved[:, :3] - 0.5).max() < 0.05
@@ -84,7 +90,7 @@ def test_augment_keeps_bounds_and_its_input():
     depth[:4] = 0
     kept, blind = depth.copy(), 0
     for _ in range(200):
-        image, noisy = grounding_dataset.augment(color, depth, rng)
+        image, noisy = examples.augment(color, depth, rng)
         assert image.dtype == noisy.dtype == np.float32 and image.shape == color.shape and noisy.shape == depth.shape
         assert image.min() >= 0 and image.max() <= 1 and noisy.min() >= 0 and noisy.max() < 1.6
         assert (noisy[:4] == 0).all()  # a hole stays a hole
@@ -94,7 +100,7 @@ def test_augment_keeps_bounds_and_its_input():
 
 
 def test_frame_says_where_the_named_thing_is(tmp_path):
-    sampler = grounding_dataset.FrameSampler(tiny(tmp_path / "0000001.safetensors").parent)
+    sampler = grounding_data.FrameSampler(tiny(tmp_path / "0000001.safetensors").parent, LABELS)
     rng, kinds = np.random.default_rng(1), set()
     for _ in range(150):
         frame = sampler.draw(rng)
@@ -106,24 +112,24 @@ def test_frame_says_where_the_named_thing_is(tmp_path):
         steps = list(task.steps)
         assert frame.steps == len(steps) and frame.step < frame.steps
         step = steps[frame.step]
-        names = [step.thing, step.goal]
-        assert np.isfinite(frame.aim).all() == frame.present[1]
+        names = [step.target, step.reference]
+        assert np.isfinite(frame.place_position).all() == frame.present[1]
         if frame.present[1]:
-            np.testing.assert_allclose(frame.aim, destination(step, frame.middle[1]), rtol=1e-6)
+            np.testing.assert_allclose(frame.place_position, destination(step, frame.center[1]), rtol=1e-6)
         assert frame.wanted.tolist() == [bool(n) for n in names]
         assert frame.present.tolist() == [n in THINGS for n in names]
         assert frame.grounded == all(n in THINGS for n in names if n)
         for role, name in enumerate(names):
             assert ((frame.cells == role + 1).sum() > 0) == (name in ("red block", "bowl"))  # the drawer is out of view
             if name in THINGS:
-                np.testing.assert_allclose(frame.middle[role], 3 * THINGS.index(name) + np.arange(3))
+                np.testing.assert_allclose(frame.center[role], 3 * THINGS.index(name) + np.arange(3))
     assert kinds == {(True, True), (True, False), (False, False)}
 
 
 def test_a_scene_without_graspables_still_gives_sentences():
     rng = np.random.default_rng(0)
     for _ in range(60):
-        text, _ = grounding_dataset.random_instruction(["tray", "drawer"], rng)
+        text, _ = labels.random_instruction(["tray", "drawer"], rng)
         assert text
 
 
@@ -133,18 +139,21 @@ def test_sampler_drops_damaged_and_unlabelled_episodes(tmp_path):
     writer = EpisodeWriter()
     writer.add(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8)), stamp=0.0)
     writer.write(tmp_path / "0000003.safetensors", {"instruction": "from a real robot"})
-    sampler = grounding_dataset.FrameSampler(tmp_path)
+    sampler = grounding_data.FrameSampler(tmp_path, LABELS)
     rng = np.random.default_rng(0)
     for _ in range(30):
         sampler.draw(rng)
     assert {p.stem for p in sampler.damaged} == {"0000002", "0000003"}
     (tmp_path / "0000001.safetensors").unlink()
     with pytest.raises(DataError):
-        grounding_dataset.FrameSampler(tmp_path).draw(rng)
+        grounding_data.FrameSampler(tmp_path, LABELS).draw(rng)
 
 
 class Eyes:
     """Stands in for the model: caching only asks it to look."""
+
+    contract = policy_tiny.contract(horizon=16)
+    layout = StateLayout(contract)
 
     def __init__(self):
         self.language = self
@@ -154,25 +163,25 @@ class Eyes:
             torch.zeros(len(texts), 3, 4), torch.ones(len(texts), 3, dtype=torch.bool), torch.zeros(len(texts), 2)
         )
 
-    def prepare(self, text):
+    def encode_instruction(self, text):
         rows = len(text.mask)
         return Instruction(torch.zeros(rows, 2, 4, 8), torch.zeros(rows, 2, 5), torch.zeros(rows, 2))
 
-    def look(self, color, depth, intrinsics, camera_pose, tool, prepared):
-        rows = len(color)
-        assert (
-            color.shape == (rows, 3, SIZE, SIZE) and depth.shape == (rows, SIZE, SIZE) and len(prepared.queries) == rows
-        )
+    def encode_observation(self, images, tool, step):
+        (image,) = images
+        rows = len(image.color)
+        assert image.color.shape == (rows, 3, SIZE, SIZE) and image.depth.shape == (rows, SIZE, SIZE)
+        assert len(step.queries) == rows
         return VisualTokens(*(torch.full((rows, 4), float(i)) for i in range(len(VisualTokens._fields)))), None
 
-    def normalised(self, actions):
+    def normalize(self, actions):
         return actions
 
 
 def test_cache_skips_what_is_damaged_and_says_so(tmp_path):
     data, store, said = tmp_path / "data", tmp_path / "cache", []
     data.mkdir()
-    tiny(data / "0000001.safetensors", ticks=5, task={"verb": "pick", "thing": "red block", "goal": ""})
+    tiny(data / "0000001.safetensors", ticks=5, paraphrases=["lift the red block", "get it", "take it", "grab it"])
     (data / "0000002.safetensors").write_bytes((data / "0000001.safetensors").read_bytes()[:300])
     raw = tiny(data / "0000003.safetensors").read_bytes()
     (data / "0000003.safetensors").write_bytes(raw.replace(b"IHDR", b"IHDX"))
@@ -180,7 +189,7 @@ def test_cache_skips_what_is_damaged_and_says_so(tmp_path):
     assert [p.name for p in done] == ["0000001.safetensors"]
     assert len(said) == 2 and "0000002" in said[0] and "0000003" in said[1]
     tokens = token_cache.load(done[0])
-    assert tokens["state"].shape == (5, 17) and tokens["summary"].shape == (token_cache.PHRASINGS, 2, 5)
+    assert tokens["state_position"].shape == (5, 17) and tokens["summary"].shape == (token_cache.PHRASINGS, 2, 5)
     assert tokens["step"].tolist() == [0, 0, 0, 1, 1] and tokens["done"].tolist() == [0, 0, 1, 0, 0]
     assert sorted(p.name for p in store.iterdir()) == ["0000001.safetensors", token_cache.MADE_BY]
     stamp = done[0].stat().st_mtime_ns
@@ -212,10 +221,10 @@ def test_a_fingerprint_knows_the_eyes_and_nothing_else():
     model.core.layers[0].norm.weight.data += 1  # not an eye
     assert token_cache.made_by(model) == before == token_cache.made_by(policy_tiny.tiny_model())
     assert len({before, token_cache.made_by(model, depth=False), token_cache.made_by(model, seed=1)}) == 3
-    for part in (model.judge, model.offset):  # nor these: no token comes from them
+    for part in (model.feasibility_head, model.placement_head):  # nor these: no token comes from them
         next(part.parameters()).data.view(-1)[0] += 1e-3
         assert token_cache.made_by(model) == before
-    for part in (model.vision, model.roles, model.language, model.middle):
+    for part in (model.vision, model.queries, model.language, model.object_center):
         next(part.parameters()).data.view(-1)[0] += 1e-3
         assert token_cache.made_by(model) != before
         before = token_cache.made_by(model)

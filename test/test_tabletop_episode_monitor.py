@@ -1,4 +1,4 @@
-"""The witness: why an episode failed, and what was touched that nobody had named."""
+"""The monitor: why an episode failed, and what was touched that nobody had named."""
 
 import json
 
@@ -6,11 +6,11 @@ import mujoco
 import numpy as np
 import pytest
 
-from vla_nodes.envs.tabletop.episode_monitor import DISPLACED, PATH_PERIOD, Witness
+from vla_nodes.envs.tabletop.episode_monitor import DISPLACED, PATH_PERIOD, EpisodeMonitor
 from vla_nodes.envs.tabletop.mjcf import FINGER_OPEN
 from vla_nodes.envs.tabletop.rollout import Rollout
 from vla_nodes.envs.tabletop.scene import BLOCK_SIZE, Scene, Thing
-from vla_nodes.envs.tabletop.tasks import Judge, Task
+from vla_nodes.envs.tabletop.tasks import SuccessChecker, Task
 from vla_nodes.envs.tabletop.world import World
 
 RGB = (0.5, 0.5, 0.5)
@@ -30,12 +30,12 @@ def put(world: World, name: str, position) -> None:
 
 
 class Scripted:
-    """A world in which things happen by hand, its judge and its witness."""
+    """A world in which things happen by hand, its checker and its monitor."""
 
     def __init__(self, task: Task | None = TASK) -> None:
         self.world = World(SCENE)
-        self.judge = Judge(task) if task else None
-        self.witness = Witness(self.world, self.judge)
+        self.checker = SuccessChecker(task) if task else None
+        self.monitor = EpisodeMonitor(self.world, self.checker)
 
     def grip(self, name: str, height: float) -> None:
         """Both fingers around a thing held at a height, the arm put there."""
@@ -49,10 +49,10 @@ class Scripted:
         Rollout(self.world).place(np.array([0.35, -0.2, 0.3]), 1.0)
 
     def look(self) -> None:
-        if self.judge:
-            self.judge.update(self.world)
-        self.witness.sample()
-        self.witness.look()
+        if self.checker:
+            self.checker.update(self.world)
+        self.monitor.sample()
+        self.monitor.look()
 
     def rest(self, seconds: float) -> None:
         for _ in range(round(seconds / 0.1)):
@@ -63,7 +63,7 @@ class Scripted:
 def test_untouched_means_never_reached():
     seen = Scripted()
     seen.rest(0.3)
-    assert seen.witness.reason == "never reached" and not seen.witness.touched
+    assert seen.monitor.reason == "never reached" and not seen.monitor.touched
 
 
 def test_a_touch_without_a_lift_is_a_missed_grasp():
@@ -71,30 +71,30 @@ def test_a_touch_without_a_lift_is_a_missed_grasp():
     seen.grip("red block", BLOCK_SIZE / 2 + 0.0005)
     seen.away()
     seen.rest(0.2)
-    assert seen.witness.touched == {"red block"} and seen.witness.reason == "missed grasp"
+    assert seen.monitor.touched == {"red block"} and seen.monitor.reason == "missed grasp"
 
 
 def test_what_falls_was_dropped_and_what_is_set_down_elsewhere_misplaced():
     seen = Scripted()
     seen.grip("red block", 0.021)
     seen.grip("red block", 0.12)
-    assert seen.witness.reason == "timeout", "still in the hand"
+    assert seen.monitor.reason == "timeout", "still in the hand"
     seen.away()
     seen.rest(0.5)
-    assert seen.witness.reason == "dropped"
+    assert seen.monitor.reason == "dropped"
     seen.grip("red block", 0.08)
     seen.grip("red block", 0.03)
     seen.away()
     seen.rest(0.3)
-    assert seen.witness.reason == "misplaced"
+    assert seen.monitor.reason == "misplaced"
 
 
 def test_another_thing_in_the_hand_is_the_wrong_object():
     seen = Scripted()
     seen.grip("blue block", 0.021)
-    assert not seen.witness.wrong
+    assert not seen.monitor.wrong
     seen.grip("blue block", 0.08)
-    assert seen.witness.wrong == {"blue block"} and seen.witness.reason == "wrong object"
+    assert seen.monitor.wrong == {"blue block"} and seen.monitor.reason == "wrong object"
 
 
 def test_a_thing_pushed_aside_counts_as_wrong_but_does_not_explain_the_failure():
@@ -102,23 +102,23 @@ def test_a_thing_pushed_aside_counts_as_wrong_but_does_not_explain_the_failure()
     start = seen.world.position("blue block")
     put(seen.world, "blue block", start + [DISPLACED - 0.005, 0, 0])
     seen.look()
-    assert not seen.witness.wrong
+    assert not seen.monitor.wrong
     put(seen.world, "blue block", start + [DISPLACED + 0.005, 0, 0])
     seen.look()
-    assert seen.witness.wrong == {"blue block"} and seen.witness.reason == "never reached"
+    assert seen.monitor.wrong == {"blue block"} and seen.monitor.reason == "never reached"
     put(seen.world, "red block", seen.world.position("red block") + [0.1, 0, 0])
     seen.look()
-    assert seen.witness.wrong == {"blue block"}, "what is named may be moved"
+    assert seen.monitor.wrong == {"blue block"}, "what is named may be moved"
 
 
 def test_success_has_no_reason_and_one_too_short_is_a_timeout():
     seen = Scripted()
     put(seen.world, "red block", seen.world.position("bowl") + [0, 0, 0.03])
     seen.rest(0.5)
-    assert seen.witness.reason == "timeout"
+    assert seen.monitor.reason == "timeout"
     seen.rest(0.8)
-    assert seen.judge.succeeded and seen.witness.reason == ""
-    assert seen.witness.facts()["steps_done"] == 1
+    assert seen.checker.succeeded and seen.monitor.reason == ""
+    assert seen.monitor.facts()["steps_done"] == 1
 
 
 def test_steps_out_of_order_and_undone_ones_say_so():
@@ -128,33 +128,33 @@ def test_steps_out_of_order_and_undone_ones_say_so():
     early.look()
     early.world.data.qpos[early.world.model.joint(joint).qposadr[0]] = 0.15
     early.look()
-    assert early.witness.reason == "wrong step order"
+    assert early.monitor.reason == "wrong step order"
     undone = Scripted(task)
     put(undone.world, "red block", undone.world.position("bowl") + [0, 0, 0.03])
     undone.rest(0.4)
-    assert undone.witness.reason == "never reached" and undone.judge.reached == 1
+    assert undone.monitor.reason == "never reached" and undone.checker.reached == 1
     put(undone.world, "red block", [0.55, 0.0, 0.02])
     undone.rest(0.2)
-    assert undone.witness.reason == "undone again"
+    assert undone.monitor.reason == "undone again"
 
 
 def test_the_whole_robot_counts_as_touching():
     seen = Scripted(None)
     seen.rest(0.1)
-    assert not seen.witness.touched and seen.witness.facts()["reason"] == ""
+    assert not seen.monitor.touched and seen.monitor.facts()["reason"] == ""
     Rollout(seen.world).place(seen.world.position("bowl") + [0.075, 0, 0.045], 0.0)  # closed fingers on its wall
-    seen.witness.sample()
-    assert seen.witness.touched == {"bowl"}
+    seen.monitor.sample()
+    assert seen.monitor.touched == {"bowl"}
     Rollout(seen.world).place(seen.world.handle_position(), 0.0)
-    seen.witness.sample()
-    assert "drawer" in seen.witness.touched
+    seen.monitor.sample()
+    assert "drawer" in seen.monitor.touched
 
 
 def test_jerk_of_a_known_motion():
     seen = Scripted(None)
     times = np.arange(0, 1, PATH_PERIOD)
-    seen.witness._path = [np.array([0, 0, t**3]) for t in times]  # its third derivative is 6
-    assert seen.witness.jerk() == pytest.approx((6.0, 6.0), rel=1e-6)
-    assert Witness(seen.world, None).jerk() == (0.0, 0.0)
-    assert json.dumps(seen.witness.facts())
+    seen.monitor._path = [np.array([0, 0, t**3]) for t in times]  # its third derivative is 6
+    assert seen.monitor.jerk() == pytest.approx((6.0, 6.0), rel=1e-6)
+    assert EpisodeMonitor(seen.world, None).jerk() == (0.0, 0.0)
+    assert json.dumps(seen.monitor.facts())
     assert FINGER_OPEN > BLOCK_SIZE / 2

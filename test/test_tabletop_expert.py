@@ -4,23 +4,25 @@ import mujoco
 import numpy as np
 import pytest
 
+from vla_nodes.envs.tabletop.environment import DEMONSTRATION_LIMIT, Tabletop
 from vla_nodes.envs.tabletop.expert import PRIMITIVES, Expert
 from vla_nodes.envs.tabletop.rollout import Rollout
 from vla_nodes.envs.tabletop.scene import Scene
 from vla_nodes.envs.tabletop.suites import feasible_seeds
-from vla_nodes.envs.tabletop.tasks import Judge, Task
+from vla_nodes.envs.tabletop.tasks import SuccessChecker, Task
 from vla_nodes.envs.tabletop.world import World
-from vla_nodes.evaluation.collect import HORIZON, PERIOD, TICK, TIME_LIMIT
 
-LATENCY = 0.05
+CONTRACT = Tabletop.contract
+TICK, PERIOD, HORIZON = CONTRACT.tick, CONTRACT.actions.period, CONTRACT.actions.horizon
+LATENCY = Tabletop.latency
 
 
 def obey(scene: Scene, task: Task, disturb=None) -> tuple[bool, World, list[str]]:
     """Runs until success or the time limit; ``disturb(world, primitive)`` is called once a tick."""
     world = World(scene)
-    rollout, expert, judge, said = Rollout(world), Expert(task, scene), Judge(task), []
-    limit = TIME_LIMIT * len(judge.steps)
-    while world.time < limit and not judge.update(world):
+    rollout, expert, checker, said = Rollout(world), Expert(task, scene), SuccessChecker(task), []
+    limit = DEMONSTRATION_LIMIT * len(checker.steps)
+    while world.time < limit and not checker.update(world):
         actions, primitive = expert.plan(world, rollout.velocity, HORIZON, PERIOD)
         assert actions.shape == (HORIZON, 7) and np.isfinite(actions).all() and primitive in PRIMITIVES
         assert np.linalg.norm(actions[:, :3], axis=1).max() < 0.5 * PERIOD  # m per row: no row asks for a jump
@@ -32,7 +34,7 @@ def obey(scene: Scene, task: Task, disturb=None) -> tuple[bool, World, list[str]
         rollout.run(TICK - LATENCY)
         if disturb:
             disturb(world, primitive)
-    return judge.succeeded, world, said
+    return checker.succeeded, world, said
 
 
 def opened(seed: int) -> Scene:

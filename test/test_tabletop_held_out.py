@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from vla_nodes.envs.tabletop import grounding_dataset, held_out, instructions, vocabulary
+from vla_nodes.envs import base as envs
+from vla_nodes.envs.tabletop import held_out, instructions, vocabulary
 from vla_nodes.envs.tabletop.scene import Scene
 from vla_nodes.envs.tabletop.tasks import kind_of
 from vla_nodes.training import losses_grounding
@@ -25,11 +26,11 @@ WORDS = set().union(held_out.SYNONYMS.values(), *map(words, HELD_OUT)).differenc
 
 
 def sentences(source: str, count: int):
-    rng = np.random.default_rng(5)
+    rng, labels = np.random.default_rng(5), envs.grounding("tabletop")
     if source == "words alone":
-        return losses_grounding.sentences(rng, count)
+        return losses_grounding.sentences(labels, rng, count)
     things = [[*(t.name for t in Scene.random(seed).things), "drawer"] for seed in range(12)]
-    return [grounding_dataset.random_instruction(things[i % len(things)], rng) for i in range(count)]
+    return [labels.about(things[i % len(things)], rng) for i in range(count)]
 
 
 def test_the_words_looked_for_are_the_held_out_ones():
@@ -38,7 +39,7 @@ def test_the_words_looked_for_are_the_held_out_ones():
 
 @pytest.mark.parametrize("source", ["frames", "words alone"])
 def test_sentences_of_training(source):
-    found = [(text, task) for text, task in sentences(source, 1500) if task is not None]
+    found = [(text, steps[0]) for text, steps in sentences(source, 1500) if steps]
     for text, task in found:
         assert not words(text) & WORDS, text
         for name in task.names:
@@ -49,4 +50,4 @@ def test_sentences_of_training(source):
     # And they are about everything that training is to teach.
     assert {step.verb for step in steps} == {"pick", "place", "open", "close"}
     assert {step.relation for step in steps} == {"", *vocabulary.RELATION_WORDS}
-    assert {kind_of(step.goal) for step in steps} == {"", "bowl", "tray", "drawer", "block", "can"}
+    assert {kind_of(step.reference) for step in steps} == {"", "bowl", "tray", "drawer", "block", "can"}

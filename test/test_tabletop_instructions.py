@@ -1,4 +1,4 @@
-"""What a sentence asks for: the judge's parser against the grammar that trains the policy, and what that never says."""
+"""What a sentence asks for: the parser that judges against the grammar that trains, and what that never says."""
 
 import re
 from dataclasses import replace
@@ -22,7 +22,7 @@ singles = st.one_of(
     st.builds(Task, st.just("place"), objects, objects),
     st.builds(Task, st.just("place"), objects, objects | containers, st.sampled_from(RELATIONS)),
     st.builds(Task, st.sampled_from(["open", "close"]), st.just("drawer")),
-).filter(lambda task: task.thing != task.goal)
+).filter(lambda task: task.target != task.reference)
 pairs = st.tuples(singles.filter(lambda task: task.verb != "pick"), singles)
 tasks = st.one_of(singles, pairs.filter(lambda two: two[0] != two[1]).map(lambda two: replace(two[0], then=two[1])))
 seeds = st.integers(0, 2**32 - 1)
@@ -155,7 +155,7 @@ def test_training_never_says_what_is_held_out(task, seed):
 def test_held_out_wordings_are_held_out(task, seed):
     """Each says something training never does, but for a lone drawer's names, which has few."""
     text = phrase(task, np.random.default_rng(seed), "phrasings")
-    assume(task.verb != "place" or kind_of(task.goal) not in ("drawer",))
+    assume(task.verb != "place" or kind_of(task.reference) not in ("drawer",))
     assert set(re.findall(r"[a-z]+", text)) & ONLY_HELD_OUT, text
 
 

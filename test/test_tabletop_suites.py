@@ -23,7 +23,7 @@ def test_the_seed_decides_and_the_sentence_says_the_task(suite, seed):
     again = suites.episode(suite, seed)
     assert (scene, task, text) == again
     assert (parse(text) or NOTHING) == task
-    assert suite in suites.STILL or suites.obstacle(task, scene) in ("",) or "already" in suites.obstacle(task, scene)
+    assert suite in suites.IDLE or suites.obstacle(task, scene) in ("",) or "already" in suites.obstacle(task, scene)
 
 
 @pytest.mark.parametrize("suite", [*FAMILIES, "multi-step/pairs"])
@@ -42,7 +42,7 @@ def test_a_family_has_its_own_tasks_and_they_can_be_done(suite):
 @given(seeds)
 def test_pairs_are_about_held_out_pairs(seed):
     _, task, _ = suites.episode("rearrangement/pairs", seed)
-    assert held_out.pair(kind_of(task.thing), task.thing.split()[0])
+    assert held_out.pair(kind_of(task.target), task.target.split()[0])
 
 
 @some
@@ -73,7 +73,7 @@ def test_absent_takes_one_named_thing_away_and_leaves_something(seed):
 @given(seeds)
 def test_nonsense_is_words_that_no_step_is_known_for(seed):
     scene, task, text = suites.episode("nonsense", seed)
-    assert suites.still(task, scene) and task == NOTHING and parse(text) is None and len(text) < 120
+    assert suites.idle(task, scene) and task == NOTHING and parse(text) is None and len(text) < 120
 
 
 @some
@@ -87,8 +87,8 @@ def test_training_draws_hold_nothing_held_out(seed, family):
 
 
 def test_groups_are_made_of_suites():
-    assert set(sum(suites.GROUPS.values(), ())) <= set(suites.SUITES)
-    assert suites.GROUPS["all"] == FAMILIES
+    assert {name for group in suites.LAYOUT.groups.values() for name in group.suites} <= set(suites.SUITES)
+    assert suites.LAYOUT.members("all") == FAMILIES
 
 
 def scene_of(*things: tuple[str, str, float, float], opening: float = 0.0) -> Scene:

@@ -1,4 +1,4 @@
-"""The judge: what counts as done, in which order, and for how long. And destinations that satisfy what they are for."""
+"""Success: what counts as done, in which order, and for how long. And destinations that satisfy what they are for."""
 
 from dataclasses import asdict
 
@@ -15,7 +15,7 @@ from vla_nodes.envs.tabletop.tasks import (
     DIRECTIONS,
     HOLD_SECONDS,
     RELATIONS,
-    Judge,
+    SuccessChecker,
     Task,
     contains,
     destination,
@@ -46,11 +46,11 @@ def slide(world: World, opening: float) -> None:
     mujoco.mj_forward(world.model, world.data)
 
 
-def watch(judge: Judge, world: World, seconds: float) -> bool:
+def watch(checker: SuccessChecker, world: World, seconds: float) -> bool:
     for _ in range(round(seconds / 0.1)):
         world.advance(0.1)
-        judge.update(world)
-    return judge.succeeded
+        checker.update(world)
+    return checker.succeeded
 
 
 @pytest.mark.parametrize("goal", ["bowl", "tray"])
@@ -156,70 +156,70 @@ def test_resting_in_the_relation_succeeds_and_hovering_there_does_not(relation):
 def test_success_must_last():
     world = World(SCENE)
     slide(world, sc.DRAWER_TRAVEL)
-    judge = Judge(Task("open", "drawer"))
-    assert judge.task.success(world) and not judge.update(world)
+    checker = SuccessChecker(Task("open", "drawer"))
+    assert checker.task.success(world) and not checker.update(world)
     for _ in range(9):
         world.advance(0.1)
-        assert not judge.update(world), f"after {world.time} s"
+        assert not checker.update(world), f"after {world.time} s"
     world.advance(0.2)
-    assert world.time > HOLD_SECONDS and judge.update(world)
+    assert world.time > HOLD_SECONDS and checker.update(world)
 
 
 def test_an_interruption_starts_the_second_anew():
     world = World(SCENE)
-    judge = Judge(Task("open", "drawer"))
+    checker = SuccessChecker(Task("open", "drawer"))
     for opening in (sc.DRAWER_TRAVEL, 0.0, sc.DRAWER_TRAVEL):
         slide(world, opening)
-        assert not judge.update(world)
+        assert not checker.update(world)
         world.advance(0.6)
-    assert not judge.update(world)  # 0.6 s after it came true again
+    assert not checker.update(world)  # 0.6 s after it came true again
     world.advance(0.5)
-    assert judge.update(world)
+    assert checker.update(world)
 
 
 BOWL_THEN_OPEN = Task("place", "red block", "bowl", then=Task("open", "drawer"))
 
 
 def test_steps_in_their_order_succeed():
-    world, judge = World(SCENE), Judge(BOWL_THEN_OPEN)
-    assert not judge.update(world) and judge.reached == 0
+    world, checker = World(SCENE), SuccessChecker(BOWL_THEN_OPEN)
+    assert not checker.update(world) and checker.reached == 0
     put(world, "red block", world.position("bowl") + [0, 0, 0.03])
-    assert not watch(judge, world, 1.5) and judge.reached == 1, "one of two steps is not the task"
+    assert not watch(checker, world, 1.5) and checker.reached == 1, "one of two steps is not the task"
     slide(world, sc.DRAWER_TRAVEL)
-    assert not judge.update(world)
-    assert watch(judge, world, 1.2)
+    assert not checker.update(world)
+    assert watch(checker, world, 1.2)
 
 
 def test_steps_in_the_other_order_do_not():
-    world, judge = World(SCENE), Judge(BOWL_THEN_OPEN)
-    judge.update(world)
+    world, checker = World(SCENE), SuccessChecker(BOWL_THEN_OPEN)
+    checker.update(world)
     slide(world, sc.DRAWER_TRAVEL)
-    judge.update(world)
+    checker.update(world)
     put(world, "red block", world.position("bowl") + [0, 0, 0.03])
-    assert not watch(judge, world, 1.5) and judge.early == {1}
+    assert not watch(checker, world, 1.5) and checker.early == {1}
     slide(world, 0.0)  # undone, and done again in its turn
-    judge.update(world)
+    checker.update(world)
     slide(world, sc.DRAWER_TRAVEL)
-    assert watch(judge, world, 1.3) and not judge.early
+    assert watch(checker, world, 1.3) and not checker.early
 
 
 def test_a_later_step_that_was_true_from_the_start_needs_no_doing():
     world = World(SCENE)
     slide(world, sc.DRAWER_TRAVEL)
-    judge = Judge(BOWL_THEN_OPEN)
-    judge.update(world)
+    checker = SuccessChecker(BOWL_THEN_OPEN)
+    checker.update(world)
     put(world, "red block", world.position("bowl") + [0, 0, 0.03])
-    assert watch(judge, world, 1.3)
+    assert watch(checker, world, 1.3)
 
 
 def test_what_was_placed_must_stay_in_place():
-    world, judge = World(SCENE), Judge(BOWL_THEN_OPEN)
+    world, checker = World(SCENE), SuccessChecker(BOWL_THEN_OPEN)
     put(world, "red block", world.position("bowl") + [0, 0, 0.03])
-    watch(judge, world, 0.3)
+    watch(checker, world, 0.3)
     slide(world, sc.DRAWER_TRAVEL)
-    watch(judge, world, 0.3)
+    watch(checker, world, 0.3)
     put(world, "red block", AWAY["red block"])
-    assert not watch(judge, world, 1.5)
+    assert not watch(checker, world, 1.5)
 
 
 def test_drawer_thresholds():

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from vla_nodes.envs.tabletop import held_out
-from vla_nodes.envs.tabletop.grounding_dataset import KINDS, NO_NAME, SHADES, named, random_instruction
+from vla_nodes.envs.tabletop.labels import TabletopGrounding, random_instruction
 from vla_nodes.envs.tabletop.scene import COLORS, GRASPABLE, HALF_HEIGHT, NAMED_APART, SHAPES, UNNAMED, Scene, strange
 from vla_nodes.envs.tabletop.world import World
+from vla_nodes.training.grounding_data import NO_NAME, Names
+
+NAMES = Names(TabletopGrounding())
 
 
 def test_strange_things_are_no_named_and_no_held_out_ones():
@@ -22,12 +25,12 @@ def test_strange_things_are_no_named_and_no_held_out_ones():
             nearest = min(gaps, key=lambda name: np.linalg.norm(gaps[name]))
             if thing.kind in SHAPES:
                 shaped.add((thing.kind, thing.color))
-                assert nearest == thing.color and named(thing.name) == (SHADES.index(thing.color), NO_NAME)
+                assert nearest == thing.color and NAMES.of(thing.name) == (NAMES.appearances[thing.color], NO_NAME)
                 continue
             unnamed += 1
             assert thing.color.startswith(UNNAMED) and min(gap.max() for gap in gaps.values()) > NAMED_APART
             assert nearest not in {color for _, color in held_out.PAIRS}
-            assert named(thing.name) == (NO_NAME, KINDS.index(thing.kind))
+            assert NAMES.of(thing.name) == (NO_NAME, NAMES.categories[thing.kind])
     assert unnamed > 20 and {kind for kind, _ in shaped} == set(SHAPES)
 
 

@@ -18,9 +18,11 @@ def made(tmp_path):
     start = training_tiny.write_checkpoint(tmp_path / "start")
     data = training_tiny.write_data(tmp_path / "data")
 
-    def build(only, **others):
-        values = {"stage": "part", "only": only, "data": [str(data)], "start": str(start), "out": str(tmp_path / only),
-                  "steps": 30, "examples": 2, "held_out": 3, "batch": 64, "rate": 0.01, "device": "cpu"}  # fmt: skip
+    def build(stage, **others):
+        values = {"stage": stage, "env": "tabletop", "data": [str(data)], "start": str(start),
+                  "out": str(tmp_path / stage),
+                  "steps": 30, "examples": 2, "held_out": 3, "batch": 64, "learning_rate": 0.01,
+                  "device": "cpu"}  # fmt: skip
         return config.build(values | others)
 
     return build
@@ -34,12 +36,12 @@ def few(monkeypatch):
 
 
 def stage(values):
-    return heads.PartStage(initialize.begin(values, print).model, values)
+    return heads.HeadStage(initialize.begin(values, print).model, values)
 
 
-@pytest.mark.parametrize("only", ["judge", "offset"])
-def test_a_part_learns_alone_and_its_weights_take_inputs_as_they_come(made, only):
-    values = made(only)
+@pytest.mark.parametrize("head", ["feasibility_head", "placement_head"])
+def test_a_part_learns_alone_and_its_weights_take_inputs_as_they_come(made, head):
+    values, only = made(head), head
     before = initialize.begin(values, print).model.state_dict()
     begun = stage(values)
     whole = (*begun.training, torch.zeros_like(begun.training.inputs))
@@ -57,7 +59,7 @@ def test_a_part_learns_alone_and_its_weights_take_inputs_as_they_come(made, only
 
 
 def test_examples_are_made_once_and_anew_for_other_eyes(made):
-    values = made("judge")
+    values = made("feasibility_head")
     model = initialize.begin(values, print).model.eval()
     wanted = heads.examples(model, values, held=False)
     files = sorted((values.out / "examples").iterdir())
@@ -66,25 +68,25 @@ def test_examples_are_made_once_and_anew_for_other_eyes(made):
     files[1].unlink()  # stopped before it was made
     found = heads.examples(model, values, held=False)
     assert all(map(torch.equal, found, wanted)) and files[0].stat().st_mtime_ns == stamps[0]
-    model.middle.weight.data += 1
+    model.object_center.weight.data += 1
     other = heads.examples(model, values, held=False)
     assert files[0].stat().st_mtime_ns > stamps[0] and not torch.equal(other.inputs, wanted.inputs)
 
 
 def test_the_judge_needs_something_held_out_to_be_measured_on(made):
-    values = made("judge", held_out=100)
+    values = made("feasibility_head", held_out=100)
     (values.data[0] / "000.safetensors").unlink()
     with pytest.raises(DataError, match="no episode to ask about that is held out for measuring"):
         stage(values)
 
 
 def test_the_offset_is_what_aims(made):
-    """Its examples say what VlaPolicy.aim would have to say."""
-    values = made("offset")
+    """Its examples say what VlaPolicy.place_position would have to say."""
+    values = made("placement_head")
     model = initialize.begin(values, print).model.eval()
     inputs, answers = heads.examples(model, values, held=False)
     width = inputs.shape[1] - 3
     goal = torch.randn(len(inputs), 3)
-    torch.testing.assert_close(model.aim(goal, inputs[:, :width]),
-                               goal + 0.1 * model.offset(model.placing(goal, inputs[:, :width])))  # fmt: skip
+    wanted = goal + 0.1 * model.placement_head(model.placement_input(goal, inputs[:, :width]))
+    torch.testing.assert_close(model.place_position(goal, inputs[:, :width]), wanted)
     assert answers.shape == (len(inputs), 3) and 0 < answers.norm(dim=1).max() < 10

@@ -3,22 +3,26 @@
 import numpy as np
 import pytest
 import torch
+from policy_tiny import CONFIG, contract
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from vla_nodes.envs import base as envs
+from vla_nodes.envs.base import Sentence
 from vla_nodes.envs.tabletop import held_out
 from vla_nodes.envs.tabletop.camera import optical_pose
-from vla_nodes.envs.tabletop.grounding_dataset import Frame, named
 from vla_nodes.envs.tabletop.scene import Scene, View
 from vla_nodes.envs.tabletop.tasks import Task
 from vla_nodes.envs.tabletop.world import World
 from vla_nodes.policy.configuration import PolicyConfig
 from vla_nodes.policy.language import LanguageConfig
-from vla_nodes.policy.modeling import CHANGE_WIDTH, STATE_WIDTH, VisualTokens, VlaPolicy
-from vla_nodes.policy.vision import TOOL_PROBES
+from vla_nodes.policy.modeling import VlaPolicy
 from vla_nodes.training import losses_action, losses_grounding
+from vla_nodes.training.grounding_data import Frame, Names
 
 torch.set_num_threads(1)
 SIZE, CELLS = 64, 16
+LABELS = envs.grounding("tabletop")
+NAMES = Names(LABELS)
 WORDS = "[PAD] [UNK] ? grab put the red blue block in bowl sing".split()
 
 
@@ -27,11 +31,15 @@ def model():
     torch.manual_seed(0)
     language = LanguageConfig(vocabulary=16, embedding=8, d_model=16, n_layer=1, d_state=8, headdim=8, sentence=12)
     config = PolicyConfig(image_size=SIZE, vision_widths=(8, 8, 16, 16), feature_width=16, d_model=32, n_layer=1,
-                          d_state=8, headdim=16, head_width=32, language=language)  # fmt: skip
+                          d_state=8, headdim=16, head_width=32, space=CONFIG.space, language=language)  # fmt: skip
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return VlaPolicy(config, tokenizer)
+    return VlaPolicy(config, contract(horizon=16), tokenizer)
+
+
+def sentence(text: str, task: Task) -> Sentence:
+    return Sentence(text, tuple(task.steps))
 
 
 def frame(text: str, thing: int | None, goal: int | None, wanted: tuple, present: tuple) -> Frame:
@@ -39,7 +47,7 @@ def frame(text: str, thing: int | None, goal: int | None, wanted: tuple, present
     rng = np.random.default_rng(3)
     color = np.full((SIZE, SIZE, 3), 90, np.uint8) + rng.integers(0, 20, (SIZE, SIZE, 3), dtype=np.uint8)
     cells, middle = np.zeros((CELLS, CELLS), np.uint8), np.zeros((2, 3), np.float32)
-    shown = np.tile(np.array(named(""), np.uint8)[:, None, None], (1, CELLS, CELLS))
+    shown = np.tile(np.array(NAMES.nothing, np.uint8)[:, None, None], (1, CELLS, CELLS))
     centre = np.zeros((3, CELLS, CELLS), np.float32)
     depth = np.full((SIZE, SIZE), 0.95, np.float32)
     for role, (column, rgb, height) in enumerate(((thing, (220, 30, 30), 0.06), (goal, (30, 30, 220), 0.03))):
@@ -48,7 +56,7 @@ def frame(text: str, thing: int | None, goal: int | None, wanted: tuple, present
             color[24:32, 4 * column : 4 * column + 8] = rgb
             depth[24:32, 4 * column : 4 * column + 8] -= height
             middle[role] = [0.5, 0.02 * (column - 8), 0.02]
-            shown[:, cells == role + 1] = np.array(named(("red block", "bowl")[role]))[:, None]
+            shown[:, cells == role + 1] = np.array(NAMES.of(("red block", "bowl")[role]))[:, None]
             centre[:, cells == role + 1] = middle[role][:, None]
     pose = optical_pose(View()).astype(np.float32)
     k = np.array([[70, 0, 31.5], [0, 70, 31.5], [0, 0, 1]], np.float32)
@@ -90,32 +98,32 @@ def test_grounding_learns_a_batch_by_heart(model):
     frozen = {k: v.clone() for k, v in model.language.state_dict().items()}
     history, report = descend(model, lambda: losses_grounding.losses(model.train(), batch), parameters, 150, 5e-3)
     first, last = history[0], history[-1]
-    assert set(last) == set(losses_grounding.WEIGHTS) - {"words", "where", "cells", "centres"}
+    assert set(last) == set(losses_grounding.WEIGHTS) - {"words", "where", "cells", "centers"}
     assert sum(last.values()) < 0.4 * sum(first.values())
-    for name in ("thing mask", "goal mask", "grounding", "aim"):
+    for name in ("target mask", "reference mask", "grounding", "place position"):
         assert last[name] < 0.7 * first[name], name
-    assert report["thing found"] == 1.0 and report["grounded yes"] == 1.0 and report["grounded no"] == 1.0
+    assert report["target found"] == 1.0 and report["grounded yes"] == 1.0 and report["grounded no"] == 1.0
     assert all(torch.equal(v, frozen[k]) for k, v in model.language.state_dict().items())
 
 
 def test_eyes_learn_what_stands_where_with_nothing_asked(model):
     batch = losses_grounding.collate(FRAMES[:2], None)
-    reader = losses_grounding.Cells(model)
+    reader = losses_grounding.Cells(model, LABELS)
     seeing = [p for name in losses_grounding.SEEING for p in model.get_submodule(name).parameters()]
 
     def step():
-        survey = model.train().vision.survey(*(batch[n] for n in ("color", "depth", "intrinsics", "camera_pose")))
-        return reader.loss(model, survey, batch)
+        (feature_map,) = model.train().vision.feature_maps(losses_grounding.images(batch))
+        return reader.loss(model, feature_map, batch)
 
     history, report = descend(model, step, [*seeing, *reader.parameters()], 120, 5e-3)
-    assert history[-1]["cells"] < 0.2 * history[0]["cells"] and history[-1]["centres"] < history[0]["centres"]
-    assert report["cells right"] > 0.95 and report["table right"] > 0.95
+    assert history[-1]["cells"] < 0.2 * history[0]["cells"] and history[-1]["centers"] < history[0]["centers"]
+    assert report["cells right"] > 0.95 and report["background right"] > 0.95
 
 
 def test_the_map_is_read_from_tables_without_a_thing(model):
     batch = losses_grounding.collate(FRAMES[2:], None)
-    survey = model.vision.survey(*(batch[n] for n in ("color", "depth", "intrinsics", "camera_pose")))
-    terms, _ = losses_grounding.Cells(model).loss(model, survey, batch)
+    (survey,) = model.vision.feature_maps(losses_grounding.images(batch))
+    terms, _ = losses_grounding.Cells(model, LABELS).loss(model, survey, batch)
     assert all(float(t.detach()) == 0.0 for t in terms.values())
 
 
@@ -132,27 +140,30 @@ def test_questions_that_share_an_image_get_the_answers_of_questions_with_their_o
 
 def test_where_things_go_is_learnt_from_words_and_made_up_places(model):
     """Also "next to", which changes sides in the middle of the table."""
-    said = [("put the red block in the bowl", Task("place", "red block", "bowl")),
-            ("grab the red block", Task("pick", "red block")),
-            ("put red block in the blue block", Task("place", "red block", "blue block", "beside"))]  # fmt: skip
+    said = [sentence("put the red block in the bowl", Task("place", "red block", "bowl")),
+            sentence("grab the red block", Task("pick", "red block")),
+            sentence("put red block in the blue block", Task("place", "red block", "blue block", "beside")),
+            ]  # fmt: skip
     rng = np.random.default_rng(0)
-    assert losses_grounding.spots(said, rng).row.tolist() == [0, 2]
+    assert losses_grounding.spots(said, LABELS, rng).row.tolist() == [0, 2]
     asked = losses_grounding.understand(model.eval(), [text for text, _ in said])
     asked = type(asked)(*(part.detach() for part in asked))
 
     def step():
-        loss, _ = losses_grounding.where(model, asked, losses_grounding.spots(said, rng))
+        loss, _ = losses_grounding.where(model, asked, losses_grounding.spots(said, LABELS, rng))
         return {"where": loss}, {}
 
-    history, _ = descend(model, step, list(model.offset.parameters()), 400, 5e-3)
+    history, _ = descend(model, step, list(model.placement_head.parameters()), 400, 5e-3)
     assert history[-1]["where"] < 0.2 * history[0]["where"]
-    assert losses_grounding.where(model, asked, losses_grounding.spots(said, rng))[1] < 1.5  # cm
-    assert losses_grounding.where(model, asked, losses_grounding.spots(said[1:2], rng))[1] == 0.0
+    assert losses_grounding.where(model, asked, losses_grounding.spots(said, LABELS, rng))[1] < 1.5  # cm
+    assert losses_grounding.where(model, asked, losses_grounding.spots(said[1:2], LABELS, rng))[1] == 0.0
 
 
 def test_the_drawer_is_where_the_world_has_it():
     world = World(Scene.demo(3))
-    places = losses_grounding.spots([("", Task("place", "red block", "drawer"))], np.random.default_rng(0)).goal[0]
+    places = losses_grounding.spots(
+        [sentence("", Task("place", "red block", "drawer"))], LABELS, np.random.default_rng(0)
+    ).reference[0]
     shut = world.handle_position()
     assert np.allclose(places[:, 1:], shut[1:], atol=1e-3) and (places[:, 0] <= shut[0] + 1e-3).all()
 
@@ -168,18 +179,18 @@ def test_sentences_are_understood_alike_in_whatever_company(model):
 
 def test_the_words_alone_teach_who_does_what_in_which_step(model):
     pick, place = Task("pick", "red block"), Task("place", "blue block", "bowl")
-    said = [("grab the red block", pick), ("put the blue block in the bowl", place),
-            ("grab the red block in the bowl", Task("place", "red block", "bowl"))]  # fmt: skip
-    words = losses_grounding.Words(model)
+    said = [sentence("grab the red block", pick), sentence("put the blue block in the bowl", place),
+            sentence("grab the red block in the bowl", Task("place", "red block", "bowl"))]  # fmt: skip
+    words = losses_grounding.Words(model, LABELS)
     history, _ = descend(model, lambda: ({"words": words.loss(model.train(), said)[0]}, {}),
-                         [*model.roles.parameters(), *words.parameters()], 120, 1e-2)  # fmt: skip
+                         [*model.queries.parameters(), *words.parameters()], 120, 1e-2)  # fmt: skip
     assert history[-1]["words"] < 0.2 * history[0]["words"]
     assert words.loss(model.eval(), said)[1] == 1.0
 
 
 def test_sentences_never_say_what_is_held_out():
-    for text, task in losses_grounding.sentences(np.random.default_rng(0), 300):
-        assert not any((n.split()[-1], n.split()[0]) in held_out.PAIRS for n in task.names), text
+    for text, steps in losses_grounding.sentences(LABELS, np.random.default_rng(0), 300):
+        assert not any((n.split()[-1], n.split()[0]) in held_out.PAIRS for n in steps[0].names), text
         assert not set(text.replace(",", " ").split()) & set(held_out.SYNONYMS.values()), text
 
 
@@ -210,14 +221,16 @@ def episode(model, ticks: int, seed: int) -> dict[str, torch.Tensor]:
     """Random cached tokens; the primitive and the actions follow from nothing, so they can only be learnt by heart."""
     g = torch.Generator().manual_seed(seed)
     config = model.config
-    roles, width = 2 + config.free_roles, config.feature_width
-    shapes = {"features": (roles, width), "points": (roles, 3), "mass": (roles,), "spread": (roles,),
-              "tool": (len(TOOL_PROBES) * width,), "aim": (3,), "grounding": ()}  # fmt: skip
-    tokens = {f"view_{name}": torch.rand(ticks, *shapes[name], generator=g) for name in VisualTokens._fields}
-    actions = 0.3 * torch.randn(ticks, 1, 7, generator=g).expand(ticks, config.horizon, 7).clone()
+    roles, width = 2 + config.free_queries, config.feature_width
+    shapes = {"features": (roles, width), "points": (roles, 3), "visibility": (roles,), "attention_std": (roles,),
+              "tool": (len(config.space.tool_probes) * width,), "place_position": (3,), "feasibility": ()}  # fmt: skip
+    tokens = {f"view_{name}": torch.rand(ticks, *shapes[name], generator=g) for name in shapes}
+    actions = 0.3 * torch.randn(ticks, 1, 7, generator=g).expand(ticks, model.contract.actions.horizon, 7).clone()
     actions[..., 6] = (actions[..., 6] > 0).float()
-    return {**tokens, "state": 0.3 * torch.randn(ticks, STATE_WIDTH, generator=g),
-            "change": 0.3 * torch.randn(ticks, CHANGE_WIDTH, generator=g), "actions": actions,
+    state = {
+        f"state_{token}": 0.3 * torch.randn(ticks, size, generator=g) for token, size in model.layout.sizes.items()
+    }
+    return {**tokens, **state, "actions": actions,
             "summary": torch.randn(3, config.steps, config.language.d_model, generator=g),
             "step": (torch.arange(ticks) > ticks // 2).long(), "done": (torch.arange(ticks) == ticks // 2).float(),
             "primitive": torch.randint(0, 8, (ticks,), generator=g)}  # fmt: skip
@@ -250,7 +263,7 @@ def test_padding_of_a_window_changes_nothing(model):
     for name in short:
         assert float(short[name]) == pytest.approx(float(padded[name]), rel=1e-4, abs=1e-5), name
     cut = losses_action.window(episode(model, 40, 1), 12, rng)
-    assert cut["weight"].sum() == 12 and cut["state"].shape == (12, STATE_WIDTH)
+    assert cut["weight"].sum() == 12 and cut["state_position"].shape == (12, 17)
 
 
 class _Start:
@@ -267,7 +280,8 @@ def test_noise_touches_inputs_only(model):
     batch = losses_action.stack([losses_action.window(episode(model, 6, 0), 6, np.random.default_rng(0))])
     other = losses_action.noisy(batch, torch.Generator().manual_seed(0))
     changed = {k for k in batch if not torch.equal(batch[k], other[k])}
-    assert changed == {"view_points", "view_features", "view_tool", "view_aim", "state", "change"}
+    assert changed == {"view_points", "view_features", "view_tool", "view_place_position", "state_position",
+                       "state_velocity"}  # fmt: skip
     assert (other["view_points"] - batch["view_points"]).abs().max() < 0.012  # m
 
 
@@ -277,14 +291,16 @@ def test_a_role_that_is_mistaken_for_another_is_so_for_a_while_and_faintly(model
     batch = losses_action.stack([losses_action.window(episode(model, ticks, seed), ticks, rng) for seed in range(200)])
     other = losses_action.mistaken(batch, torch.Generator().manual_seed(0))
     changed = {k for k in batch if not torch.equal(batch[k], other[k])}
-    assert changed == {"view_points", "view_features", "view_mass", "view_spread", "view_aim"}
+    assert changed == {"view_points", "view_features", "view_visibility", "view_attention_std", "view_place_position"}
     where = (other["view_points"] != batch["view_points"]).any(-1)  # (B, T, R)
     assert not where[:, : losses_action.SURE].any() and not where[..., 2:].any()
     assert not (where[..., 0].any(1) & where[..., 1].any(1)).any()  # one of them at a time
-    assert torch.equal((other["view_aim"] != batch["view_aim"]).any(-1), where[..., 1])  # it follows from the goal
+    assert torch.equal(
+        (other["view_place_position"] != batch["view_place_position"]).any(-1), where[..., 1]
+    )  # it follows from the goal
     begins = where.any(-1).int().diff(dim=1, prepend=torch.zeros(200, 1, dtype=torch.int32)) == 1
     assert (begins.sum(1) <= 1).all() and 0.15 < float(begins.any(1).float().mean()) < 0.45
-    assert other["view_mass"][where].max() <= losses_action.FAINT
+    assert other["view_visibility"][where].max() <= losses_action.FAINT
     points = {tuple(p) for p in batch["view_points"][:, :, :2].flatten(0, 2).tolist()}
     assert all(tuple(p) in points for p in other["view_points"][where].tolist())
 
@@ -309,6 +325,6 @@ def test_labels_that_are_not_there_do_not_count(model):
 
 def test_normalised_actions_are_the_inverse_of_physical(model):
     rows = torch.rand(4, 16, 7) * 0.01
-    logits = model.normalised(rows)
+    logits = model.normalize(rows)
     logits[..., 6] = torch.logit(rows[..., 6].clamp(1e-4, 1))
-    torch.testing.assert_close(model.physical(logits), rows, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.denormalize(logits), rows, atol=1e-4, rtol=0)

@@ -7,6 +7,7 @@ import training_tiny
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
+from vla_nodes.envs import base as envs
 from vla_nodes.envs.tabletop import held_out, instructions
 from vla_nodes.envs.tabletop.tasks import Task
 from vla_nodes.training import config, initialize, trainer
@@ -17,13 +18,14 @@ from vla_nodes.training.stages import paraphrase
 def values(tmp_path, monkeypatch):
     monkeypatch.setattr(paraphrase, "PLAIN", 400)
     start = training_tiny.write_checkpoint(tmp_path / "start")
-    return config.build({"stage": "words", "start": str(start), "out": str(tmp_path / "words"), "steps": 25,
-                           "batch": 16, "rate": 0.01, "warmup": 2, "device": "cpu"})  # fmt: skip
+    return config.build({"stage": "paraphrase", "env": "tabletop", "start": str(start),
+                         "out": str(tmp_path / "paraphrase"), "steps": 25,
+                           "batch": 16, "learning_rate": 0.01, "warmup": 2, "device": "cpu"})  # fmt: skip
 
 
 @pytest.fixture
 def stage(values):
-    return paraphrase.WordsStage(initialize.begin(values, print).model, values)
+    return paraphrase.ParaphraseStage(initialize.begin(values, print).model, values)
 
 
 def test_parts_that_add_up_are_found():
@@ -55,17 +57,19 @@ def test_a_pair_that_was_never_seen_is_asked_for_by_the_sum_of_its_parts(stage):
 
 def test_wordings_learn_and_nothing_else_does(values, stage):
     before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
-    whole = stage._batch([paraphrase.wide(np.random.default_rng([3, k])) for k in range(60)], 0)
+    whole = stage._batch([stage.grounding.unusual(np.random.default_rng([3, k])) for k in range(60)], 0)
     first = float(stage.objective(whole)[0].detach())
     assert trainer.Loop(stage, values, Accelerator(cpu=True)).run()
     assert float(stage.objective(whole)[0].detach()) < 0.9 * first
     after = load_file(values.out / "weights.safetensors")
-    assert {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])} == {"roles"}
-    assert {"steps right", "pairs: thing right", "phrasings: thing right"} <= set(stage.measure())
+    assert {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])} == {
+        "queries"
+    }
+    assert {"steps right", "pairs: target right", "phrasings: target right"} <= set(stage.measure())
 
 
 def test_who_goes_on_with_words_keeps_what_the_eyes_mean(values, stage, tmp_path):
-    torch.nn.init.normal_(stage.model.roles.role)
+    torch.nn.init.normal_(stage.model.queries.role)
     other = training_tiny.write_checkpoint(tmp_path / "second" / "start")
     save_file(stage.model.state_dict(), other / "model.safetensors")
     drifted = config.build({**config.plain(values), "start": str(other)})
@@ -74,7 +78,7 @@ def test_who_goes_on_with_words_keeps_what_the_eyes_mean(values, stage, tmp_path
     own = stage.meaning.of([(Task("pick", "red block"), 0)])[0]
 
     def thing(values):
-        stage = paraphrase.WordsStage(initialize.begin(values, print).model, values, lambda _: None)
+        stage = paraphrase.ParaphraseStage(initialize.begin(values, print).model, values, lambda _: None)
         return stage.meaning.of([(Task("pick", "red block"), 0)])[0]
 
     torch.testing.assert_close(thing(kept), own)
@@ -82,10 +86,10 @@ def test_who_goes_on_with_words_keeps_what_the_eyes_mean(values, stage, tmp_path
 
 
 def test_held_out_sentences_are_held_out():
-    rng = np.random.default_rng(1)
-    for text, task in paraphrase.held_out_sentences("pairs", rng, 50):
-        assert held_out.pair(*task.thing.split()[::-1]) and instructions.parse(text) == task
-    said = [text for text, _ in paraphrase.held_out_sentences("phrasings", rng, 50)]
+    rng, labels = np.random.default_rng(1), envs.grounding("tabletop")
+    for text, (step, *_) in (labels.held_out("pairs", rng) for _ in range(50)):
+        assert held_out.pair(*step.target.split()[::-1]) and instructions.parse(text) == step
+    said = [labels.held_out("phrasings", rng).text for _ in range(50)]
     assert any(word in text for text in said for word in ("fetch", "seize", "shift", "want", "goes"))
 
 

@@ -19,14 +19,14 @@ from vla_nodes.benchmarks import ablations
 from vla_nodes.policy import checkpoint
 from vla_nodes.training import cli, closed_loop_score, initialize, recipe, run_log, state, trainer
 from vla_nodes.training import config as settings
-from vla_nodes.training.stages.action import ActStage, carried, split
-from vla_nodes.training.stages.grounding import GroundStage
+from vla_nodes.training.stages.action import ActionStage, carried, split
+from vla_nodes.training.stages.grounding import GroundingStage
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"device": "cpu", "batch": 2, "log_steps": 1, "save_steps": 5, "measure_batches": 1, "questions": 2,
-         "length": 4,
-         "carried": [1, 2], "state_dropout": 0.5, "held_out": 5, "cache_workers": 1, "rate": 1e-3}  # fmt: skip
+         "window_ticks": 4,
+         "carried": [1, 2], "state_dropout": 0.5, "held_out": 5, "cache_workers": 1, "learning_rate": 1e-3}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def another_process():
 
 def command(place, stage: str, out: str, *more: str, **changed) -> list[str]:
     keys = {**QUICK, "start": str(place / "checkpoint"), "grounded": None, "language": None, **changed}
-    if stage == "ground":
-        keys = {k: v for k, v in keys.items() if k in settings.GroundSettings.__dataclass_fields__}
+    if stage == "grounding":
+        keys = {k: v for k, v in keys.items() if k in settings.GroundingSettings.__dataclass_fields__}
     else:
-        keys = {k: v for k, v in keys.items() if k in settings.ActSettings.__dataclass_fields__}
+        keys = {k: v for k, v in keys.items() if k in settings.ActionSettings.__dataclass_fields__}
         keys["cache"] = str(place / "cache")
     pairs = [part for key, value in keys.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     return [f"{stage}.yaml", "--data", str(place / "data"), "--out", str(place / out), *pairs, *more]
@@ -59,7 +59,7 @@ def losses(folder) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in run_log.rows(folder / run_log.LOG) if "loss" in row]
 
 
-@pytest.mark.parametrize("stage", ["ground", "act"])
+@pytest.mark.parametrize("stage", ["grounding", "action"])
 def test_a_killed_run_continues_to_the_same_curve(place, stage):
     """SIGKILL at about step 17 of 40, then the same command: step by step the losses of a run left alone."""
     straight, killed = f"{stage}-straight", f"{stage}-killed"
@@ -90,7 +90,7 @@ def test_a_killed_run_continues_to_the_same_curve(place, stage):
 
 
 def test_a_finished_run_says_so_and_more_steps_go_on(place, capsys):
-    argv = command(place, "act", "more", "--steps", "3")
+    argv = command(place, "action", "more", "--steps", "3")
     assert cli.main(argv) == 0 and cli.main(argv) == 0
     assert "finished before, after 3 steps" in capsys.readouterr().out
     assert cli.main([*argv, "--steps", "5"]) == 0
@@ -98,13 +98,13 @@ def test_a_finished_run_says_so_and_more_steps_go_on(place, capsys):
 
 
 def test_another_setting_is_another_run(place, capsys):
-    assert cli.main(command(place, "act", "one", "--steps", "2")) == 0
-    assert cli.main(command(place, "act", "one", "--steps", "2", batch=3)) == 2
+    assert cli.main(command(place, "action", "one", "--steps", "2")) == 0
+    assert cli.main(command(place, "action", "one", "--steps", "2", batch=3)) == 2
     assert "batch: 2 there, 3 now" in capsys.readouterr().err
 
 
 def test_a_damaged_state_is_one_line(place, capsys):
-    argv = command(place, "act", "torn", "--steps", "2")
+    argv = command(place, "action", "torn", "--steps", "2")
     assert cli.main(argv) == 0
     path = place / "torn" / state.STATE
     path.write_bytes(path.read_bytes()[:1000])
@@ -113,12 +113,17 @@ def test_a_damaged_state_is_one_line(place, capsys):
 
 
 def test_act_leaves_a_checkpoint_that_loads_and_differs_only_where_it_learnt(place):
-    assert cli.main(command(place, "act", "left", "--steps", "4")) == 0
+    assert cli.main(command(place, "action", "left", "--steps", "4")) == 0
     before, _ = checkpoint.load(place / "checkpoint")
     after, config = checkpoint.load(place / "left" / "checkpoint")
     changed = {n.split(".")[0] for n, t in after.state_dict().items() if not torch.equal(t, before.state_dict()[n])}
-    assert {"core", "head", "embed_state"} <= changed and not changed & {"vision", "roles", "judge", "language"}
-    assert config.joint_names == checkpoint.read_config(place / "checkpoint").joint_names
+    assert {"core", "head", "embed_state"} <= changed and not changed & {
+        "vision",
+        "queries",
+        "feasibility_head",
+        "language",
+    }
+    assert config.contract == checkpoint.read_config(place / "checkpoint").contract
     assert config.provenance["steps"] == 4 and config.provenance["settings"]["batch"] == 2
 
 
@@ -135,7 +140,9 @@ def test_fine_tuning_takes_episodes_without_labels(place, capsys):
 def test_bf16_descends_as_float32_does(place):
     """Also behind a carried state, whose weights autocast must not remember as cast without gradient."""
     for name, precision in (("wide", "32"), ("narrow", "bf16")):
-        argv = command(place, "act", name, "--steps", "12", precision=precision, state_dropout=0.0, rate=3e-3)
+        argv = command(
+            place, "action", name, "--steps", "12", precision=precision, state_dropout=0.0, learning_rate=3e-3
+        )
         assert cli.main(argv) == 0
         AcceleratorState._reset_state(reset_partial_state=True)
     wide, narrow = (np.array([loss for _, loss in losses(place / name)]) for name in ("wide", "narrow"))
@@ -143,15 +150,15 @@ def test_bf16_descends_as_float32_does(place):
 
 
 def stage(place, kind, **changed):
-    name = "ground" if kind is GroundStage else "act"
+    name = "grounding" if kind is GroundingStage else "action"
     argv = command(place, name, "unused", **changed)
     values = {**settings.read(settings.find(argv[0])), "data": str(place / "data"), "out": str(place / "unused")}
     values |= dict(settings.assignment(pair) for flag, pair in zip(argv, argv[1:], strict=False) if flag == "--set")
     made = settings.build(values)
     model = initialize.begin(made, lambda _: None).model
-    if kind is GroundStage:
-        return GroundStage(model, made)
-    return ActStage(model, made, sorted((place / "cache" / "data").glob("*.safetensors")), lambda _: None)
+    if kind is GroundingStage:
+        return GroundingStage(model, made)
+    return ActionStage(model, made, sorted((place / "cache" / "data").glob("*.safetensors")), lambda _: None)
 
 
 def same(a, b) -> bool:
@@ -164,7 +171,7 @@ def same(a, b) -> bool:
     return a == b
 
 
-@pytest.mark.parametrize("kind", [GroundStage, ActStage])
+@pytest.mark.parametrize("kind", [GroundingStage, ActionStage])
 def test_a_batch_follows_from_its_step_alone(place, kind):
     first, second = stage(place, kind), stage(place, kind)
     with trainer.feed(lambda k: first.batch(k, 0), 3, 3) as take:
@@ -178,61 +185,59 @@ def test_damaged_files_cost_the_same_draws_however_they_are_met(place, tmp_path)
     data = training_tiny.write_data(tmp_path / "data", 4)
     raw = (data / "002.safetensors").read_bytes()
     (data / "002.safetensors").write_bytes(raw.replace(b"IHDR", b"IHDX"))
-    argv = {"stage": "ground", "data": str(data), "out": "x", "steps": 1, "held_out": 100, "batch": 6, "questions": 2,
+    argv = {"stage": "grounding", "env": "tabletop", "data": str(data), "out": "x", "steps": 1,
+            "held_out": 100, "batch": 6, "questions": 2,
             "start": str(place / "checkpoint")}  # fmt: skip
-    fresh, used = (GroundStage(initialize.begin(settings.build(argv)).model, settings.build(argv)) for _ in range(2))
+    fresh, used = (GroundingStage(initialize.begin(settings.build(argv)).model, settings.build(argv)) for _ in range(2))
     for step in range(4):
         used.batch(step, 0)
     assert used.frames.damaged and same(fresh.batch(9, 0), used.batch(9, 0))
 
 
+def forward(model, rows, carried):
+    from vla_nodes.training import losses_action
+
+    return model(losses_action.state_of(model, rows), losses_action.view_of(rows), rows["summary"], carried)
+
+
 def test_carried_state_is_that_of_the_ticks_before(place):
     """A window behind a carried state gives what it gives within one long pass, and no gradient flows back."""
-    made = stage(place, ActStage, state_dropout=0.0, length=3)
+    made = stage(place, ActionStage, state_dropout=0.0, window_ticks=3)
     model = made.model.eval()
     (batch, before) = next(b for b in (made.batch(k, 0) for k in range(9)) if b[1] == 2)
     past, window = split(batch, before)
-    assert window["state"].shape[1] == 3 and past["state"].shape[1] == 2
-    tokens = {k: v.requires_grad_(v.is_floating_point()) for k, v in past.items() if k == "state"}
+    assert window["actions"].shape[1] == 3 and past["actions"].shape[1] == 2
+    tokens = {k: v.requires_grad_(v.is_floating_point()) for k, v in past.items() if k.startswith("state_")}
     left = carried(model, {**past, **tokens})
     assert all(not part.requires_grad for layer in left for part in layer)
 
-    def think(rows, start):
-        from vla_nodes.policy.modeling import Proprioception, VisualTokens
-
-        view = VisualTokens(*(rows[f"view_{n}"] for n in VisualTokens._fields))
-        return model.think(Proprioception(rows["state"], rows["change"]), view, rows["summary"], start)[0].actions
+    def actions(rows, start):
+        return forward(model, rows, start)[0].actions
 
     with torch.no_grad():
-        torch.testing.assert_close(think(window, left), think(batch, None)[:, before:], rtol=1e-4, atol=1e-5)
-        assert (think(window, left) - think(window, None)).abs().max() > 1e-4
+        torch.testing.assert_close(actions(window, left), actions(batch, None)[:, before:], rtol=1e-4, atol=1e-5)
+        assert (actions(window, left) - actions(window, None)).abs().max() > 1e-4
 
 
 def test_without_memory_a_tick_knows_nothing_of_the_ones_before(place):
-    model = stage(place, ActStage, memory=False).model.eval()
-    tokens = stage(place, ActStage, state_dropout=1.0).batch(0, 0)[0]
-    from vla_nodes.policy.modeling import Proprioception, VisualTokens
-
-    def think(rows, start):
-        view = VisualTokens(*(rows[f"view_{n}"] for n in VisualTokens._fields))
-        return model.think(Proprioception(rows["state"], rows["change"]), view, rows["summary"], start)
-
+    model = stage(place, ActionStage, memory=False).model.eval()
+    tokens = stage(place, ActionStage, state_dropout=1.0).batch(0, 0)[0]
     with torch.no_grad():
-        together, left = think(tokens, None)
-        for t in range(tokens["state"].shape[1]):
-            one, left = think({k: v[:, t : t + 1] for k, v in tokens.items()}, left)
+        together, left = forward(model, tokens, None)
+        for t in range(tokens["actions"].shape[1]):
+            one, left = forward(model, {k: v[:, t : t + 1] for k, v in tokens.items()}, left)
             torch.testing.assert_close(one.actions[:, 0], together.actions[:, t], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("stage: act\nrat: 1\nlenght: 2\n", "unknown key lenght, rat"),
+    ("stage: action\nlearning_rat: 1\nlenght: 2\n", "unknown key learning_rat, lenght"),
     ("stage: dance\n", "stage 'dance' is none of"),
-    ("stage: act\nbatch: many\n", "batch = 'many' must be of type int"),
-    ("stage: act\nbatch: 2.5\n", "must be of type int"),
-    ("stage: act\nmemory: 1\n", "must be of type bool"),
-    ("stage: act\ndata: [a]\nout: b\n", "set minutes or steps"),
-    ("stage: act\nminutes: 1\nout: b\n", "set data"),
-    ("stage: act\nminutes: 1\ndata: a\nout: b\nprecision: 16\n", "precision '16' is none of"),
+    ("stage: action\nbatch: many\n", "batch = 'many' must be of type int"),
+    ("stage: action\nbatch: 2.5\n", "must be of type int"),
+    ("stage: action\nmemory: 1\n", "must be of type bool"),
+    ("stage: action\ndata: [a]\nout: b\n", "set steps"),
+    ("stage: action\nsteps: 1\nout: b\n", "set data"),
+    ("stage: action\nsteps: 1\ndata: a\nout: b\nprecision: 16\n", "precision '16' is none of"),
     ("[1, 2]\n", "not a mapping"),
     ("a: [\n", "while parsing"),
     ("base: self.yaml\n", "in a circle"),
@@ -246,10 +251,12 @@ def test_settings_that_are_wrong_are_one_line(tmp_path, capsys, text, said):
 
 
 def test_settings_read_numbers_as_people_write_them(tmp_path):
-    (tmp_path / "base.yaml").write_text("stage: act\nrate: 3e-3\ndata: a\nout: b\nminutes: 5\nweights: {done: 0}\n")
+    (tmp_path / "base.yaml").write_text(
+        "stage: action\nlearning_rate: 3e-3\ndata: a\nout: b\nminutes: 5\nweights: {done: 0}\n"
+    )
     (tmp_path / "on_top.yaml").write_text("base: base.yaml\nminutes: null\nsteps: 7\n")
     made = settings.build(settings.read(tmp_path / "on_top.yaml"))
-    assert (made.rate, made.data, made.minutes, made.steps) == (3e-3, (Path("a"),), None, 7)
+    assert (made.learning_rate, made.data, made.minutes, made.steps) == (3e-3, (Path("a"),), None, 7)
     assert made.weights == {"done": 0.0} and made.out == Path("b")
     json.dumps(settings.plain(made))
 
@@ -280,7 +287,7 @@ def test_the_closed_loop_score_comes_from_a_child_while_training_goes_on(place, 
         return child
 
     monkeypatch.setattr(closed_loop_score.subprocess_cli, "start", start)
-    argv = command(place, "act", "scored", "--steps", "8", score_minutes=1e-9, score_args="--suite drawer")
+    argv = command(place, "action", "scored", "--steps", "8", score_minutes=1e-9, score_args="--suite drawer")
     assert cli.main(argv) == 0
     assert asked[0][0] == "eval" and asked[0][-2:] == ["--suite", "drawer"]
     found = [row for row in run_log.rows(place / "scored" / run_log.LOG) if "closed loop/success" in row]
@@ -296,16 +303,20 @@ def test_a_recipe_does_each_step_once(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(recipe, "_call", call)
     (tmp_path / "r.yaml").write_text("""{stage: recipe, out: here, vars: {n: 4}, steps: [
-        "stills --out {out}/stills --scenes {n}", "collect  --out {out}/data", "export --out {out}/x"]}""")
+        "collect-static-scenes --out {out}/scenes --scenes {n}", "collect  --out {out}/data",
+        "export --out {out}/x"]}""")
     argv = [str(tmp_path / "r.yaml"), "--out", str(tmp_path / "my work")]
     assert cli.main(argv) == 3
-    assert called[0] == ["stills", "--out", f"{tmp_path}/my work/stills", "--scenes", "4"] and len(called) == 3
+    assert (
+        called[0] == ["collect-static-scenes", "--out", f"{tmp_path}/my work/scenes", "--scenes", "4"]
+        and len(called) == 3
+    )
     assert "ended with status 3" in capsys.readouterr().err
     fails.clear()
     assert cli.main(argv) == 0 and [words[0] for words in called[3:]] == ["export"]
     assert cli.main(argv) == 0 and len(called) == 4
     assert cli.main([*argv, "--set", "vars={n: 5}"]) == 0 and len(called) == 7  # and all that may depend on it
-    assert cli.main([*argv, "--minutes", "1", "--show"]) == 0 and len(called) == 7
+    assert cli.main([*argv, "--show"]) == 0 and len(called) == 7
     for text, said in (("steps: [dance]", "is no command"), ('steps: ["eval {who}"]', "no value for 'who'"),
                        ("step: []", "unknown key step"), ("steps: eval", "needs out")):  # fmt: skip
         (tmp_path / "bad.yaml").write_text(f"stage: recipe\nout: here\n{text}\n")
@@ -313,17 +324,17 @@ def test_a_recipe_does_each_step_once(tmp_path, monkeypatch, capsys):
 
 
 def test_ablations_differ_in_what_they_say(tmp_path, capsys):
-    argv = ["--data", "d", "--out", str(tmp_path), "--stills", "s", "--show"]
+    argv = ["--data", "d", "--out", str(tmp_path), "--static-scenes", "s", "--show"]
     assert ablations.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
-    eyes = [line for line in lines if "ground.yaml" in line]
+    eyes = [line for line in lines if "grounding.yaml" in line]
     assert len(eyes) == 2 and sum("no-depth" in line for line in eyes) == 1  # shared by all others
     assert sum(" eval " in line for line in lines) == sum("/ablations/" in line for line in lines) - 1 >= 6
     full = settings.read(ROOT / "config/train/ablations/full.yaml")
     for name, values in ablations.read(ROOT / "config/train/ablations").items():
         differing = {k for k in {*full, *values} if full.get(k) != values.get(k)} - {"what"}
         assert len(differing) == (name != "full"), (name, differing)
-    assert ablations.main(argv[:4]) == 2 and "give --stills" in capsys.readouterr().err
+    assert ablations.main(argv[:4]) == 2 and "give --static-scenes" in capsys.readouterr().err
     for name, won in (("full", 3), ("no-memory", 1)):
         rows = [{"success": i < won} for i in range(4)]
         made = {"held out": {"end mm": 12.4}} if name == "full" else {"held out": {}}
@@ -340,26 +351,26 @@ def test_the_rate_rises_and_falls():
         objective, data = torch.nn.Linear(1, 1), {}
         trained = list(objective.named_parameters())
 
-    made = settings.build({"stage": "act", "data": "a", "out": "/nowhere/out", "steps": 100, "rate": 1.0, "warmup": 10,
-                           "floor": 0.1, "device": "cpu"})  # fmt: skip
+    made = settings.build({"stage": "action", "data": "a", "out": "/nowhere/out", "steps": 100, "learning_rate": 1.0,
+                           "warmup": 10, "min_lr_ratio": 0.1, "device": "cpu"})  # fmt: skip
     run = trainer.Loop(Stage(), made, type("Alone", (), {"is_main_process": False, "device": torch.device("cpu")}))
     rates = []
     for run.step in range(101):
-        rates.append(run.rate())
+        rates.append(run.learning_rate())
     assert rates[0] == pytest.approx(0.1, rel=0.01) and np.argmax(rates) == 9 and np.all(np.diff(rates[9:]) < 0)
     assert rates[-1] == pytest.approx(0.1)
 
 
 def test_averages_come_and_go():
     parameter = torch.nn.Parameter(torch.tensor([1.0]))
-    averages = trainer.Averages([parameter], 0.5)
+    averages = trainer.Ema([parameter], 0.5)
     with torch.no_grad():
         parameter.fill_(3.0)
     averages.update(100)
     with averages.applied():
         assert parameter.item() == pytest.approx(2.0)
     assert parameter.item() == 3.0
-    off = trainer.Averages([parameter], 0.0)
+    off = trainer.Ema([parameter], 0.0)
     off.update(1)
     with off.applied():
         assert parameter.item() == 3.0
@@ -378,3 +389,25 @@ def test_a_state_is_whole_or_not_at_all(tmp_path, monkeypatch):
         state.write(path, {"a": torch.zeros(3)}, {"step": 2})
     tensors, header = state.read(path)
     assert header == {"step": 1} and tensors["a"].tolist() == [1, 1, 1] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_minutes_stop_it_early_and_the_same_command_goes_on_to_the_same_curve(place, capsys):
+    """The learning rate follows the step: a cap that ends a run changes nothing of what comes after it."""
+    assert cli.main(command(place, "action", "uncapped", "--steps", "9")) == 0
+    argv = command(place, "action", "capped", "--steps", "9")
+    codes = [cli.main([*argv, "--minutes", "1e-9"]), cli.main(argv)]
+    assert codes == [1, 0]
+    assert "stopped early, at step 1 of 9, because minutes is 1e-09" in capsys.readouterr().out
+    assert losses(place / "capped") == losses(place / "uncapped")
+
+
+def test_fine_tuning_on_recorded_data_loads_no_simulator(place):
+    data = training_tiny.write_data(place / "recorded", 3, labels=False)
+    argv = command(place, "finetune", "apart", "--steps", "2", held_out=100, cache=str(place / "recordedcache"))
+    argv[2] = str(data)
+    code = ("import sys; from vla_nodes.training import cli; assert cli.main(sys.argv[1:]) == 0; "
+            "assert 'mujoco' not in sys.modules, 'mujoco was imported'")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, *argv], env={**os.environ, "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (place / "apart" / "checkpoint" / "config.json").is_file()

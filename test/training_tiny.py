@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from vla_nodes.datasets.episode import EpisodeWriter
 from vla_nodes.policy import checkpoint
 
+HORIZON = policy_tiny.CONTRACT.actions.horizon
 THINGS = ["red block", "blue can", "bowl", "drawer"]
 SIZE, CELLS = 64, 16
 LETTERS = "abcdefghijklmnopqrstuvwxyz,.;'"
@@ -44,7 +45,7 @@ def write_episode(path, ticks=6, labels=True, **header):
                "drawer_opening": 0.0} if labels else {}  # fmt: skip
         writer.add(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), rng.uniform(0.5, 1.0, (SIZE, SIZE)),
                    stamp=0.1 * t, joint_positions=np.zeros(7), joint_velocities=np.zeros(7), gripper=1.0, ee_pose=pose,
-                   actions=np.tile(np.float32([0.002, 0, 0, 0, 0, 0, t % 2]), (CONFIG.horizon, 1)), **row)  # fmt: skip
+                   actions=np.tile(np.float32([0.002, 0, 0, 0, 0, 0, t % 2]), (HORIZON, 1)), **row)  # fmt: skip
     k = [[58.0, 0, SIZE / 2], [0, 58.0, SIZE / 2], [0, 0, 1]]
     writer.write(path, {"instruction": "pick up the red block", "intrinsics": k, "camera_pose": camera.tolist(),
                         **({"things": THINGS} if labels else {}), **header})  # fmt: skip

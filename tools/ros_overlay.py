@@ -5,8 +5,8 @@
     . ~/vla_overlay/bin/activate
 
 rosdep installs what Ubuntu and ROS have packages for (package.xml). The rest of requirements/runtime.txt comes from pip
-and lies in the venv alone: the system is not touched, and numpy, OpenCV and Pinocchio stay those that ROS's own
-packages are built for. The nodes' executables run the Python that is first on the PATH, so the venv's once it is
+and lies in the venv alone: the system is not touched, and numpy, OpenCV and Pinocchio stay those of apt and ROS, which
+are built for each other. The nodes' executables run the Python that is first on the PATH, so the venv's once it is
 activated. Only the standard library is used.
 """
 
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from importlib import import_module
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
@@ -46,21 +47,14 @@ def name_of(line: str) -> str:
     return re.split(r"[\s\[<>=!;]", line, maxsplit=1)[0].lower()
 
 
-def constraints(versions: dict[str, str]) -> list[str]:
-    """constraints.txt with the system's versions of what stays the system's."""
+def constraints(numpy: str) -> list[str]:
+    """constraints.txt with the system's numpy, for which the compiled packages of apt are built."""
     lines = (REQUIREMENTS / "constraints.txt").read_text().splitlines()
-    kept = [line for line in lines if name_of(line) not in versions]
-    return [*kept, *(f"{name}=={version}" for name, version in sorted(versions.items()))]
+    return [*(line for line in lines if name_of(line) != "numpy"), f"numpy=={numpy}"]
 
 
-def system_versions() -> dict[str, str]:
-    """Versions of the packages of FROM_APT that pip knows, in the Python that runs this file.
-
-    Raises SystemExit, with the remedy, where one cannot be imported: then rosdep has not been run, or ROS 2 is not
-    sourced.
-    """
-    from importlib import import_module, metadata
-
+def system_numpy() -> str:
+    """The version of the system's numpy. Raises SystemExit, with the remedy, where what rosdep brings is missing."""
     for module in IMPORTS:
         try:
             import_module(module)
@@ -68,13 +62,7 @@ def system_versions() -> dict[str, str]:
             sys.exit(
                 f"ros_overlay: {error}: source /opt/ros/jazzy/setup.bash, run `rosdep install --from-paths src` first"
             )
-    versions = {}
-    for name in FROM_APT:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # OpenCV and Pinocchio of Debian packages say nothing to pip
-    return versions
+    return import_module("numpy").__version__
 
 
 def main() -> None:
@@ -83,18 +71,18 @@ def main() -> None:
     folder = parser.parse_args().folder.expanduser()
     if sys.prefix != sys.base_prefix:
         sys.exit("ros_overlay: run it with the system's python3, not from a venv: `deactivate` first")
-    versions = system_versions()
+    numpy = system_numpy()
     venv.create(folder, system_site_packages=True, with_pip=True)
     (folder / "COLCON_IGNORE").touch()  # colcon would search it for packages where it lies in the workspace
     python = folder / "bin/python"
     with tempfile.TemporaryDirectory() as scratch:
         pinned = Path(scratch) / "constraints.txt"
-        pinned.write_text("\n".join(constraints(versions)) + "\n")
+        pinned.write_text("\n".join(constraints(numpy)) + "\n")
         # torch first and by itself, so that no other requirement decides which build of it is taken
         torch, *others = requirements()
         for lines in ([torch], others):
             subprocess.run([python, "-m", "pip", "install", "-c", pinned, *lines], check=True)
-    check = f"import {', '.join(IMPORTS)}, torch, mujoco; assert numpy.__version__ == '{versions['numpy']}'"
+    check = f"import {', '.join(IMPORTS)}, torch, mujoco; assert numpy.__version__ == '{numpy}'"
     subprocess.run([python, "-c", check], check=True)
     print(f"made; in every terminal, after ROS 2 and the workspace are sourced: . {folder}/bin/activate")
 

@@ -14,8 +14,11 @@ SECTIONS = {  # heading: {name: (module with command, what it does)}
     },
     "Data": {
         "dataset": ("vla_nodes.datasets.cli", "recordings to training data; LeRobot folders in and out; what is in it"),
-        "collect": ("vla_nodes.evaluation.collect", "demonstrations by the scripted expert, in the simulator"),
-        "stills": ("vla_nodes.envs.tabletop.collect_static_scenes", "still scenes, labelled, for training stage 1"),
+        "collect": ("vla_nodes.evaluation.collect", "demonstrations by the expert of an environment"),
+        "collect-static-scenes": (
+            "vla_nodes.evaluation.collect_static_scenes",
+            "labelled pictures of static scenes, for training stage 1",
+        ),
     },
     "Training": {
         "train": ("vla_nodes.training.cli", "either stage, the whole recipe, or fine-tuning on data of your own"),

@@ -59,7 +59,7 @@ def quaternion_matrix(quaternions: np.ndarray) -> np.ndarray:
     ).reshape(-1, 3, 3)  # fmt: skip
 
 
-def matrix_from(values: Sequence[float]) -> np.ndarray:
+def matrix_from(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """x y z (m) qx qy qz qw to a (4, 4) matrix; ValueError if the quaternion is not of unit length (to 1 %) or
     something not finite."""
     v = np.asarray(values, dtype=float)

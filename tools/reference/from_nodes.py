@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import types
 from collections import defaultdict
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ CONFIGURED: dict[str, list[dict[str, Any]]] = {
         {**ROBOT, "engine": "torch", "camera_pose_source": "tf", "resume_instruction": True},
     ],
     "action_node": [ROBOT, {**ROBOT, "dry_run": True}, {**ROBOT, "output": "forward_positions"}],
+    "recorder_node": [{"out": tempfile.gettempdir()}],
     "player_node": [],  # publishes what its recording holds
 }
 """Parameters with which a node is configured here; a node that is not named is configured once, with its defaults."""

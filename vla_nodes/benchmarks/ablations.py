@@ -1,4 +1,4 @@
-"""What each part of the design is good for: trained alike, measured in closed loop, as a table."""
+"""What each part of the design is worth: variants trained alike and measured in closed loop, as a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vla_nodes.training.closed_loop_score import successes
 from vla_nodes.training.config import CONFIGS, SettingsError
 from vla_nodes.training.state import WEIGHTS
 
-FULL, GROUND = "full", "ground"
+FULL, GROUND = "full", "grounding"
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
@@ -37,20 +37,20 @@ def steps_of(name: str, values: dict[str, Any], folder: Path, args: cli.Options)
         weights = args.out / "eyes" / eyes / WEIGHTS
         if eyes == GROUND and args.grounded:
             weights = args.grounded
-        elif not args.stills:
-            raise SettingsError(f"{name} trains eyes of its own: give --stills, or name others with --only")
+        elif not args.static_scenes:
+            raise SettingsError(f"{name} trains eyes of its own: give --static-scenes, or name others with --only")
         else:
             begun = [f"start={args.grounded}"] if args.grounded else []
-            steps.append(_train(config, weights.parent, args.stills, args.eyes_minutes, None, [*pairs, *begun]))
+            steps.append(_train(config, weights.parent, args.static_scenes, args.eyes_steps, [*pairs, *begun]))
         pairs = [*pairs, f"grounded={weights}", f"cache={args.out}/cache/{eyes}"]
-    steps.append(_train(folder / f"{name}.yaml", out, args.data, args.minutes, args.steps, pairs))
+    steps.append(_train(folder / f"{name}.yaml", out, args.data, args.steps, pairs))
     steps.append(shlex.join(["eval", "--checkpoint", str(out / "checkpoint"), "--suite", args.suite, "--episodes",
                              str(args.episodes), "--seed", str(args.seed), "--out", str(out / "eval")]))  # fmt: skip
     return steps
 
 
-def _train(config: Path, out: Path, data: Sequence[str], minutes: float, steps: int | None, pairs: list[str]) -> str:
-    budget = ["--minutes", f"{minutes:g}"] if steps is None else ["--set", "minutes=null", "--steps", str(steps)]
+def _train(config: Path, out: Path, data: Sequence[str], steps: int | None, pairs: list[str]) -> str:
+    budget = [] if steps is None else ["--steps", str(steps)]
     words = ["train", str(config), "--out", str(out), *budget]
     repeated = [("--data", str(folder)) for folder in data] + [("--set", pair) for pair in pairs]
     return shlex.join([*words, *(word for each in repeated for word in each)])
@@ -108,9 +108,9 @@ command = cli.Command(
     """
     What each part of the design is good for, trained alike, measured in closed loop.
 
-    Every NAME.yaml of config/train/ablations says one difference from act.yaml, and NAME.ground.yaml, where there is
-    one, the same of ground.yaml. Each is trained with the same budget and evaluated on the same episodes; the table is
-    printed and written. The same command again goes on where the last one ended.
+    Every NAME.yaml of config/train/ablations says one difference from action.yaml, and NAME.grounding.yaml, where there
+    is one, the same of grounding.yaml. Each is trained for the same steps and evaluated on the same episodes; the table
+    is printed and written. The same command again goes on where the last one ended.
     """,
     compare,
     cli.option("--data", multiple=True, required=True, metavar="DIR", help="folder of demonstrations (repeatable)"),
@@ -119,26 +119,25 @@ command = cli.Command(
     cli.flag("--show", "print the commands and exit"),
     *cli.section(
         "Stage 1",
-        cli.option("--stills", multiple=True, metavar="DIR", help="folder of still scenes for eyes (repeatable)"),
+        cli.option("--static-scenes", multiple=True, metavar="DIR", help="folder of pictures for eyes (repeatable)"),
         cli.option("--grounded", type=cli.PATH, metavar="FILE", help="weights of the full design, in place of training "
                    "them; eyes of an ablation's own begin with them"),
-        cli.option("--language", type=cli.PATH, metavar="DIR", help="as the key of act.yaml"),
-        cli.number("--eyes-minutes", "time of each [min]", 15.0),
+        cli.option("--language", type=cli.PATH, metavar="DIR", help="as the key of action.yaml"),
+        cli.count("--eyes-steps", "steps of each; without it those of grounding.yaml"),
     ),
     *cli.section(
         "Stage 2",
-        cli.number("--minutes", "time of each [min]", 15.0),
-        cli.count("--steps", "steps of each, in place of minutes"),
+        cli.count("--steps", "steps of each; without it those of action.yaml"),
     ),
     *cli.section(
         "Evaluation",
         cli.option("--suite", metavar="SUITE", default="all", help="as for eval"),
-        cli.count("--episodes", "episodes per suite and family", 10),
+        cli.count("--episodes", "episodes per suite", 10),
         cli.seed("seed of the first episode"),
     ),
     examples="""
-    python -m vla_nodes ablations --data work/data --stills work/stills --out work/ablations
-    python -m vla_nodes ablations --data work/data --stills work/stills --out work/few --only full,no-memory --show
+    python -m vla_nodes ablations --data work/data --static-scenes work/scenes --out work/ablations
+    python -m vla_nodes ablations --data work/data --static-scenes work/scenes --out work/few --only full --show
     """,
     errors=(SettingsError, FileNotFoundError),
 )  # fmt: skip

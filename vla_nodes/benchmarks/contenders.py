@@ -67,7 +67,7 @@ def torch_core(model: VlaPolicy) -> Callable[[Tensor, tuple], tuple]:
 
 
 def exported_core(name: str, model: VlaPolicy, threads: int, folder: Path) -> Callable[[Tensor, tuple], tuple]:
-    """The core alone as a graph of this engine, in f32, on as many threads as inside of the engine's `think`."""
+    """The core alone as a graph of this engine, in f32, on as many threads as inside of the engine."""
     start = model.core.init_state(1)
     inputs = (torch.randn(1, model.tokens, model.config.d_model), *engines.flatten(start))
     graphs.EXPORTERS[name](CoreOnly(model.core).eval(), inputs, folder / f"core-{name}")
@@ -84,7 +84,7 @@ def transformers_core(model: VlaPolicy) -> Callable[[Tensor, object], tuple]:
     """The same Mamba-2 blocks in `transformers`, eager. It continues a cache by single tokens only."""
     import transformers
 
-    transformers.logging.set_verbosity_error()  # its advice to install CUDA kernels
+    transformers.logging.set_verbosity_error()  # transformers advises on every start to install CUDA kernels
     c = model.config
     theirs = transformers.Mamba2Model(transformers.Mamba2Config(
         vocab_size=8, hidden_size=c.d_model, num_hidden_layers=c.n_layer, state_size=c.d_state, expand=c.expand,
@@ -164,18 +164,18 @@ def time_round(run: Run, clock: Clock, tick: int, device: str) -> None:
     """One tick of everything, noted in the run, whose state it advances."""
     model, runtime = run.contender.model, run.contender.runtime
     engine, prepared = runtime.engine, runtime._asked.at(0)
-    (color, *others), body = mixers.map_state(lambda t: t.to(device), engines.example(model, tick))
-    images = (engines.in_bytes(color), *others)
-    seen = observation(tick, model.config.image_size, model.config.joints)
-    runtime._state = run.state
+    images, tool, own = mixers.map_state(lambda t: t.to(device), engines.example(model, tick))
+    images = tuple(image._replace(color=engines.in_bytes(image.color)) for image in images)
+    seen = observation(tick, model.config.image_size, len(model.contract.robot.joints))
+    runtime._carried = run.state
     output, ms = clock(runtime.step, seen)
     if not output.timings:
         raise RuntimeError(f"the tick that was to be timed did not run: {output.hold_reason}")
     run.note("tick", ms)
-    view, ms = clock(engine.look, *images, prepared)
+    view, ms = clock(engine.encode_observation, images, tool, prepared)
     run.note("vision", ms)
-    (_, state), ms = clock(engine.think, body, engines.one_tick(view), prepared.summary, runtime._state)
-    run.note("think", ms)
+    (_, state), ms = clock(engine.forward, own, engines.one_tick(view), prepared.summary, runtime._carried)
+    run.note("core and head", ms)
     tokens = torch.randn(1, model.tokens, model.config.d_model).to(next(model.core.parameters()))
     (_, run.state), ms = clock(run.contender.core, tokens, state)
     run.note("core", ms)
@@ -267,10 +267,10 @@ def too_long(model: VlaPolicy, length: int, device: str) -> str:
     return f"its cache needs {need >> 20} MiB and {free >> 20} are free" if need > 0.4 * free else ""
 
 
-def need_memory(config, args) -> None:
+def need_memory(config, contract, args) -> None:
     """MemoryError before anything is allocated that would not fit."""
     with torch.device("meta"):
-        weights = 4 * sum(p.numel() for p in VlaPolicy(config).parameters())
+        weights = 4 * sum(p.numel() for p in VlaPolicy(config, contract).parameters())
     copies = 1 + (not args.no_twin) + (args.device == "cpu" and args.engine != ["none"])
     need, free = copies * weights, free_bytes(args.device)
     if need > 0.9 * free:

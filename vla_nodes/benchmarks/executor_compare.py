@@ -26,9 +26,8 @@ from vla_nodes.envs.tabletop import suites
 from vla_nodes.envs.tabletop.camera import Camera
 from vla_nodes.envs.tabletop.rollout import STEP, Rollout, panda
 from vla_nodes.envs.tabletop.scene import Scene
-from vla_nodes.envs.tabletop.tasks import Judge, Task
+from vla_nodes.envs.tabletop.tasks import SuccessChecker, Task
 from vla_nodes.envs.tabletop.world import World
-from vla_nodes.evaluation.closed_loop_episode import TICK
 from vla_nodes.evaluation.evaluate import SHIPPED
 from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.progress import progress
@@ -53,7 +52,9 @@ class Player(Rollout):
         model = world.model
         root = model.body_rootid[model.geom_bodyid]
         self._robot = root == model.body("panda_link0").rootid[0]
-        self._movable = model.body_dofnum[root] == 6  # what the hand may carry, unlike drawer and table
+        self._movable = (
+            model.body_dofnum[root] == 6
+        )  # bodies that the hand may carry; the drawer and the table are not among them
 
     def play(self, chunk: ActionChunk) -> None:
         """A chunk of joint positions has come."""
@@ -133,7 +134,7 @@ class Played:
 
     @property
     def jerk(self) -> np.ndarray:
-        """(T',) m/s^3 where the robot touched nothing but what it carries."""
+        """(T',) m/s^3, of the moments at which the robot touched nothing but what it carries."""
         jerk = np.linalg.norm(np.diff(self.tool, 3, axis=0), axis=1) / STEP**3
         return jerk[~np.lib.stride_tricks.sliding_window_view(self.braced, 4).any(axis=1)]
 
@@ -149,7 +150,7 @@ def play(
 ) -> Played:
     """One episode; `source` is a policy that observes it, or the chunks of an earlier one."""
     world = World(scene)
-    player, judge = Player(world, executor), Judge(task)
+    player, checker = Player(world, executor), SuccessChecker(task)
     camera = Camera(world) if isinstance(source, PolicyRuntime) else None
     if camera is not None:
         source.set_instruction(text)
@@ -158,9 +159,9 @@ def play(
     limit = suites.time_limit(task) if camera is not None else source[-1].stamp + latency + suites.STEP_LIMIT / 10
     due = world.time
     try:
-        while world.time < limit and not (camera is not None and judge.succeeded):
+        while world.time < limit and not (camera is not None and checker.succeeded):
             if camera is not None and world.time >= due - 1e-9:
-                due += TICK
+                due += source.config.contract.tick
                 if (chunk := _ask(source, player, camera, text)) is not None:
                     made.append(chunk)
                     coming.append(chunk)
@@ -173,11 +174,11 @@ def play(
             tool.append(world.tool_pose()[:3, 3])
             braced.append(player.braced)
             wanted.append(_wanted(made[-1], world.time) if made else np.full(3, np.nan))
-            judge.update(world)
+            checker.update(world)
     finally:
         if camera is not None:
             camera.close()
-    return Played(executor, latency, scene.seed, judge.succeeded, np.array(tool), np.array(wanted),
+    return Played(executor, latency, scene.seed, checker.succeeded, np.array(tool), np.array(wanted),
                   np.array(braced), made, player.records)  # fmt: skip
 
 
@@ -189,7 +190,9 @@ def _ask(policy: PolicyRuntime, player: Player, camera: Camera, text: str) -> Ac
     if actions is None:
         return None
     actions = np.asarray(actions, float)
-    deltas = ActionChunk(stamp, text, policy.config.period, ActionSpace.EE_DELTA, actions, ("gripper",))
+    deltas = ActionChunk(
+        stamp, text, policy.config.contract.actions.period, ActionSpace.EE_DELTA, actions, ("gripper",)
+    )
     rows = joint_rows(panda(), deltas, observation.joint_positions, player.executor.settings.ik, math.inf, None)
     actions = np.hstack([rows.q, rows.openings])
     return ActionChunk(stamp, text, deltas.period, ActionSpace.JOINT_POSITION, actions, deltas.grippers)

@@ -19,12 +19,14 @@ from vla_nodes.benchmarks import contenders as parts
 from vla_nodes.benchmarks import latency_plot
 from vla_nodes.policy import checkpoint as checkpoints
 from vla_nodes.policy.configuration import PRESETS, preset
+from vla_nodes.policy.contract import Contract
 from vla_nodes.policy.inference import engine as engines
 from vla_nodes.policy.inference import graphs, quantize
 from vla_nodes.policy.mamba import kernels, mixers
 from vla_nodes.policy.modeling import VlaPolicy
 from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.progress import progress
+from vla_nodes.share import share_path
 
 WARM_UP = 3
 
@@ -49,13 +51,18 @@ def bench(args: cli.Options) -> int:
     return cli.ExitStatus.DONE
 
 
+def made_for() -> Contract:
+    """What a preset of random weights is measured with: the robot, camera and chunks of the shipped policy."""
+    return checkpoints.read_config(share_path("resource/checkpoints/nano")).contract
+
+
 def count() -> int:
     print(f"{'preset':12} {'core':10} {'total':>14} {'of which core':>14} {'vision':>12} {'language':>11}")
     for name in PRESETS:
         for mixer in (None, "attention"):
             config = preset(name, mixer)
             with torch.device("meta"):
-                model = VlaPolicy(config)
+                model = VlaPolicy(config, made_for())
             sizes = [size(part) for part in (model, model.core, model.vision, model.language)]
             print(f"{name:12} {config.mixer:10} {sizes[0]:14,} {sizes[1]:14,} {sizes[2]:12,} {sizes[3]:11,}")
     return cli.ExitStatus.DONE
@@ -128,19 +135,19 @@ def build(args, precisions: list[str], dtype: torch.dtype, scratch: Path, length
     """Contenders, what had to be left out and why, and cores timed without a policy around them."""
     notes: list[str] = []
     if args.checkpoint:
-        config = checkpoints.read_config(args.checkpoint).policy
-        parts.need_memory(config, args)
+        robot = checkpoints.read_config(args.checkpoint)
+        config = robot.policy
+        parts.need_memory(config, robot.contract, args)
         model, robot = checkpoints.load(args.checkpoint)
     else:
         config = preset(args.preset)
-        parts.need_memory(config, args)
-        model = VlaPolicy(config).eval()
-        robot = checkpoints.CheckpointConfig(config, tuple(f"joint{i}" for i in range(config.joints)), "finger",
-                                             "ee_delta", 0.05, 0.1, "camera", (0.1, 3.0))  # fmt: skip
+        robot = checkpoints.CheckpointConfig(config, made_for())
+        parts.need_memory(config, robot.contract, args)
+        model = VlaPolicy(config, robot.contract).eval()
     model.requires_grad_(False)
     folder = args.checkpoint or scratch
     if "int8" in precisions and not args.checkpoint:  # random weights need no camera frames
-        frames = ((*engines.example(model, i)[0], engines.example_instruction(model)) for i in range(4))
+        frames = ((*engines.example(model, i)[:2], engines.example_instruction(model)) for i in range(4))
         quantize.save(scratch, model, quantize.calibrate(model, frames), {"frames": "made up, for timing only"})
 
     def contender(name: str, model: VlaPolicy, engine, core) -> parts.Contender:
@@ -170,7 +177,7 @@ def build(args, precisions: list[str], dtype: torch.dtype, scratch: Path, length
     plain = contender(f"{config.mixer} torch", model, engines.TorchEngine(model), parts.torch_core(model))
     contenders = [plain, *found]
     if not args.no_twin and config.mixer != "attention":
-        twin = VlaPolicy(replace(config, mixer="attention", twin_of=config.mixer)).eval()
+        twin = VlaPolicy(replace(config, mixer="attention", twin_of=config.mixer), robot.contract).eval()
         twin.requires_grad_(False).to(args.device).core.to(dtype)
         contenders.append(contender("transformer torch", twin, engines.TorchEngine(twin), parts.torch_core(twin)))
         if "openvino" in fast:
@@ -222,7 +229,7 @@ def at_histories(args, contenders, core_only, clock, lengths: list[int], limits:
 
 def row_of(run: parts.Run, limits: dict) -> dict:
     c, times = run.contender, run.times
-    times["head"] = [max(0.0, whole - core) for whole, core in zip(times["think"], times["core"], strict=True)]
+    times["head"] = [max(0.0, whole - core) for whole, core in zip(times["core and head"], times["core"], strict=True)]
     weights, state = core_bytes(c.model), parts.state_bytes(run.state)
     moved = weights + state * (1 if c.model.config.mixer == "attention" else 2)
     flop = 2 * size(c.model.core) * c.model.tokens
@@ -261,7 +268,9 @@ def language_ms(model: VlaPolicy, clock) -> dict[str, float]:
     """Encoding one instruction of 12 tokens; done once per instruction, not per tick."""
     device = next(model.parameters()).device
     ids = torch.randint(model.config.language.vocabulary, (1, 12)).to(device)
-    encode = torch.no_grad()(lambda: model.prepare(model.language(ids, torch.ones_like(ids, dtype=torch.bool))))
+    encode = torch.no_grad()(
+        lambda: model.encode_instruction(model.language(ids, torch.ones_like(ids, dtype=torch.bool)))
+    )
     return summary([clock(encode)[1] for _ in range(12)][2:])
 
 
@@ -320,7 +329,7 @@ command = cli.Command(
     ),
     examples="""
     python -m vla_nodes bench --checkpoint work/nano --threads 2
-    python -m vla_nodes bench --preset anole-370m --engine none --history 10,1000
+    python -m vla_nodes bench --preset mamba1-370m --engine none --history 10,1000
     """,
     errors=(ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError),
 )  # fmt: skip

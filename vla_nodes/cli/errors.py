@@ -33,14 +33,16 @@ class CommandError(click.ClickException):
 
     def __init__(self, message: str, status: int = ExitStatus.USAGE) -> None:
         super().__init__(message)
-        self.exit_code = status
+        self.exit_code = status  # type: ignore[misc]  # click's own way, its type says otherwise
 
 
 def complain(text: str, where: click.Context | click.Command | str) -> None:
     """One line on stderr: ``vla_nodes COMMAND: text``."""
     if isinstance(where, click.Context):
-        where = where.command_path
+        name = where.command_path
     elif isinstance(where, click.Command):
-        where = getattr(where, "program", where.name)
-    name = where.removeprefix("python -m ").removeprefix("python ")
+        name = str(getattr(where, "program", where.name))
+    else:
+        name = where
+    name = name.removeprefix("python -m ").removeprefix("python ")
     print(f"{name}: {' '.join(text.split())}", file=sys.stderr, flush=True)

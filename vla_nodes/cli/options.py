@@ -23,7 +23,7 @@ class Argument(click.Argument):
         super().__init__(*args, **kwargs)
         self.help = text
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         return str(self.metavar), str(self.help)
 
 

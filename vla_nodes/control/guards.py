@@ -1,4 +1,4 @@
-"""What a spliced trajectory must not do beside breaking a limit: leave the workspace on its way, or hit the arm itself.
+"""Checks of a spliced trajectory beyond its limits: the tool stays in the workspace, the arm does not hit itself.
 
 The safety gate sees a chunk's rows; the way from the motion in flight onto them is the executor's own. A guard looks at
 it and says what is wrong, or "". The executor then tries another way, and refuses the chunk if there is none.

@@ -24,8 +24,8 @@ class JointHistory:
         return self._seen[-1][1] if self._seen else None
 
     def observe(self, stamp: float, q: np.ndarray, qd: np.ndarray) -> bool:
-        """Positions and velocities (J,) at `stamp`, s. Whether they count: a measurement that is not finite, of another
-        size or not later than the last one does not."""
+        """Positions and velocities (J,) at `stamp`, s. Returns whether they were used: a measurement that is not
+        finite, of another size or not later than the last one is ignored."""
         if self._seen and self._seen[-1][0] - self._keep <= stamp <= self._seen[-1][0]:
             return False
         q, qd = np.array(q, dtype=float), np.asarray(qd, dtype=float)

@@ -1,4 +1,4 @@
-"""How far the reference has fallen behind the policy's pace, by time: what a new chunk must not be asked to make up."""
+"""How far the reference has fallen behind the policy's pace: a delay that a new chunk need not catch up with."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class SafetyGate:
         self.robot = robot
         self.settings = settings or SafetySettings()
         self.counts: Counter[str] = Counter()
-        self._active: set[str] = set()  # causes already logged and not yet cleared
+        self._active: set[str] = set()  # causes that were logged and still hold
         self._estops: dict[tuple[str, str], bool] = {}  # (topic, reader): what was heard last
         self._latched: dict[str, str] = {}  # cause: reason, until resume
         self.tracking = Tracking(robot.joint_names, self.settings.tracking_tolerance, self.settings.tracking_time)
@@ -153,7 +153,7 @@ class SafetyGate:
         self._latched[cause] = f"{reason}; {RESUME}"
 
     def deadman(self, steady: float) -> None:
-        """The operator's hand is on the switch, at `steady` s on the steady clock."""
+        """The deadman switch is held, at `steady` s on the steady clock."""
         self._deadman_seen = steady
 
     def resume(self) -> str | None:

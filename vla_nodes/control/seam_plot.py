@@ -15,7 +15,7 @@ WIDTH, HEIGHT, LEFT, PAD = 1280, 230, 80, 26  # pixels of a panel, its left marg
 INK, GRID, SEAM = (40, 40, 40), (225, 225, 225), (190, 190, 190)
 # Okabe and Ito's palette, told apart by colour-blind readers too (BGR).
 COLOURS = ((178, 114, 0), (0, 159, 230), (115, 158, 0), (0, 94, 213), (167, 121, 204), (233, 180, 86), (0, 0, 0))
-FLOOR = 1e-12  # of logarithmic panels: below it is nothing
+FLOOR = 1e-12  # lower end of logarithmic panels
 SUBPIXEL = 4  # bits
 
 

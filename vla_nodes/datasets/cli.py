@@ -32,8 +32,8 @@ def _fit(args: cli.Options) -> tuple[CheckpointConfig, RobotModel]:
     from vla_nodes.policy.checkpoint import read_config
 
     config = read_config(args.checkpoint or share_path(CHECKPOINT))
-    if config.action_space != "ee_delta":
-        raise DataError(f"the checkpoint acts in {config.action_space}: data is made for ee_delta")
+    if config.contract.actions.space != "ee_delta":
+        raise DataError(f"the checkpoint acts in {config.contract.actions.space}: data is made for ee_delta")
     contract = Path(args.contract)
     description = RobotDescription(contract.resolve() if contract.is_file() else args.contract)
     if table := misfits(config.contract, description):
@@ -105,7 +105,7 @@ def _build(args: cli.Options) -> int:
     _report(results, left_out)
     count = len(folder.written)
     ticks = sum(result.ticks for result in results)
-    print(f"{count} episodes, {ticks} observations ({ticks * config.tick:.1f} s) in {args.out}")
+    print(f"{count} episodes, {ticks} observations ({ticks * config.contract.tick:.1f} s) in {args.out}")
     if not count:
         errors = [result.error for result in results if result.error]
         raise DataError(f"no episode came of it{f': {errors[0]}' if errors else ''}")
@@ -153,8 +153,8 @@ def _import(args: cli.Options) -> int:
 
     config, robot = _fit(args)
     joints = dict(pair.split(":", 1) for pair in args.joint_map if ":" in pair)
-    if len(joints) != len(args.joint_map) or set(joints) - set(config.joint_names):
-        raise DataError(f"--joint-map is OURS:THEIRS with OURS one of {', '.join(config.joint_names)}")
+    if len(joints) != len(args.joint_map) or set(joints) - set(config.contract.robot.joints):
+        raise DataError(f"--joint-map is OURS:THEIRS with OURS one of {', '.join(config.contract.robot.joints)}")
     if args.gripper_closed == args.gripper_open:
         raise DataError("--gripper-closed and --gripper-open are the same")
     k = None

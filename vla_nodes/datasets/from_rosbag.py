@@ -28,8 +28,7 @@ from vla_nodes.pipeline.policy_core import PolicyCore
 from vla_nodes.pipeline.policy_loop import Job, PolicyLoop
 from vla_nodes.policy.checkpoint import CheckpointConfig
 from vla_nodes.policy.configuration import PRIMITIVES
-from vla_nodes.policy.processing import square
-from vla_nodes.policy.runtime import MAX_GAP
+from vla_nodes.policy.processing import MAX_GAP, square
 from vla_nodes.poses import matrix_from
 from vla_nodes.rosbag.read import Bag, BagError
 from vla_nodes.rosbag.timeline import choose, timeline
@@ -127,7 +126,7 @@ class _Build:
         self.spoken = next((name for name in ("active_instruction", "instruction") if self.topics[name]), "")
         if not self.spoken and not (settings.instruction or bag.custom.get("instruction")):
             raise BagError(f"{bag.path}: no instruction in the bag: give --instruction 'TEXT'")
-        core = PolicyCore(_Listener(config), 1.0 / config.tick, np.inf)
+        core = PolicyCore(_Listener(config), 1.0 / config.contract.tick, np.inf)
         core.activate()
         self.loop = PolicyLoop(core, robot, settings.slop, settings.use_depth, settings.joint_map)
         self.core = core
@@ -263,8 +262,8 @@ class _Build:
         except ValueError as error:
             self.result.dropped[f"observation: {str(error).splitlines()[0]}"] += 1
             return
-        color, depth, intrinsics = square(seen.color, seen.depth, seen.intrinsics, config.image_size)
-        near, far = config.depth_range
+        color, depth, intrinsics = square(seen.color, seen.depth, seen.intrinsics, config.policy.image_size)
+        near, far = config.contract.cameras[0].depth_range
         depth = np.zeros(color.shape[:2], np.float32) if depth is None else depth
         depth = np.where((depth >= near) & (depth <= far), depth, 0.0)
         stretch = self.stretch
@@ -302,7 +301,12 @@ class _Build:
             return
         stamps = stretch.writer.rows("stamp")
         actions, usable, reasons = chunks(
-            track, stamps, self.robot, config.horizon, config.period, self.settings.commanded
+            track,
+            stamps,
+            self.robot,
+            config.contract.actions.horizon,
+            config.contract.actions.period,
+            self.settings.commanded,
         )
         result.dropped.update({f"observation: {reason}": count for reason, count in reasons.items()})
         if usable.sum() < MIN_TICKS:
@@ -319,15 +323,16 @@ class _Build:
         stretch.writer.keep(np.arange(run.start, run.stop))
         outcome, kept = result.outcome, stamps[run]
         apart = float(np.diff(kept).mean())
-        note = f"observations are {apart:.3f} s apart, the policy's tick is {config.tick} s: is the camera so slow?"
-        if apart > 1.15 * config.tick and note not in result.notes:
+        tick = config.contract.tick
+        note = f"observations are {apart:.3f} s apart, the policy's tick is {tick} s: is the camera so slow?"
+        if apart > 1.15 * tick and note not in result.notes:
             result.notes.append(note)
         header = {
             "instruction": stretch.instruction,
             "intrinsics": stretch.intrinsics.tolist(),
             "camera_pose": np.asarray(stretch.camera_pose).tolist(),
-            "period": config.period,
-            "tick": config.tick,
+            "period": config.contract.actions.period,
+            "tick": config.contract.tick,
             "primitives": PRIMITIVES,
             "success": {"success": True, "failure": False}.get(outcome),
             "outcome": outcome,

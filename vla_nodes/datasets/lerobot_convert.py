@@ -55,14 +55,21 @@ def export(
     paths: Iterable[Path], folder: Path, config: CheckpointConfig, robot_type: str, report: Callable[[str], None]
 ) -> LeRobotWriter:
     """Write episodes as a LeRobot folder. Damaged ones are reported and left out; DataError when none is left."""
-    writer = LeRobotWriter(folder, config.tick, config.period, config.joint_names, config.camera, robot_type)
+    writer = LeRobotWriter(
+        folder,
+        config.contract.tick,
+        config.contract.actions.period,
+        config.contract.robot.joints,
+        config.contract.cameras[0].name,
+        robot_type,
+    )
     try:
         for path in paths:
             try:
                 episode = episodes.read(path)
-                for key in ("tick", "period"):
-                    if episode.header.get(key, getattr(config, key)) != getattr(config, key):
-                        said = f"{key} is {episode.header[key]}, not {getattr(config, key)} s"
+                for key, wanted in (("tick", config.contract.tick), ("period", config.contract.actions.period)):
+                    if episode.header.get(key, wanted) != wanted:
+                        said = f"{key} is {episode.header[key]}, not {wanted} s"
                         raise DataError(f"{path}: {said}: give the checkpoint it was made for")
                 for t in range(len(episode)):  # a damaged image is found before anything of the episode is written
                     episode.color(t), episode.depth(t)
@@ -83,9 +90,11 @@ class Importer:
         """DataError names what the folder lacks or the flag that tells it."""
         self.folder, self.mapping, self.config, self.robot = folder, mapping, config, robot
         self.dropped: Counter[str] = Counter()
-        self.step = max(1, round(folder.fps * config.tick))
-        if abs(self.step / folder.fps / config.tick - 1) > 0.25:
-            raise DataError(f"{folder.folder}: {folder.fps:g} frames a second do not give one every {config.tick} s")
+        self.step = max(1, round(folder.fps * config.contract.tick))
+        if abs(self.step / folder.fps / config.contract.tick - 1) > 0.25:
+            raise DataError(
+                f"{folder.folder}: {folder.fps:g} frames a second do not give one every {config.contract.tick} s"
+            )
         self.camera = mapping.camera or _only(folder.cameras(), "colour cameras", "--camera", folder.folder)
         if self.camera not in folder.cameras():
             raise DataError(f"{folder.folder}: no colour camera {self.camera!r}, only {_listed(folder.cameras())}")
@@ -93,8 +102,8 @@ class Importer:
         if mapping.state not in folder.features:
             raise DataError(f"{folder.folder}: no feature {mapping.state!r} (--state), only {_listed(folder.features)}")
         names = folder.names(mapping.state)
-        wanted = [mapping.joints.get(name, name) for name in config.joint_names] + [mapping.gripper]
-        flags = ["--joint-map OURS:THEIRS"] * len(config.joint_names) + ["--gripper NAME"]
+        wanted = [mapping.joints.get(name, name) for name in config.contract.robot.joints] + [mapping.gripper]
+        flags = ["--joint-map OURS:THEIRS"] * len(config.contract.robot.joints) + ["--gripper NAME"]
         for name, flag in zip(wanted, flags, strict=True):
             if name not in names:
                 raise DataError(f"{folder.folder}: {mapping.state} has no {name!r} ({flag}); it has {_listed(names)}")
@@ -131,7 +140,8 @@ class Importer:
             j = int(np.argmax(((q < low) | (q > high)).any(axis=0)))
             span = f"{q[:, j].min():.2f} to {q[:, j].max():.2f} rad"
             raise DataError(
-                f"{folder.folder}: episode {index}: {config.joint_names[j]} runs from {span}, beyond its limits: "
+                f"{folder.folder}: episode {index}: {config.contract.robot.joints[j]} runs from {span}, beyond its "
+                "limits: "
                 "--degrees, or another --joint-map?"
             )
         opening = self._opening(state[:, -1], index)
@@ -140,7 +150,11 @@ class Importer:
             raise DataError(f"{folder.folder}: episode {index}: time stands still, or there is a single frame")
         ticks = np.arange(0, len(q), self.step)
         usable = np.ones(len(ticks), bool)
-        if own and rows["vla.action_chunk"].shape[1:] == (config.horizon, 7) and header.get("period") == config.period:
+        if (
+            own
+            and rows["vla.action_chunk"].shape[1:] == (config.contract.actions.horizon, 7)
+            and header.get("period") == config.contract.actions.period
+        ):
             actions, velocity = rows["vla.action_chunk"][ticks], rows["observation.velocity"]
             primitive = rows["vla.primitive"][ticks]
         else:
@@ -151,7 +165,9 @@ class Importer:
             track = Track()
             for t, row in enumerate(q):
                 track.add(float(stamps[t]), row, np.full(len(row), np.nan), float(opening[t]), float(wanted[t]))
-            actions, usable, why = chunks(track, stamps[ticks], self.robot, config.horizon, config.period, False)
+            actions, usable, why = chunks(
+                track, stamps[ticks], self.robot, config.contract.actions.horizon, config.contract.actions.period, False
+            )
             self.dropped.update({f"observation: {reason}": count for reason, count in why.items()})
             velocity = np.gradient(q, stamps, axis=0)
             primitive = np.full(len(ticks), UNKNOWN)
@@ -170,7 +186,8 @@ class Importer:
         return writer, {
             "primitives": PRIMITIVES, "success": None, "source": f"LeRobot folder {folder.folder.name}", **header,
             "instruction": folder.tasks[task], "intrinsics": intrinsics.tolist(),
-            "camera_pose": np.asarray(pose).tolist(), "period": config.period, "tick": config.tick,
+            "camera_pose": np.asarray(pose).tolist(), "period": config.contract.actions.period,
+            "tick": config.contract.tick,
         }  # fmt: skip
 
     def _header(self, index: int) -> dict[str, Any]:
@@ -209,7 +226,7 @@ class Importer:
         writer, config = EpisodeWriter(), self.config
         given = self.mapping.intrinsics if self.mapping.intrinsics is not None else header.get("intrinsics")
         intrinsics = np.asarray(given, np.float32)
-        near, far = config.depth_range
+        near, far = config.contract.cameras[0].depth_range
         depths = self.folder.images(index, self.depth) if self.depth else None
         for t, color in enumerate(self.folder.images(index, self.camera)):
             depth = next(depths) if depths is not None else np.zeros(color.shape[:2], np.float32)
@@ -217,7 +234,7 @@ class Importer:
                 raise DataError(f"{self.folder.folder}: {self.depth} {depth.shape} does not cover {color.shape[:2]}")
             if t not in wanted:
                 continue
-            color, depth, intrinsics = square(color, depth, np.asarray(given), config.image_size)
+            color, depth, intrinsics = square(color, depth, np.asarray(given), config.policy.image_size)
             writer.add(color, np.where((depth >= near) & (depth <= far), depth, 0.0))
         return writer, intrinsics
 

@@ -19,9 +19,9 @@ import click
 
 from vla_nodes import cli
 from vla_nodes.demo.jobs import Job, jobs, result
-from vla_nodes.envs.tabletop.suites import GIVEN_UP
+from vla_nodes.envs.tabletop.suites import GIVEN_UP, LAYOUT
 from vla_nodes.evaluation.contact_sheet import pick
-from vla_nodes.evaluation.evaluate import CHOICES, Outcome, save
+from vla_nodes.evaluation.evaluate import Outcome, save
 from vla_nodes.evaluation.metrics import table
 from vla_nodes.share import share_path
 
@@ -157,9 +157,11 @@ def conduct(options: cli.Options, todo: list[Job], nodes: list[str], processes: 
         summary = {"instruction": options.instruction, "checkpoint": checkpoint, "episodes": results}
         (folder / "summary.json").write_text(json.dumps(plain(summary), indent=1))
         if options.suite and outcomes:
-            say(f"{len(outcomes)} of {len(todo)} episodes of {options.suite}\n{table([r for r, _ in outcomes])}")
+            say(
+                f"{len(outcomes)} of {len(todo)} episodes of {options.suite}\n{table([r for r, _ in outcomes], LAYOUT)}"
+            )
             about = {"checkpoint": checkpoint, "suite": options.suite, "seed": options.seed or 0, "through": "ros"}
-            for path in save(folder, outcomes, **about):
+            for path in save(folder, outcomes, LAYOUT, **about):
                 say(f"wrote {path}")
         client.destroy_node()
         rclpy.try_shutdown()
@@ -178,7 +180,8 @@ def episode(options: cli.Options, client: Any, job: Job, folder: Path, say: Any
 
     text = job.text
     name = f"seed{job.seed}" if not options.suite else f"{job.scene.replace('/', '-')}-{job.seed}"
-    film, log, frames = Film(), StepLog(folder / f"steps-{name}.jsonl"), []
+    film, log = Film(), StepLog(folder / f"steps-{name}.jsonl")
+    frames: list[Any] = []
     last = {"state": None, "told": "", "obstacle": ""}
     begin = {"now": client.now, "moving": client.now}
     said = shown(text)
@@ -239,17 +242,17 @@ def episode(options: cli.Options, client: Any, job: Job, folder: Path, say: Any
             say("instruction accepted")
         if not last["obstacle"] and client.task.get("instruction") == text and client.task.get("obstacle"):
             last["obstacle"] = client.task["obstacle"]
-            if not job.still:
+            if not job.idle:
                 say(f"this scene does not allow it: {last['obstacle']}")
         if client.now - begin["now"] > job.limit:
             return True
-        return not job.still and (succeeded() or client.now - begin["moving"] > GIVEN_UP)
+        return not job.idle and (succeeded() or client.now - begin["moving"] > GIVEN_UP)
 
     wall = time.monotonic()
     try:
         client.spin_until(over, WALL_FACTOR * job.limit + 30.0, f"{job.limit:g} simulated seconds did not pass")
         elapsed, truth = client.now - begin["now"], dict(client.task)
-        success = succeeded() if not job.still else truth.get("instruction") == text and not truth.get("touched")
+        success = succeeded() if not job.idle else truth.get("instruction") == text and not truth.get("touched")
         if success and film.frames:  # a last look for the film
             until = client.now + 0.5
             client.spin_until(lambda: client.now > until, 20.0, "the simulation stood still")
@@ -260,7 +263,7 @@ def episode(options: cli.Options, client: Any, job: Job, folder: Path, say: Any
         if film.write(gif):
             say(f"wrote {gif} ({len(film.frames)} frames) and {log.count} steps")
     status = client.status
-    held = status.reason if status and not job.still and client.now - begin["moving"] > GIVEN_UP else ""
+    held = status.reason if status and not job.idle and client.now - begin["moving"] > GIVEN_UP else ""
     outcome = result(job, truth, success, elapsed, held)
     reason = "" if success else why_not(client, job, elapsed)
     speed = elapsed / max(1e-6, time.monotonic() - wall)
@@ -289,7 +292,7 @@ def why_not(client: Any, job: Job, elapsed: float) -> str:
     status, progress = client.status, client.task.get("progress", "the simulator said nothing")
     if status is None:
         return "policy_node published no status"
-    if job.still:
+    if job.idle:
         return f"touched {', '.join(client.task.get('touched', []))}"
     if elapsed <= job.limit:
         return f"the policy holds: {status.reason or 'no reason given'}; in truth: {progress}"
@@ -340,8 +343,9 @@ command = cli.Command(
         "What to do",
         cli.seed("scene: where the objects stand; without it the first that allows the instruction", default=None),
         cli.count("--episodes", "scenes, of seeds from --seed on", 1, most=1000),
-        cli.option("--suite", type=click.Choice(CHOICES), metavar="SUITE", help="an evaluation suite in place of an "
-                   "instruction, --episodes of each: what eval measures without ROS, measured here"),
+        cli.option("--suite", type=click.Choice(LAYOUT.choices), metavar="SUITE",
+                   help="an evaluation suite in place of an instruction, --episodes of each: what eval measures "
+                   "without ROS, measured here"),
         cli.number("--time-limit", "simulated time of an episode [s]; without it for each step 40, with --short or "
                    "--suite 25", least=1.0, most=3600.0),
         cli.flag("--short", "a quick check: no GIF, shorter time limit"),

@@ -16,11 +16,11 @@ SHORT, PATIENT = 25.0, 40.0
 class Job:
     """One episode."""
 
-    scene: str  # of suites.SUITES
+    scene: str  # suite
     seed: int
     text: str
     limit: float  # simulated s
-    still: bool = False  # there is nothing to be done: success is that nothing is touched
+    idle: bool = False  # there is nothing to be done: success is that nothing is touched
     family: str = ""
     steps: int = 1
 
@@ -29,7 +29,7 @@ def jobs(instruction: str | None, suite: str | None, seed: int | None, episodes:
          short: bool = False) -> list[Job]:  # fmt: skip
     """Every episode in turn. Without a seed an instruction gets scenes that allow it."""
     if suite:
-        names = suites.GROUPS.get(suite, (suite,))
+        names = suites.LAYOUT.members(suite)
         pairs = [(name, s) for s in range(seed or 0, (seed or 0) + episodes) for name in names]
         return [_of_suite(name, s, limit) for name, s in pairs]
     text = instruction or ""
@@ -42,15 +42,15 @@ def jobs(instruction: str | None, suite: str | None, seed: int | None, episodes:
 
 def _of_suite(name: str, seed: int, limit: float | None) -> Job:
     scene, task, text = suites.episode(name, seed)
-    still = suites.still(task, scene)
-    limit = limit or (suites.STILL_LIMIT if still else suites.time_limit(task))
-    return Job(name, seed, text, limit, still, task.family, len(list(task.steps)))
+    idle = suites.idle(task, scene)
+    limit = limit or (suites.IDLE_LIMIT if idle else suites.time_limit(task))
+    return Job(name, seed, text, limit, idle, task.family, len(list(task.steps)))
 
 
 def result(job: Job, truth: dict[str, Any], success: bool, seconds: float, held: str) -> Result:
     """``truth``: sim_node's last word on the task. ``held``: why the policy held at the end, "" if it did not."""
     reason, detail = truth.get("reason", ""), truth.get("progress", "the simulator said nothing")
-    if job.still:
+    if job.idle:
         reason, detail = "touched something", ", ".join(truth.get("touched", []))
     elif held:
         moved = bool(truth.get("touched")) or truth.get("mean_jerk", 0.0) > 1.0

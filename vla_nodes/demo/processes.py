@@ -1,4 +1,4 @@
-"""The node processes behind ./run: started apart from the terminal, and gone when ./run is, however it ends.
+"""The node processes behind ./run: in sessions of their own, and ended when ./run ends, however that happens.
 
 Each node is a child in a session of its own, so that Ctrl-C reaches only the parent, which then ends the nodes in
 order. The kernel kills a child whose parent dies (PR_SET_PDEATHSIG on Linux), so not even SIGKILL leaves one behind.

@@ -1,4 +1,4 @@
-"""Demonstrations: the scripted expert in random scenes, disturbed on purpose, recorded with what the camera saw.
+"""Demonstrations: an environment's expert, disturbed on purpose, recorded with what the camera saw.
 
 Every episode is made from its seed alone, so a folder can be filled by several processes, stopped and resumed.
 """
@@ -8,154 +8,125 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import click
+import msgspec
 import numpy as np
 
 from vla_nodes import cli
 from vla_nodes.datasets.episode import EpisodeWriter
-from vla_nodes.envs.tabletop import suites
-from vla_nodes.envs.tabletop.camera import Camera
-from vla_nodes.envs.tabletop.expert import PRIMITIVES, Expert
-from vla_nodes.envs.tabletop.rollout import Rollout
-from vla_nodes.envs.tabletop.tasks import Judge
-from vla_nodes.envs.tabletop.world import World
+from vla_nodes.envs import base as envs
+from vla_nodes.envs.base import Demonstrator
+from vla_nodes.policy import contract as contracts
+from vla_nodes.policy.contract import Contract
+from vla_nodes.policy.processing import Observation
 from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.progress import progress, say
 
-HORIZON, PERIOD, TICK = 16, 0.05, 0.10  # rows of a chunk, s between them, s between observations
-IMAGE, CELLS = 224, 56  # camera image and label resolution
-TIME_LIMIT, AFTERWARDS = 20.0, 1.3  # s to succeed in a step, s recorded after success so that rest is learnt too
-SHARES = {"pick-and-place": 0.26, "drawer": 0.12, "rearrangement": 0.24, "multi-step": 0.26, "stacking": 0.12}
 THROWN_AWAY = "thrown_away.jsonl"  # beside the episodes: seeds that failed, so that they are not tried again
-DEMO = 0.3  # share of scenes like the one ./run starts with
+LATENCIES = (0.02, 0.09)  # s, least and most, from an observation to the arrival of its chunk
 
 
-class Disturbance:
-    """Pushes on what is executed, never on the recorded label: the data then holds mistakes and their mending."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
-        self.level = rng.choice([0.0, 0.5, 1.0], p=[0.25, 0.4, 0.35])
-        self._until, self._push = 0.0, np.zeros(3)
-
-    def __call__(self, chunk: np.ndarray, now: float) -> np.ndarray:
-        """chunk (H, 7) as planned at ``now`` s; returns the one to execute."""
-        disturbed = chunk.copy()
-        if now > self._until:
-            self._push = np.zeros(3)
-            if self.rng.random() < 0.07 * self.level:
-                self._until = now + self.rng.uniform(0.2, 0.7)
-                self._push = self.rng.normal(0, 0.10, 3) * [1, 1, 0.7]
-        disturbed[:, :3] += self._push * PERIOD + self.rng.normal(0, 0.012, 3) * PERIOD * self.level
-        if self.rng.random() < 0.004 * self.level:
-            disturbed[:, 6] = 1.0 - disturbed[:, 6]
-        return disturbed
+def row_of(env: Demonstrator, observation: Observation, plan: envs.Plan) -> dict[str, np.ndarray]:
+    """What is recorded of a tick beside its images; see datasets/episode.py."""
+    return {
+        "stamp": observation.stamp,
+        "joint_positions": observation.joint_positions,
+        "joint_velocities": observation.joint_velocities,
+        "gripper": observation.grippers[0],
+        "ee_pose": observation.tool_pose,
+        "actions": plan.actions.astype(np.float32),
+        "primitive": plan.primitive,
+        "step": plan.step,
+        "done": plan.finished,
+        **env.labels(),
+    }
 
 
-def label_table(world: World) -> tuple[list[str], np.ndarray]:
-    """Names of what can be referred to, and for each geom id the index + 1 of the thing it belongs to (0 = none)."""
-    names = [t.name for t in world.scene.things] + ["drawer"]
-    table = np.zeros(world.model.ngeom + 1, np.uint8)  # the last entry answers for id -1
-    for index, name in enumerate(names[:-1]):
-        table[:-1][world.model.geom_bodyid == world.model.body(name).id] = index + 1
-    table[world.model.geom("drawer handle").id] = len(names)
-    return names, table
+def collect_one(env: Demonstrator, seed: int, path: Path, contract: Contract, runtime: PolicyRuntime | None = None,
+                family: str | None = None) -> str:  # fmt: skip
+    """Make episode ``seed``, of a task family if given, with the tick, period and horizon of the contract.
 
+    Returns "" or why it was thrown away.
 
-def collect_one(seed: int, path: Path, policy: Path | None = None, only: str | None = None) -> str:
-    """Make episode ``seed``, of the task family ``only`` if given; returns "" or why it was thrown away.
-
-    With a ``policy`` checkpoint the policy drives for most of the episode while the expert only says what it would do
-    (DAgger, Ross et al., arXiv 1011.0686): the data then holds the states the policy's own mistakes lead to.
+    With a ``runtime`` its policy drives for most of the episode while the expert only says what it would do (DAgger,
+    Ross et al., arXiv 1011.0686): the data then hold the states that the policy's own mistakes lead to.
     """
-    rng = np.random.default_rng(seed)
-    family = only or rng.choice(list(SHARES), p=list(SHARES.values()))
-    scene, task, text = suites.draw(str(family), seed, demo=DEMO)
-    limit = TIME_LIMIT * len(list(task.steps))
-    world = World(scene)
-    rollout = Rollout(world)
-    if rng.random() < 0.45:
-        start = rng.uniform([0.32, -0.22, 0.10], [0.60, 0.25, 0.40])
-        rollout.place(start, opening=float(rng.choice([1.0, rng.random()])))
-    camera = Camera(world, IMAGE, IMAGE)
-    names, table = label_table(world)
-    expert, judge, disturb, writer = Expert(task, scene), Judge(task), Disturbance(rng), EpisodeWriter()
-    runtime = None
-    if policy is not None:
-        runtime = PolicyRuntime.load(policy, device="cpu")
-        runtime.set_instruction(text)
+    rng, moves = np.random.default_rng(seed), contract.actions
+    start = env.reset_demonstration(seed, rng, family)
+    disturb, writer = env.disturbance(rng), EpisodeWriter()
+    if runtime is not None:
+        runtime.set_instruction(start.instruction)
     # After so many seconds the expert takes over, so that every episode also shows the way out.
-    help_after = rng.uniform(4.0, 0.7 * limit)
+    help_after = rng.uniform(4.0, max(4.0, 0.7 * start.limit))
     ended = None
-    try:
-        while world.time < limit and (ended is None or world.time - ended < AFTERWARDS):
-            actions, primitive = expert.plan(world, rollout.velocity, HORIZON, PERIOD)
-            image = camera.render()
-            q, qd, _ = world.joint_state()
-            step, finished = expert.step, expert.finished
-            things = [world.position(n) for n in names[:-1]] + [world.handle_position()]
-            writer.add(
-                image.color,
-                image.depth,
-                stamp=world.time,
-                joint_positions=q[:7],
-                joint_velocities=qd[:7],
-                gripper=world.opening(),
-                ee_pose=world.tool_pose(),
-                actions=actions.astype(np.float32),
-                primitive=PRIMITIVES.index(primitive),
-                segmentation=table[camera.segmentation(CELLS, CELLS)],
-                thing_positions=np.array(things, np.float32),
-                drawer_opening=world.drawer_opening(),
-                step=step,
-                done=finished,
-            )
-            executed = disturb(actions, world.time) if ended is None else actions
-            if runtime is not None:
-                chosen = runtime.step(rollout.observation(camera, image))
-                if world.time < help_after and chosen.actions is not None:
-                    executed = chosen.actions
-            stamp, latency = world.time, round(rng.uniform(0.02, 0.09), 2)
-            rollout.run(latency)
-            rollout.submit(executed, stamp, PERIOD)
-            rollout.run(TICK - latency)
-            if judge.update(world) and ended is None:
-                ended = world.time
-        if not judge.succeeded:
-            return f"seed {seed}: {task} failed ({task.progress(world)})"
-        writer.write(
-            path,
-            {
-                "instruction": text,
-                "task": asdict(task),
-                "things": names,
-                "primitives": PRIMITIVES,
-                "intrinsics": camera.intrinsics.tolist(),
-                "camera_pose": camera.pose.tolist(),
-                "period": PERIOD,
-                "tick": TICK,
-                "success": True,
-                "seed": seed,
-                "source": "scripted expert in simulation",
-                "scene": scene.to_json(),
-            },
+    while env.time < start.limit and (ended is None or env.time - ended < env.afterwards):
+        now, observation, plan = env.time, env.observe(), env.plan(moves.horizon, moves.period)
+        camera = observation.cameras[contract.cameras[0].name]
+        writer.add(camera.color, camera.depth, **row_of(env, observation, plan))
+        executed = disturb(plan.actions, now) if ended is None else plan.actions
+        if runtime is not None:
+            chosen = runtime.step(observation)
+            if now < help_after and chosen.actions is not None:
+                executed = chosen.actions
+        latency = round(rng.uniform(*LATENCIES), 2) if env.latency else 0.0
+        env.apply(executed, moves.period, contract.tick, latency)
+        if env.succeeded and ended is None:
+            ended = env.time
+    if not env.succeeded:
+        return f"seed {seed}: {start.instruction!r} failed ({env.outcome().detail})"
+    writer.write(
+        path,
+        {
+            "instruction": start.instruction,
+            "primitives": list(env.primitives),
+            "intrinsics": camera.intrinsics.tolist(),
+            "camera_pose": camera.pose.tolist(),
+            "period": moves.period,
+            "tick": contract.tick,
+            "contract": contracts.plain(contract),
+            "success": True,
+            "seed": seed,
+            "source": "expert in simulation",
+            **start.record,
+        },
+    )
+    return ""
+
+
+Job = tuple[int, Path]
+_worker: dict = {}  # of a process: its environment, contract, policy and family
+
+
+def _begin(name: str, policy: Path | None, horizon: int | None, family: str | None) -> None:
+    env = envs.make_demonstrator(name)
+    runtime = PolicyRuntime.load(policy, device="cpu") if policy is not None else None
+    _worker.update(env=env, contract=contract_of(env, runtime, horizon), runtime=runtime, family=family)
+
+
+def contract_of(env: Demonstrator, runtime: PolicyRuntime | None, horizon: int | None) -> Contract:
+    """The environment's, with tick, period and horizon of the policy that drives; rows by ``horizon`` if given."""
+    contract, actions = env.contract, env.contract.actions
+    if runtime is not None:
+        config = runtime.config
+        actions = msgspec.structs.replace(
+            actions, period=config.contract.actions.period, horizon=config.contract.actions.horizon
         )
-        return ""
-    finally:
-        camera.close()
-
-
-Job = tuple[int, Path, Path | None, str | None]
+        contract = msgspec.structs.replace(contract, tick=config.contract.tick)
+    if horizon is not None:
+        actions = msgspec.structs.replace(actions, horizon=horizon)
+    return msgspec.structs.replace(contract, actions=actions)
 
 
 def _job(job: Job) -> tuple[int, str]:
-    return job[0], collect_one(*job)
+    try:
+        return job[0], collect_one(_worker["env"], *job, _worker["contract"], _worker["runtime"], _worker["family"])
+    finally:
+        _worker["env"].close()
 
 
-def open_jobs(out: Path, seeds: range, policy: Path | None, only: str | None = None) -> tuple[list[Job], int]:
+def open_jobs(out: Path, seeds: range, policy: Path | None) -> tuple[list[Job], int]:
     """What is still to do of these seeds, and how many of them are known to fail (with or without a policy, as now)."""
     failed = set()
     for text in (out / THROWN_AWAY).read_text().splitlines() if (out / THROWN_AWAY).exists() else []:
@@ -164,20 +135,24 @@ def open_jobs(out: Path, seeds: range, policy: Path | None, only: str | None = N
             failed |= {row["seed"]} if row["policy"] == bool(policy) else set()
         except (ValueError, LookupError, TypeError):
             continue  # a line cut off by a kill: that seed is tried again
-    left = [(seed, out / f"{seed:07d}.safetensors", policy, only) for seed in seeds]
+    left = [(seed, out / f"{seed:07d}.safetensors") for seed in seeds]
     left = [job for job in left if not job[1].exists()]
     return [job for job in left if job[0] not in failed], sum(job[0] in failed for job in left)
 
 
 def collect(args: cli.Options) -> None:
     """The command."""
-    jobs, noted = open_jobs(args.out, range(args.seed, args.seed + args.episodes), args.checkpoint, args.suite)
+    families = envs.make_demonstrator(args.env).families
+    if args.suite and args.suite not in families:
+        raise click.UsageError(f"--suite {args.suite}: no such family of tasks; there are {', '.join(families)}")
+    jobs, noted = open_jobs(args.out, range(args.seed, args.seed + args.episodes), args.checkpoint)
     if noted:
         print(f"{noted} seeds failed before and are left out; delete {args.out / THROWN_AWAY} to try them again")
     started, thrown = time.monotonic(), 0
+    begin = (args.env, args.checkpoint, args.horizon, args.suite)
     args.out.mkdir(parents=True, exist_ok=True)
     with (
-        multiprocessing.get_context("spawn").Pool(args.workers) as pool,
+        multiprocessing.get_context("spawn").Pool(args.workers, _begin, begin) as pool,
         progress(total=len(jobs), unit="episodes") as bar,
         open(args.out / THROWN_AWAY, "a") as failures,
     ):
@@ -196,7 +171,7 @@ def collect(args: cli.Options) -> None:
 command = cli.Command(
     "collect",
     """
-    Demonstrations: the scripted expert in random scenes, disturbed on purpose, recorded with what the camera saw.
+    Demonstrations: an environment's expert, disturbed on purpose, recorded with what the camera saw.
 
     With --checkpoint that policy drives while the expert only says what it would do: the data then holds the states
     that the policy's own mistakes lead to. Every episode is made from its seed alone, so a folder can be filled by
@@ -206,15 +181,16 @@ command = cli.Command(
     cli.out("folder for the episodes", required=True),
     cli.count("--episodes", "seeds to try", 800),
     cli.seed("seed of the first episode", 100_000),
-    cli.option("--suite", type=click.Choice(list(SHARES)), metavar="SUITE",
-               help=f"one family of tasks ({', '.join(SHARES)}); without it a mixture"),
+    cli.option("--env", type=click.Choice(envs.NAMES), default=envs.DEFAULT, help="environment"),
+    cli.option("--suite", metavar="SUITE", help="one family of tasks; without it the environment's mixture"),
+    cli.count("--horizon", "rows of a chunk; without it as the policy that drives has, else the environment"),
     cli.checkpoint("checkpoint folder of a policy that drives", default=None),
     cli.workers(),
     examples="""
     python -m vla_nodes collect --out work/data
-    python -m vla_nodes collect --out work/stacks --suite stacking --checkpoint work/act/checkpoint
+    python -m vla_nodes collect --out work/stacks --suite stacking --checkpoint work/action/checkpoint
     """,
-    errors=(OSError,),
+    errors=(OSError, envs.EnvError),
 )  # fmt: skip
 
 

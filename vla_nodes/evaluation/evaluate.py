@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: the policy against the simulator's judge, through the nodes' own executor and controller."""
+"""Closed-loop evaluation: the policy drives an environment's robot, and its simulator says what came of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from vla_nodes import cli
-from vla_nodes.envs.tabletop import suites
+from vla_nodes.envs import base as envs
 from vla_nodes.evaluation import closed_loop_episode, contact_sheet
 from vla_nodes.evaluation.metrics import Result, line, table, write_json
 from vla_nodes.policy.inference import engine as engines
@@ -23,31 +23,34 @@ from vla_nodes.progress import progress, say
 from vla_nodes.share import share_path
 
 SHIPPED = "resource/checkpoints/nano"
-CHOICES = tuple(dict.fromkeys((*suites.GROUPS, *suites.SUITES)))
 Outcome = tuple[Result, contact_sheet.Frames]
 
 
-def jobs_of(suite: str, episodes: int, seed: int, instruction: str | None = None) -> list[tuple[str, int]]:
-    """(suite, seed) of every episode, the suites of a group taking turns so that an early stop is about all of them."""
+def jobs_of(env: envs.Environment, suite: str, episodes: int, seed: int, instruction: str | None = None
+            ) -> list[tuple[str, int]]:  # fmt: skip
+    """(suite, seed) of every episode, the suites of a group taking turns so that an early stop is about all of them.
+
+    EnvError for a suite that is not there, or an instruction that cannot be done.
+    """
     if instruction:
-        return [("demo", s) for s in suites.feasible_seeds(instruction, seed, episodes)]
-    names = suites.GROUPS.get(suite, (suite,))
+        return env.episodes_for(instruction, seed, episodes)
+    names = env.suites.members(suite)
     return [(name, s) for s in range(seed, seed + episodes) for name in names]
 
 
-def _job(checkpoint: str, engine: str, suite: str, seed: int, instruction: str | None, limit: float | None) -> Outcome:
+def _job(name: str, checkpoint: str, engine: str, suite: str, seed: int, instruction: str | None, limit: float | None
+         ) -> Outcome:  # fmt: skip
     """An episode that breaks is a failed one: hours of others do not go with it."""
     family = text = suite
+    env = envs.make(name)
     try:
-        scene, task, text = suites.episode(suite, seed, instruction)
-        family = task.family
-        result, frames = closed_loop_episode.run(
-            closed_loop_episode.driver(checkpoint, engine), suite, scene, task, text, limit
-        )
-        result.seed = seed  # the suite's, from which its scene's was drawn
-        return result, frames
+        start = env.reset(suite, seed, instruction)
+        family, text = start.family, start.instruction
+        return closed_loop_episode.run(closed_loop_episode.driver(checkpoint, engine), env, start, suite, seed, limit)
     except Exception as error:
         return Result(suite, seed, family, text, False, 0.0, "error", f"{type(error).__name__}: {error}"), []
+    finally:
+        env.close()
 
 
 def _worker_starts() -> None:
@@ -65,13 +68,13 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def run(checkpoint: str, jobs: list[tuple[str, int]], instruction: str | None = None, workers: int = 1,
+def run(env: str, checkpoint: str, jobs: list[tuple[str, int]], instruction: str | None = None, workers: int = 1,
         limit: float | None = None, engine: str = "torch") -> list[Outcome]:  # fmt: skip
     """Every job by ``workers`` processes, with a progress bar; Ctrl-C ends it early with what there is."""
     outcomes: dict[Future, Outcome] = {}
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_worker_starts)
-    futures = [pool.submit(_job, checkpoint, engine, suite, seed, instruction, limit) for suite, seed in jobs]
+    futures = [pool.submit(_job, env, checkpoint, engine, suite, seed, instruction, limit) for suite, seed in jobs]
     try:
         with progress(total=len(jobs), unit="episodes") as bar:
             for future in as_completed(futures):
@@ -89,10 +92,10 @@ def run(checkpoint: str, jobs: list[tuple[str, int]], instruction: str | None = 
     return [outcomes[future] for future in futures if future in outcomes]
 
 
-def save(folder: Path, outcomes: list[Outcome], **about: object) -> list[Path]:
+def save(folder: Path, outcomes: list[Outcome], suites: envs.Suites, **about: object) -> list[Path]:
     """eval.json and the contact sheet of failures; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "eval.json", [result for result, _ in outcomes], **about)
+    write_json(folder / "eval.json", [result for result, _ in outcomes], suites, **about)
     sheets = contact_sheet.write(folder, [outcome for outcome in outcomes if not outcome[0].success])
     return [folder / "eval.json", *sheets]
 
@@ -100,7 +103,7 @@ def save(folder: Path, outcomes: list[Outcome], **about: object) -> list[Path]:
 def through_ros(args: cli.Options) -> int:
     """Hand over to ./run's module, which needs a sourced ROS 2 environment; without ROS this package has no rclpy."""
     command = [sys.executable, "-m", "vla_nodes.demo.cli", "--episodes", str(args.episodes), "--seed", str(args.seed)]
-    command += ["--no-video", *([args.instruction] if args.instruction else ["--suite", args.suite])]
+    command += ["--no-video", *([args.instruction] if args.instruction else ["--suite", args.suite or "all"])]
     for option, value in (("--checkpoint", args.checkpoint), ("--time-limit", args.time_limit), ("--out", args.out)):
         command += [option, str(value)] if value is not None else []
     return subprocess.call(command)
@@ -112,19 +115,22 @@ def evaluate(args: cli.Options) -> int:
         raise click.UsageError("--expert drives without a policy and without ROS")
     if args.ros and args.given("engine"):
         raise click.UsageError("--ros: policy_node chooses by its own parameter engine (config/panda/params.yaml)")
+    if args.ros and args.env != envs.DEFAULT:
+        raise click.UsageError(f"--ros: the simulated robot of the ROS graph is the one of {envs.DEFAULT}")
     if args.ros:
         return through_ros(args)
-    jobs = jobs_of(args.suite, args.episodes, args.seed, args.instruction)
-    if args.expert and any(suite in suites.STILL for suite, _ in jobs):
-        jobs = [job for job in jobs if job[0] not in suites.STILL]
+    env = envs.make_demonstrator(args.env) if args.expert else envs.make(args.env)
+    if args.suite == "list":
+        print(f"{', '.join(env.suites.choices)}\n\n{env.suites.about}")
+        return cli.ExitStatus.DONE
+    suite = args.suite or env.suites.default
+    jobs = jobs_of(env, suite, args.episodes, args.seed, args.instruction)
+    idle = env.suites.idle
+    if args.expert and any(name in idle for name, _ in jobs):
+        jobs = [job for job in jobs if job[0] not in idle]
         if not jobs:
             raise click.UsageError("--expert has no answer where there is nothing to be done: choose another --suite")
-        print(f"without {' and '.join(suites.STILL)}: the expert is asked for what can be done", file=sys.stderr)
-    if args.instruction:
-        try:
-            suites.episode("demo", jobs[0][1], args.instruction)
-        except ValueError as error:
-            raise cli.CommandError(f"--instruction: {error}") from None
+        print(f"without {' and '.join(idle)}: the expert is asked for what can be done", file=sys.stderr)
     checkpoint = "" if args.expert else str(args.checkpoint or share_path(SHIPPED))
     signal.signal(signal.SIGTERM, _interrupt)
     try:  # what is wrong with it is said once; and the workers find its graphs
@@ -132,15 +138,16 @@ def evaluate(args: cli.Options) -> int:
     except ValueError as error:
         raise cli.CommandError(str(error)) from None
     started = time.monotonic()
-    outcomes = run(checkpoint, jobs, args.instruction, args.workers, args.time_limit, args.engine)
+    outcomes = run(args.env, checkpoint, jobs, args.instruction, args.workers, args.time_limit, args.engine)
     took = time.monotonic() - started
     written = []
     if args.out:  # before anything is printed: whoever reads that may have gone
-        about = {"checkpoint": checkpoint or "expert", "suite": args.suite, "seed": args.seed, "through": "rollout",
-                 "engine": args.engine, "instruction": args.instruction, "seconds": round(took, 1)}  # fmt: skip
-        written = save(args.out, outcomes, **about)
+        about = {"env": args.env, "checkpoint": checkpoint or "expert", "suite": suite, "seed": args.seed,
+                 "through": "rollout", "engine": args.engine, "instruction": args.instruction,
+                 "seconds": round(took, 1)}  # fmt: skip
+        written = save(args.out, outcomes, env.suites, **about)
     if outcomes:
-        print(table([result for result, _ in outcomes]))
+        print(table([result for result, _ in outcomes], env.suites))
     early = "" if len(outcomes) == len(jobs) else f" of {len(jobs)}, stopped early,"
     print(f"{len(outcomes)} episodes{early} in {took:.0f} s")
     for path in written:
@@ -151,12 +158,9 @@ def evaluate(args: cli.Options) -> int:
 command = cli.Command(
     "eval",
     """
-    Closed-loop evaluation: the policy against the simulator's judge, through the nodes' own executor and controller.
+    Closed-loop evaluation: the policy drives an environment's robot, and its simulator says what came of it.
 
-    A suite is a family (pick-and-place, drawer, rearrangement, multi-step), all of them, a held-out axis (pairs,
-    phrasings, synonyms, placements, camera), a family on one axis (rearrangement/pairs), held-out (every axis), absent
-    (something named is not there: nothing may be touched), nonsense (nothing this robot can do: likewise), demo (the
-    scene of ./run), random, or full (all of these but the last two).
+    An environment has suites and groups of suites; --suite list says which.
 
     Ctrl-C prints the table of what was done, and ends with 130. A policy that fails is a result: the status is 0.
     """,
@@ -164,14 +168,13 @@ command = cli.Command(
     *cli.section(
         "What to measure",
         cli.checkpoint(),
-        cli.flag("--expert", "the scripted expert in place of a policy"),
-        cli.option(
-            "--suite", type=click.Choice(CHOICES), default="all", metavar="SUITE", help="what is asked, and where"
-        ),
-        cli.option("--instruction", metavar="TEXT", help="the same sentence in every demo scene, not a suite's own"),
-        cli.count("--episodes", "episodes per suite and family", 50),
+        cli.option("--env", type=click.Choice(envs.NAMES), default=envs.DEFAULT, help="environment"),
+        cli.flag("--expert", "the environment's expert in place of a policy"),
+        cli.option("--suite", metavar="SUITE", help="what is asked, and where; without it the environment chooses"),
+        cli.option("--instruction", metavar="TEXT", help="the same sentence in every episode, not a suite's own"),
+        cli.count("--episodes", "episodes per suite", 50),
         cli.seed("seed of the first episode; training uses 100000 and up"),
-        cli.number("--time-limit", f"simulated time of an episode [s]; without it {suites.STEP_LIMIT:g} for each step"),
+        cli.number("--time-limit", "simulated time of an episode [s]; without it the environment's"),
     ),
     *cli.section(
         "How",
@@ -185,6 +188,7 @@ command = cli.Command(
     python -m vla_nodes eval --suite rearrangement/pairs --checkpoint work/nano
     python -m vla_nodes eval --expert --suite drawer --episodes 10
     """,
+    errors=(envs.EnvError,),
 )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from vla_nodes import cli
+from vla_nodes.envs import base as envs
 from vla_nodes.policy import checkpoint as checkpoints
 from vla_nodes.policy.inference import engine as engines
 from vla_nodes.policy.inference import graphs, quantize
@@ -28,32 +29,31 @@ Episode = tuple[str, list[Observation]]
 
 
 class Recorder(engines.TorchEngine):
-    """Eager PyTorch that keeps the inputs of every so many looks."""
+    """Eager PyTorch that keeps the inputs of every so many observations."""
 
     def __init__(self, model) -> None:
         super().__init__(model)
         self.frames: list[tuple] = []
         self._ticks = 0
 
-    def look(self, *inputs):
+    def encode_observation(self, *inputs):
         if self._ticks % EVERY == 0:
             self.frames.append(inputs)
         self._ticks += 1
-        return super().look(*inputs)
+        return super().encode_observation(*inputs)
 
 
 def blind(frame: tuple) -> tuple:
-    """The inputs of a look at the same image without depth."""
-    color, depth, *others = frame
-    return color, torch.zeros_like(depth), *others
+    """The inputs of an observation of the same images without depth."""
+    images, *others = frame
+    return tuple(image._replace(depth=torch.zeros_like(image.depth)) for image in images), *others
 
 
-def drive(model, config, count: int, first_seed: int = FIRST_SEED) -> list[Episode]:
-    """What the policy saw while it drove in the simulator, episode by episode."""
-    from vla_nodes.envs.tabletop import suites  # MuJoCo: only here
-    from vla_nodes.evaluation import closed_loop_episode
+def drive(model, config, count: int, name: str, first_seed: int = FIRST_SEED) -> list[Episode]:
+    """What the policy saw while it drove in an environment, episode by episode."""
+    from vla_nodes.evaluation import closed_loop_episode  # here: it needs none of it without --calibrate
 
-    runtime = PolicyRuntime(model, config)
+    runtime, env = PolicyRuntime(model, config), envs.make(name)
     episodes: list[Episode] = []
     step = runtime.step
 
@@ -62,11 +62,15 @@ def drive(model, config, count: int, first_seed: int = FIRST_SEED) -> list[Episo
         return step(observation)
 
     runtime.step = recorded  # type: ignore[method-assign]
-    for seed in progress(range(first_seed, first_seed + count), unit="episodes"):
-        scene, task, text = suites.episode("random", seed)
-        episodes.append((text, []))
-        result, _ = closed_loop_episode.run(closed_loop_episode.PolicyDriver(runtime), "random", scene, task, text)
-        say(f'  seed {seed}: "{text}": {len(episodes[-1][1])} ticks, {result.reason or "done"}')
+    driver, suite = closed_loop_episode.PolicyDriver(runtime), env.suites.varied or env.suites.default
+    seeds = range(first_seed, first_seed + count)
+    jobs = [(member, seed) for seed in seeds for member in env.suites.members(suite)][:count]
+    for name, seed in progress(jobs, unit="episodes"):
+        start = env.reset(name, seed)
+        episodes.append((start.instruction, []))
+        result, _ = closed_loop_episode.run(driver, env, start, name, seed)
+        say(f'  seed {seed}: "{start.instruction}": {len(episodes[-1][1])} ticks, {result.reason or "done"}')
+    env.close()
     return episodes
 
 
@@ -92,7 +96,7 @@ def compare(found: list, wanted: list) -> dict[str, dict[str, float]]:
         "end of a chunk, mm": 1e3 * np.linalg.norm(off[..., :3].sum(1), axis=-1),
         "rotation of a row, rad": np.linalg.norm(off[..., 3:6], axis=-1),
         "gripper opening, 0..1": np.abs(off[..., 6]),
-        "grounding, 0..1": np.array([abs(a.grounding - b.grounding) for a, b in both]),
+        "grounding, 0..1": np.array([abs(a.feasibility - b.feasibility) for a, b in both]),
     }
     table = {
         name: {"p50": float(np.median(v)), "p95": float(np.quantile(v, 0.95)), "max": float(v.max())}
@@ -110,12 +114,12 @@ def difference_table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def calibrate(folder: Path, model, config, count: int, threads: int) -> None:
+def calibrate(folder: Path, model, config, count: int, threads: int, env: str) -> None:
     """Writes int8.json into the folder and prints what 8 bits change. EngineError when OpenVINO is not there."""
     if reason := engines.why_not("openvino", model):
         raise engines.EngineError(reason)
     print(f"driving {count} episodes in the simulator")
-    episodes = drive(model, config, count)
+    episodes = drive(model, config, count, env)
     learned, held_out = episodes[: count // 2], episodes[count // 2 :]
     recorder = Recorder(model)
     wanted = replay(model, config, engines.TorchEngine(model), held_out)
@@ -143,7 +147,7 @@ def prepare(args: cli.Options) -> int:
     torch.set_num_threads(args.threads)
     model, config = checkpoints.load(folder)
     if args.calibrate:
-        calibrate(folder, model, config, args.episodes, args.threads)
+        calibrate(folder, model, config, args.episodes, args.threads, args.env)
     started = time.perf_counter()
     engine = engines.load(model, args.engine, args.threads, folder, args.precision)
     seconds = time.perf_counter() - started
@@ -174,6 +178,7 @@ command = cli.Command(
     *cli.section(
         "Calibration",
         cli.flag("--calibrate", "measure the ranges for 8 bits first (needs MuJoCo)"),
+        cli.option("--env", type=click.Choice(envs.NAMES), default=envs.DEFAULT, help="environment to calibrate in"),
         cli.count("--episodes", "simulated episodes, half of them to calibrate on", 12, least=2),
     ),
     examples="""

@@ -1,4 +1,4 @@
-"""What episodes add up to: success with its interval by family and held-out axis, reasons, and the table of it all."""
+"""What episodes add up to: success with its interval by suite and group of suites, reasons, and the table of it all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_nodes.envs.tabletop import held_out, suites
-from vla_nodes.envs.tabletop.tasks import FAMILIES
+from vla_nodes.envs.base import Suites
 
+PLAIN = Suites()  # every suite a row of its own
 LISTED = 40  # failures named under the table; all of them are in the JSON
 
 
@@ -21,7 +21,7 @@ LISTED = 40  # failures named under the table; all of them are in the JSON
 class Result:
     """One episode."""
 
-    suite: str  # one of suites.SUITES
+    suite: str
     seed: int
     family: str
     instruction: str
@@ -47,22 +47,21 @@ def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z * z / count)), min(1.0, (middle + half) / (1 + z * z / count))
 
 
-def groups(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """Results by row of the table: each suite, and behind the suites of a kind their sum."""
-    results = list(results)
+def groups(results: Iterable[Result], suites: Suites = PLAIN) -> dict[str, list[Result]]:
+    """Results by row of the table: each suite, and behind the suites of a group their sum."""
     by_suite: dict[str, list[Result]] = {}
     for result in results:
         by_suite.setdefault(result.suite, []).append(result)
     rows: dict[str, list[Result]] = {}
-    trained = {name: by_suite.pop(name) for name in FAMILIES if name in by_suite}
-    _add(rows, trained, "all families")
-    for axis in held_out.AXES:
-        names = [f"{family}/{axis}" for family in FAMILIES]
-        _add(rows, {name: by_suite.pop(name) for name in names if name in by_suite}, f"held-out {axis}")
-    for name, part in sorted(by_suite.items()):  # demo and random scenes hold tasks of every family
-        families = {f"{name}: {family}": [r for r in part if r.family == family] for family in FAMILIES}
-        parts = {row: found for row, found in families.items() if found}
-        _add(rows, {name: part} if name in suites.STILL else parts, name)
+    for group in suites.groups.values():
+        if group.title:
+            _add(rows, {name: by_suite.pop(name) for name in group.suites if name in by_suite}, group.title)
+    for name, part in sorted(by_suite.items()):
+        parts: dict[str, list[Result]] = {}
+        for result in part:
+            row = f"{name}: {result.family}" if name in suites.mixed else name
+            parts.setdefault(row, []).append(result)
+        _add(rows, parts, name)
     return rows
 
 
@@ -89,13 +88,13 @@ def summary(results: list[Result]) -> dict[str, float | int]:
     }
 
 
-def table(results: list[Result]) -> str:
+def table(results: list[Result], suites: Suites = PLAIN) -> str:
     """For a person: a row per suite and sum, why episodes failed, and which."""
-    rows = groups(results)
+    rows = groups(results, suites)
     width = max([len("suite"), *map(len, rows)])
     head = "success             95 % interval    wrong object  mean time  jerk mean / p99 (m/s^3)"
     lines = [f"{'suite':{width}}  {head}"]
-    sums = {"all families", *(f"held-out {axis}" for axis in held_out.AXES)}
+    sums = {group.title for group in suites.groups.values()}
     for name, part in rows.items():
         s = summary(part)
         seconds = "-" if math.isnan(s["mean_seconds"]) else f"{s['mean_seconds']:.1f} s"
@@ -104,16 +103,14 @@ def table(results: list[Result]) -> str:
                      f"{s['mean_jerk']:8.1f} / {s['p99_jerk']:.1f}")  # fmt: skip
         if name in sums:
             lines.append("")
-    trained = {name: part for name, part in rows.items() if name in FAMILIES}
-    for axis in held_out.AXES:
-        held = rows.get(f"held-out {axis}")
-        families = {r.family for r in held or ()}
-        base = [r for name, part in trained.items() if name in families for r in part]
-        if held and base and families <= set(trained):
+    for group in suites.groups.values():
+        if not group.baseline or not (held := by_family(rows.get(group.title, []))):
+            continue
+        trained = by_family(r for r in results if r.suite in suites.groups[group.baseline].suites)
+        if set(held) <= set(trained):
             # Of the same families, each weighing alike, so that the mix does not make a difference.
-            drop = np.mean([summary([r for r in held if r.family == f])["rate"] - summary(trained[f])["rate"]
-                            for f in sorted(families)])  # fmt: skip
-            lines.append(f"held-out {axis}: {100 * drop:+.1f} points against the same families as trained")
+            drop = np.mean([summary(held[f])["rate"] - summary(trained[f])["rate"] for f in sorted(held)])
+            lines.append(f"{group.title}: {100 * drop:+.1f} points against the same families as trained")
     failed = [r for r in results if not r.success]
     if failed:
         reasons = Counter(r.reason for r in failed).most_common()
@@ -124,6 +121,13 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def by_family(results: Iterable[Result]) -> dict[str, list[Result]]:
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.family, []).append(result)
+    return found
+
+
 def line(result: Result) -> str:
     """One episode in one line."""
     r = result
@@ -132,9 +136,9 @@ def line(result: Result) -> str:
     return f'{r.suite}, seed {r.seed}{step}, "{r.instruction}": {said} after {r.seconds:.1f} s ({r.detail})'
 
 
-def write_json(path: Path, results: list[Result], **about: object) -> None:
+def write_json(path: Path, results: list[Result], suites: Suites = PLAIN, **about: object) -> None:
     """Everything: ``about`` the run, the table's rows, and every episode."""
     rows = {name: {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in summary(part).items()}
-            for name, part in groups(results).items()}  # fmt: skip
+            for name, part in groups(results, suites).items()}  # fmt: skip
     values = {**about, "rows": rows, "episodes": [asdict(r) for r in results]}
     path.write_text(json.dumps(values, indent=1) + "\n")

@@ -56,7 +56,7 @@ class CameraPose:
         self._transforms.add(message.transforms, static)
 
     def at(self, stamp: float, frame: str) -> np.ndarray | None:
-        """(4, 4) of an image stamped so (s) by a camera of that frame in base, or None: see `problem`."""
+        """T_base_camera (4, 4) for an image of frame `frame` at `stamp` [s], or None; then `problem` says why."""
         if self.source == "tf":
             frame = frame or f"{self._camera}_color_optical_frame"
             try:
@@ -66,20 +66,20 @@ class CameraPose:
         return self._matrix
 
     def clear(self) -> None:
-        """The clock was set back: what moved belongs to another time."""
+        """The clock was set back: forget every transform that changes with time."""
         self._transforms.forget_moving()
 
 
 @dataclass
 class _Link:
-    """A frame in its parent; static: one entry, that holds at all times. Entries: (s, (3,) m, (4,) x y z w)."""
+    """Pose of a frame in its parent over time: entries (s, (3,) m, (4,) x y z w). A static one has one entry."""
 
     parent: str
     static: bool
     entries: list[tuple[float, np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def at(self, stamp: float) -> np.ndarray:
-        """(4, 4), between two entries along the straight line and the shortest turn."""
+        """(4, 4) at a time: linear in position and spherical in rotation between the two nearest entries."""
         k = bisect_right(self.entries, stamp, key=lambda entry: entry[0])
         (t0, p0, q0), (t1, p1, q1) = self.entries[max(0, k - 1)], self.entries[min(k, len(self.entries) - 1)]
         share = 0.0 if self.static or t1 <= t0 else (stamp - t0) / (t1 - t0)
@@ -87,7 +87,7 @@ class _Link:
 
 
 class Transforms:
-    """What /tf and /tf_static said. A transform that is no rigid motion is left out."""
+    """The transforms received on /tf and /tf_static. One that is no rigid motion is ignored."""
 
     def __init__(self) -> None:
         self._links: dict[str, _Link] = {}
@@ -139,7 +139,7 @@ class Transforms:
         self._links = {name: link for name, link in self._links.items() if link.static}
 
     def _chain(self, frame: str) -> list[str]:
-        """The frame and those it stands in, up to the root (or round a loop once)."""
+        """The frame and its ancestors up to the root; where the frames form a loop, each of them once."""
         chain = [frame.lstrip("/")]
         while (link := self._links.get(chain[-1])) is not None and link.parent not in chain:
             chain.append(link.parent)

@@ -1,4 +1,4 @@
-"""What messages say, in the cores' types, and what the cores say, in messages' fields.
+"""Conversions between the fields of ROS messages and the ROS-free types of control and pipeline.
 
 Functions take any object with the fields of the ROS message, so that a node's message and one read from a bag go
 through the same code.
@@ -30,7 +30,7 @@ def seconds(stamp: Any) -> float:
 
 
 def pose_matrix(message: Any) -> np.ndarray:
-    """Pose to a (4, 4) matrix. ValueError if the quaternion is not of unit length (to 1 %) or something not finite."""
+    """Pose to a (4, 4) matrix. ValueError: the quaternion is not of unit length (to 1 %), or a number is not finite."""
     p, o = message.position, message.orientation
     return matrix_from([p.x, p.y, p.z, o.x, o.y, o.z, o.w])
 
@@ -124,7 +124,7 @@ def status_fields(core: Any) -> dict[str, Any]:
         "reason": core.reason[:MAX_REASON],
         "instruction": core.instruction,
         "primitive": "" if output is None else output.primitive,
-        "grounding": 0.0 if output is None else float(output.grounding),
+        "grounding": 0.0 if output is None else float(output.feasibility),
         "target": np.full(3, np.nan) if output is None else np.asarray(output.target, dtype=float),
         "latency_ms": latency,
         "latency_p50_ms": p50,

@@ -80,7 +80,7 @@ def decode_depth(data: Any, height: int, width: int, step: int, encoding: str, i
         return raw.astype(np.float32) * np.float32(0.001)
     if encoding == "32FC1":
         raw = _rows(data, height, width, step, encoding, np.dtype(order + "f4"), 1)[:, :, 0]
-        depth = raw.astype(np.float32, copy=False)  # also brings foreign byte order home
+        depth = raw.astype(np.float32, copy=False)  # also converts a foreign byte order
         valid = np.isfinite(depth) & (depth >= 0)
         if not valid.all():
             depth = np.where(valid, depth, np.float32(0))

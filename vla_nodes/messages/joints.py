@@ -18,12 +18,12 @@ MAX_JOINTS = 256
 
 
 class JointStatesError(ValueError):
-    """A joint_states message that does not serve; the text names the joints and the remedy."""
+    """A joint_states message that cannot be used; the text names the joints and the remedy."""
 
 
 @dataclass(frozen=True)
 class JointSample:
-    """Joints in the order asked for at one time."""
+    """Positions and velocities of the joints at one time, in the order that was asked for."""
 
     stamp: float
     """s"""
@@ -126,7 +126,7 @@ class JointInput:
 
 
 class JointHistory:
-    """The last moments of the joints, read back at any stamp in between by linear interpolation."""
+    """The last second or so of joint samples, interpolated linearly at any stamp between two of them."""
 
     def __init__(self, span: float = 2.0, max_gap: float = 0.2, limit: int = 2048) -> None:
         """span: s kept; max_gap: s between two samples beyond which nothing is interpolated; limit: samples kept."""
@@ -145,7 +145,7 @@ class JointHistory:
         self._samples.clear()
 
     def add(self, stamp: float, position: np.ndarray, velocity: np.ndarray | None) -> bool:
-        """Append a sample; False if it is not newer than the newest. A missing velocity is the difference quotient."""
+        """Append a sample; False if it is not newer than the newest. A missing velocity follows from the positions."""
         last = self.newest
         if last is not None and stamp <= last.stamp:
             return False

@@ -174,10 +174,11 @@ class ObservationSync:
         """What one camera lacks for an observation at the leading colour image."""
         color, of = lead, self._of(camera)
         if camera != self._leader:
-            color = self._nearest(camera, "color", lead.stamp, self.slop)
-            if color is None:
+            found = self._nearest(camera, "color", lead.stamp, self.slop)
+            if found is None:
                 newest, leading = self.newest("color", camera), f"the {self._of(self._leader)}colour image"
                 return self._apart(f"{of}colour image", newest, lead.stamp, leading)
+            color = found
         if self.cameras[camera].depth and self._nearest(camera, "depth", color.stamp, self.slop) is None:
             newest = self.newest("depth", camera)
             return self._apart(f"{of}depth image", newest, color.stamp, "the colour image")

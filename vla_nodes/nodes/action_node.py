@@ -113,10 +113,16 @@ class ActionNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("action_node")
-        self._core: ActionCore | None = None
+        self._made_core: ActionCore | None = None
         self._held = ""
         self._doors: dict = {}
         self._seams: SeamLog | None = None
+
+    @property
+    def _core(self) -> ActionCore:
+        """What configure made; only asked for between configure and cleanup."""
+        assert self._made_core is not None, "not configured"
+        return self._made_core
 
     # -- lifecycle ---------------------------------------------------------------------------------
     def configure(self) -> None:
@@ -124,8 +130,8 @@ class ActionNode(BaseNode):
         robot, safety = described.model(), safety_settings(self.value, described.robot.workspace)
         guards = [("self_collision", SelfCollisionGuard(described.urdf, robot))] if self.value("self_collision") else []
         self._seams = SeamLog(Path(self.value("seam_log"))) if self.value("seam_log") else None
-        self._core = ActionCore(robot, executor_settings(self.value), safety, guards=guards,
-                                record=self._seams and self._seams.write)  # fmt: skip
+        self._made_core = ActionCore(robot, executor_settings(self.value), safety, guards=guards,
+                                record=self._seams.write if self._seams else None)  # fmt: skip
         if self._held:  # a stop outlives what was configured when it was asked for
             self._core.gate.stop()
         self._loop = ActionLoop(self._core, self.value("joint_map"))
@@ -153,7 +159,7 @@ class ActionNode(BaseNode):
         self._publish(Answer(arm=self._core.stop(self.now())))
 
     def cleanup(self) -> None:
-        if self._core is not None:
+        if self._made_core is not None:
             self._held = self._core.gate.holding
         for door in self._doors.values():
             door.close()

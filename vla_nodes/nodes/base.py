@@ -132,7 +132,7 @@ class BaseNode(LifecycleNode):
         """The ROS clock was set back (simulator reset, bag loop); only called while configured."""
 
     def input_changed(self, change: Change) -> None:
-        """An input has fallen silent or come back (already logged)."""
+        """An input has fallen silent or come back; a warning has been logged."""
 
     def peer_changed(self, change: Change) -> None: ...
 
@@ -144,7 +144,7 @@ class BaseNode(LifecycleNode):
         return OK, "running", {}
 
     def progress(self) -> dict[str, Any]:
-        """More for the answer of ~/progress: what was sent, and whether something is still being computed."""
+        """What a node adds to the answer of ~/progress: messages sent, and whether it is computing."""
         return {}
 
     # -- helpers -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from vla_nodes.messages.convert import seconds
 from vla_nodes.messages.images import encode_depth
 from vla_nodes.nodes.base import ERROR, LATCHED, OK, WARN, BaseNode, run
-from vla_nodes.nodes.camera_sources import SOURCES, Frame
+from vla_nodes.nodes.camera_sources import SOURCES, CameraSource, Frame
 from vla_nodes.nodes.liveness import Change, Rate
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.robot_parameter import CONTRACT, robot_description
@@ -41,7 +41,13 @@ class CameraNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("camera_node")
-        self._source = None
+        self._made_source: CameraSource | None = None
+
+    @property
+    def _source(self) -> CameraSource:
+        """What configure made; only asked for between configure and cleanup."""
+        assert self._made_source is not None, "not configured"
+        return self._made_source
 
     def configure(self) -> None:
         self._frame = self.value("optical_frame")
@@ -69,7 +75,7 @@ class CameraNode(BaseNode):
         self._cost = 0.0
         source = SOURCES[self.value("source")](self, self.value("width"), self.value("height"), self.value("rate"))
         source.deliver, source.pose_changed = self._on_frame, self._on_pose
-        self._source = source
+        self._made_source = source
         source.open()
         self.inputs.expect(source.input_name)
 
@@ -80,9 +86,9 @@ class CameraNode(BaseNode):
         self._source.stop()
 
     def cleanup(self) -> None:
-        if self._source is not None:
+        if self._made_source is not None:
             self._source.close()
-            self._source = None
+            self._made_source = None
 
     def clock_jumped(self) -> None:
         self._last = None
@@ -132,7 +138,7 @@ class CameraNode(BaseNode):
         if self._tf_pub is not None:
             self._tf_pub.publish(self._transform(message))
 
-    def _static_transform_publisher(self):
+    def _static_transform_publisher(self) -> Any:
         """/tf_static where its message type is installed; without it `camera/pose` stands alone."""
         if not self.value("publish_tf"):
             return None
@@ -143,7 +149,7 @@ class CameraNode(BaseNode):
             return None
         return self.publish_on(TFMessage, "/tf_static", LATCHED)
 
-    def _transform(self, message: PoseStamped):
+    def _transform(self, message: PoseStamped) -> Any:
         from geometry_msgs.msg import TransformStamped
         from tf2_msgs.msg import TFMessage
 

@@ -10,6 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -17,6 +18,9 @@ from std_msgs.msg import String
 
 from vla_nodes.messages.convert import seconds
 from vla_nodes.nodes.base import LATCHED, RELIABLE_LATEST, BaseNode
+
+if TYPE_CHECKING:  # MuJoCo: only where a simulated camera is used
+    from vla_nodes.envs.tabletop.camera import Camera
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class SceneMirror:
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
         self.scene_id = ""
-        self._camera = None
+        self._camera: Camera | None = None
 
     def load(self, message: str) -> np.ndarray:
         """Take the JSON of sim/scene; returns the (4, 4) pose of the camera's optical frame in base.
@@ -93,6 +97,8 @@ class SceneMirror:
 
     def render(self, qpos: np.ndarray, stamp: Time) -> Frame:
         """Raises ValueError where the state does not fit the scene."""
+        if self._camera is None:
+            raise ValueError("no scene yet")
         self._camera.world.set_qpos(qpos)
         rgbd = self._camera.render()
         return Frame(stamp, rgbd.color, rgbd.depth, self._camera.intrinsics)
@@ -149,7 +155,7 @@ class SimCameraSource(CameraSource):
         if self._started:
             self.pose_changed(self._pose)
 
-    def _on_state(self, message) -> None:
+    def _on_state(self, message: Any) -> None:
         if not self._started:
             return
         if message.scene_id != self._mirror.scene_id:

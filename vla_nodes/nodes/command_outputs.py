@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
@@ -104,7 +104,7 @@ class ActionDoor:
         goal = self._goal(trajectory=_message(trajectory, self._joints))
         self._client.send_goal_async(goal).add_done_callback(lambda future: self._answered(number, future.result()))
 
-    def _answered(self, number: int, handle: object) -> None:
+    def _answered(self, number: int, handle: Any) -> None:
         self._stream.answered(number, handle.accepted)
         if handle.accepted:
             handle.get_result_async().add_done_callback(

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.actions import DeclareLaunchArgument, RegisterEventHandler
+from launch.launch_context import LaunchContext
+from launch.launch_description_entity import LaunchDescriptionEntity
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import LifecycleNode
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.parameter_descriptions import ParameterFile
 from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchContext, LaunchDescriptionEntity
 
 
 def policy_arguments() -> list[DeclareLaunchArgument]:

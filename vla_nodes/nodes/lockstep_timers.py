@@ -28,7 +28,7 @@ class _Work:
 
 
 class Pacing:
-    """Of one node. Clock times in ns."""
+    """The message counts and the due work of one node. Clock times in ns."""
 
     def __init__(self) -> None:
         self.paced = False
@@ -67,31 +67,32 @@ class Pacing:
         """The clock was set back by -delta to `now`: periods count from there."""
         self._set_back -= delta
         for work in self._work:
-            work.due = min(work.due, now + work.period) if work.once else None
+            later = now + work.period
+            work.due = min(work.due, later) if work.once and work.due is not None else None
 
     def next(self, now: int) -> tuple[int, int] | None:
         """(when, rank) of what is due next."""
-        return min(((work.due, work.rank) for work in self._begun(now)), default=None)
+        return min(((due, work.rank) for due, work in self._begun(now)), default=None)
 
     def ends(self) -> int | None:
-        """When the work that is done once, a policy step, is over; None where there is none."""
-        return max((work.due for work in self._work if work.once), default=None)
+        """When the policy step under way will be over; None where there is none."""
+        return max((work.due for work in self._work if work.once and work.due is not None), default=None)
 
     def do(self, now: int) -> None:
         """The first thing that is due by `now`."""
-        due = [work for work in self._begun(now) if work.due <= now]
-        if not due:
+        ready = [(due, work) for due, work in self._begun(now) if due <= now]
+        if not ready:
             return
-        work = min(due, key=lambda w: (w.due, w.rank))
+        due, work = min(ready, key=lambda found: (found[0], found[1].rank))
         if work.once:
             self._work.remove(work)
         else:
-            work.due += work.period
+            work.due = due + work.period
         work.callback()
 
-    def _begun(self, now: int) -> list[_Work]:
-        """All work; the first clock is when periods begin."""
+    def _begun(self, now: int) -> list[tuple[int, _Work]]:
+        """All work, each with when it is due; the first clock is when periods begin."""
         for work in self._work if now > 0 else ():
             if work.due is None:
                 work.due = now + work.period
-        return [work for work in self._work if work.due is not None]
+        return [(work.due, work) for work in self._work if work.due is not None]

@@ -1,4 +1,4 @@
-"""player_node: plays a recording into the live nodes (use_sim_time), without what the nodes themselves say.
+"""player_node: plays a recording into the live nodes (use_sim_time), but for the topics that they publish themselves.
 
 Two ways. `lockstep` gives every node the time it needs: the recording's clock stands still until policy_node and
 action_node (parameter `paced`) have handled every message up to it and the policy has finished its step. So nothing is
@@ -23,12 +23,12 @@ from vla_nodes.nodes.lockstep import LockStep, PlayError
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.recorder_node import message_type
 from vla_nodes.nodes.topic_names import OURS
-from vla_nodes.rosbag.read import BagError, open_bag
+from vla_nodes.rosbag.read import Bag, BagError, open_bag
 from vla_nodes.rosbag.timeline import Event, choose, timeline
 from vla_nodes.rosbag.topics import NAMES, resolve
 
 NOT_PLAYED = ("arm", "gripper", "chunk", "status", "active_instruction", "clock")
-"""The same as inputs of the pipeline (rosbag.topics)."""
+"""The inputs (rosbag.topics) that the live nodes publish themselves."""
 LATCHED = ("tf_static", "robot_description", "camera/pose", "sim/scene")
 STEP = 10_000_000
 """ns, longest step of /clock."""
@@ -52,12 +52,25 @@ class PlayerNode(BaseNode):
         super().__init__("player_node")
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._bag = self._lockstep = None
+        self._made_bag: Bag | None = None
+        self._made_lockstep: LockStep | None = None
+
+    @property
+    def _bag(self) -> Bag:
+        """What configure made; only asked for between configure and cleanup."""
+        assert self._made_bag is not None, "not configured"
+        return self._made_bag
+
+    @property
+    def _lockstep(self) -> LockStep:
+        """What configure made; only asked for between configure and cleanup."""
+        assert self._made_lockstep is not None, "not configured"
+        return self._made_lockstep
 
     # -- lifecycle ---------------------------------------------------------------------------------
     def configure(self) -> None:
         try:
-            self._bag = open_bag(self.value("bag"))
+            self._made_bag = open_bag(self.value("bag"))
             self._topics = resolve(self._bag, [text for text in self.value("remap") if text])
             self._kind = choose(self._bag, self._topics)
         except BagError as error:
@@ -81,7 +94,7 @@ class PlayerNode(BaseNode):
             self._outputs[self._instruction] = self.publish_on(String, "instruction", _qos("instruction"))
         self._clock_pub = self.publish_on(Clock, "/clock")
         self._locked = self.value("mode") == "lockstep"
-        self._lockstep = LockStep(self, self.value("wait_for"), self._outputs, self._sleep, self._tell)
+        self._made_lockstep = LockStep(self, self.value("wait_for"), self._outputs, self._sleep, self._tell)
         self._played = 0
 
     def activate(self) -> None:
@@ -95,12 +108,12 @@ class PlayerNode(BaseNode):
             self._thread.join(5.0)
 
     def cleanup(self) -> None:
-        if self._lockstep is not None:
+        if self._made_lockstep is not None:
             self._lockstep.close()
-            self._lockstep = None
-        if self._bag is not None:
+            self._made_lockstep = None
+        if self._made_bag is not None:
             self._bag.close()
-            self._bag = None
+            self._made_bag = None
 
     def diagnostics(self) -> tuple[bytes, str, dict[str, object]]:
         return OK, "playing", {"messages played": self._played, "bag": self.value("bag")}

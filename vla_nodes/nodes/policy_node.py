@@ -65,8 +65,16 @@ class PolicyNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("policy_node")
-        self._worker: Worker | None = None
-        self._lock = threading.RLock()  # an instruction never comes between a step's verdict and its chunk
+        self._made_worker: Worker | None = None
+        self._lock = (
+            threading.RLock()
+        )  # so that no instruction is accepted between deciding on a chunk and publishing it
+
+    @property
+    def _worker(self) -> Worker:
+        """What configure made; only asked for between configure and cleanup."""
+        assert self._made_worker is not None, "not configured"
+        return self._made_worker
 
     # -- lifecycle ---------------------------------------------------------------------------------
     def configure(self) -> None:
@@ -99,7 +107,7 @@ class PolicyNode(BaseNode):
             self._subscribe_camera(streams)
         self.subscribe(JointState, "joint_states", self._on_joints, 10)
         self.subscribe(String, "instruction", self._on_instruction, RELIABLE_LATEST)
-        self._worker = Worker(self._loop.compute, self._computed)
+        self._made_worker = Worker(self._loop.compute, self._computed)
         self._begun, self._pending = 0, False
         self._status_at, self._chunks, self._said = 0.0, 0, ""
         self.every(WATCH_PERIOD, self._watch, WATCH)
@@ -123,10 +131,10 @@ class PolicyNode(BaseNode):
             self._publish_status()
 
     def cleanup(self) -> None:
-        if self._worker is not None:
+        if self._made_worker is not None:
             if not self._worker.stop():
                 self.get_logger().error("the policy step under way does not end: it is left behind")
-            self._worker = None
+            self._made_worker = None
 
     def clock_jumped(self) -> None:
         self._loop.clear()
@@ -244,7 +252,8 @@ class PolicyNode(BaseNode):
         if result.error is not None:
             self.get_logger().error(f"policy step failed: {result.error!r}", throttle_duration_sec=2.0)
         with self._lock:
-            if self._core.finished(ticket, output, result.error, result.seconds, self.now()) and self.active:
+            finished = self._core.finished(ticket, output, result.error, result.seconds, self.now())
+            if finished and self.active and output is not None:
                 self._chunk_pub.publish(self._chunk_message(result.job, output.actions))
                 self._chunks += 1
             self._publish_status()
@@ -285,9 +294,9 @@ class PolicyNode(BaseNode):
         self._status_at = self.steady_now()
 
     def progress(self) -> dict[str, object]:
-        if self._worker is None:
+        if self._made_worker is None:
             return {}
-        busy = self._worker.busy  # first: what it is computing is sent before it is no longer busy
+        busy = self._worker.busy  # read before the counters: the worker stops being busy only after its chunk was sent
         return {"busy": busy, "sent": {"vla/action_chunk": self._chunks}, "status": self._said}
 
     def input_changed(self, change: Change) -> None:

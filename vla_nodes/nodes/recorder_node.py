@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,20 @@ class RecorderNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("recorder_node")
-        self.recording: Recording | None = None
+        self._made_recording: Recording | None = None
         self._provenance: Provenance | None = None
+
+    @property
+    def recording(self) -> Recording:
+        """What configure made; only asked for between configure and cleanup."""
+        assert self._made_recording is not None, "not configured"
+        return self._made_recording
 
     # -- lifecycle ---------------------------------------------------------------------------------
     def configure(self) -> None:
         level = self.value("compression_level")
         try:
-            self.recording = Recording(
+            self._made_recording = Recording(
                 Path(self.value("out")).expanduser(),
                 self.get_logger().info,
                 compression=self.value("compression"),
@@ -109,7 +116,7 @@ class RecorderNode(BaseNode):
         self.serve(Trigger, "vla/record/start", self._on_start)
         self.serve(Trigger, "vla/record/stop", self._on_stop)
         for name, outcome in MARKS.items():
-            self.serve(Trigger, f"vla/record/{name}", lambda q, r, o=outcome: self._answer(r, self.recording.mark, o))
+            self.serve(Trigger, f"vla/record/{name}", self._marks(outcome))
         self.every(LOOK_PERIOD, self._look)
 
     def activate(self) -> None:
@@ -122,9 +129,9 @@ class RecorderNode(BaseNode):
         self.recording.close()
 
     def cleanup(self) -> None:
-        if self.recording is not None:
+        if self._made_recording is not None:
             self.recording.close()
-            self.recording = None
+            self._made_recording = None
         if self._provenance is not None:
             self._provenance.close()
             self._provenance = None
@@ -237,6 +244,10 @@ class RecorderNode(BaseNode):
 
     def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         return self._answer(response, self.recording.stop)
+
+    def _marks(self, outcome: str) -> Callable[[Trigger.Request, Trigger.Response], Trigger.Response]:
+        """The service that marks the recording with an outcome."""
+        return lambda _, response: self._answer(response, self.recording.mark, outcome)
 
     def _answer(self, response: Trigger.Response, what: Any, *arguments: str) -> Trigger.Response:
         try:

@@ -11,11 +11,11 @@ import numpy as np
 
 from vla_nodes.control.joint_trajectory_controller import JointTrajectoryController
 from vla_nodes.control.trajectory import Trajectory
-from vla_nodes.envs.tabletop.episode_monitor import PATH_PERIOD, Witness
+from vla_nodes.envs.tabletop.episode_monitor import PATH_PERIOD, EpisodeMonitor
 from vla_nodes.envs.tabletop.instructions import parse
 from vla_nodes.envs.tabletop.scene import Scene
 from vla_nodes.envs.tabletop.suites import obstacle
-from vla_nodes.envs.tabletop.tasks import Judge
+from vla_nodes.envs.tabletop.tasks import SuccessChecker
 from vla_nodes.envs.tabletop.world import World
 
 CONTROL_PERIOD = 0.002
@@ -66,23 +66,23 @@ class SimulatedRobot:
         self.world.advance(CONTROL_PERIOD)
         self._steps += 1
         if self._steps % round(PATH_PERIOD / CONTROL_PERIOD) == 0:
-            self._witness.sample()
+            self._monitor.sample()
 
     def judge(self, instruction: str) -> None:
         """Set what the world is judged by, from now on; "" for nothing."""
         self.instruction = instruction
         self.task = parse(instruction) if instruction else None
         self.obstacle = obstacle(self.task, self.scene) if self.task is not None else ""
-        judged = self.task is not None and not self.task.missing(self.scene)
-        self._judge = Judge(self.task) if judged else None
-        self._witness = Witness(self.world, self._judge)
+        task = self.task if self.task is not None and not self.task.missing(self.scene) else None
+        self._checker = SuccessChecker(task) if task is not None else None
+        self._monitor = EpisodeMonitor(self.world, self._checker)
         self._since = self.time
 
     def task_status(self) -> dict[str, Any]:
         """Truth about the task, for a person and for ./run; call it several times a second."""
-        succeeded = self._judge.update(self.world) if self._judge else False
-        self._witness.look()
-        if self._judge:
+        succeeded = self._checker.update(self.world) if self._checker else False
+        self._monitor.look()
+        if self._checker and self.task is not None:
             progress = self.task.progress(self.world)
         elif self.task is not None:
             progress = self.obstacle
@@ -97,7 +97,7 @@ class SimulatedRobot:
             "time": self.time,
             "since": self._since,
             "scene_id": self.scene_id,
-            **self._witness.facts(),
+            **self._monitor.facts(),
         }
 
     def finite(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from array import array
+from functools import partial
 
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import JointState
@@ -58,10 +59,16 @@ class SimNode(BaseNode):
 
     def __init__(self) -> None:
         super().__init__("sim_node")
-        self.robot: SimulatedRobot | None = None
+        self._made_robot: SimulatedRobot | None = None
+
+    @property
+    def robot(self) -> SimulatedRobot:
+        """What configure made; only asked for between configure and cleanup."""
+        assert self._made_robot is not None, "not configured"
+        return self._made_robot
 
     def configure(self) -> None:
-        self.robot = SimulatedRobot(self._scene())
+        self._made_robot = SimulatedRobot(self._scene())
         self._steps_per_tick = max(1, round(1 / (self.value("joint_state_rate") * CONTROL_PERIOD)))
         tick = self._steps_per_tick * CONTROL_PERIOD
         self._ticks_per_state = max(1, round(1 / (self.value("state_rate") * tick)))
@@ -74,7 +81,7 @@ class SimNode(BaseNode):
         self._task_pub = self.publish_on(String, "sim/task_status", 2)
         for part in ("arm", "gripper"):
             topic = f"{part}_controller/joint_trajectory"
-            self.subscribe(JointTrajectory, topic, lambda message, name=topic: self._on_trajectory(message, name))
+            self.subscribe(JointTrajectory, topic, partial(self._on_trajectory, topic=topic))
         self.subscribe(String, "vla/active_instruction", self._on_instruction, LATCHED)
         self.serve(Trigger, "sim/reset", self._on_reset)
         self._joints = JointState(name=list(self.robot.world.joint_names))
@@ -99,7 +106,7 @@ class SimNode(BaseNode):
             self._resources.remove(self._timer)
 
     def cleanup(self) -> None:
-        self.robot = None
+        self._made_robot = None
 
     def diagnostics(self) -> tuple[bytes, str, dict[str, object]]:
         now = time.monotonic()

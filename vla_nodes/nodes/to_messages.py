@@ -27,16 +27,18 @@ def to_duration(t: float) -> Duration:
     return Duration(sec=nanoseconds // 1_000_000_000, nanosec=nanoseconds % 1_000_000_000)
 
 
-def image(pixels: np.ndarray, encoding: str, stamp: Time, frame: str, step: int = 0, width: int = 0) -> Image:
+def image(
+    pixels: np.ndarray | memoryview, encoding: str, stamp: Time, frame: str, step: int = 0, width: int = 0
+) -> Image:
     """(H, W[, C]) array, or flat bytes with `step` and `width`, to an Image."""
     data = array("B")
     if step:
         data.frombytes(pixels)
         height = len(data) // step
     else:
-        pixels = np.ascontiguousarray(pixels)
-        data.frombytes(memoryview(pixels).cast("B"))
-        height, width, step = pixels.shape[0], pixels.shape[1], pixels.strides[0]
+        whole = np.ascontiguousarray(pixels)
+        data.frombytes(memoryview(whole).cast("B"))
+        height, width, step = whole.shape[0], whole.shape[1], whole.strides[0]
     message = Image(height=height, width=width, step=step, encoding=encoding, is_bigendian=0, data=data)
     message.header.stamp = stamp
     message.header.frame_id = frame
@@ -44,7 +46,7 @@ def image(pixels: np.ndarray, encoding: str, stamp: Time, frame: str, step: int 
 
 
 def status_key(message: PolicyStatus) -> str:
-    """What action_node makes of a vla/status, so that sent and heard can be compared."""
+    """The part of a vla/status that action_node acts upon, to compare what was sent with what was received."""
     return f"{message.state} {message.reason}"
 
 

@@ -15,4 +15,4 @@ OURS = [
     "/diagnostics",
     "/rosout",
 ]
-"""What the nodes say themselves: played, it would fight what they say now."""
+"""Topics that the nodes publish: playing recorded ones would conflict with what the live nodes publish."""

@@ -94,7 +94,7 @@ class ActionCore:
         return Answer()
 
     def chunk(self, chunk: ActionChunk, now: float) -> Answer:
-        """A chunk has come: the trajectories to publish, or why it was refused."""
+        """Take a new chunk. Returns the trajectories to publish, or why the chunk was refused."""
         held = self.gate.holding or self._stopped_for
         if held and held not in ("policy", "silent_policy"):
             new = self.gate.refused(f"held: {held}")
@@ -115,7 +115,7 @@ class ActionCore:
         return Answer(output.arm, output.grippers, verdict.cause, verdict.reason, verdict.new, output)
 
     def tick(self, now: float, steady: float, idle: str = "") -> Answer:
-        """Fixed rate, 20 Hz or more: a stop to publish where one is called for.
+        """To be called at 20 Hz or more: returns a stop to publish where the arm must stop.
 
         Args: idle: why no chunk is to be expected (the policy holds or is silent), or "".
         """
@@ -136,7 +136,7 @@ class ActionCore:
         return Answer()
 
     def lost(self, reason: str, astray: bool = False) -> Answer:
-        """The controller gave the motion in flight up and holds: the next chunk starts from where the arm is.
+        """The controller gave up the motion in flight and holds: the next chunk starts from the measured pose.
 
         Args: astray: because the arm did not follow. That chunk then comes after resume only: from where an arm with
         an offset says that it is, every start would move it by that offset.
@@ -152,7 +152,7 @@ class ActionCore:
         return self.executor.stop(now) if self.moving(now) else None
 
     def numbers(self) -> dict[str, str]:
-        """The seam report, for diagnostics."""
+        """Numbers on how chunks were joined, for diagnostics."""
 
         def percentiles(values: deque[float], scale: float) -> str:
             if not values:
@@ -175,7 +175,7 @@ class ActionCore:
         }
 
     def _hold(self, now: float, cause: str, reason: str, new: bool) -> Answer:
-        """Stop once per cause; a hold that goes on needs nothing more, its trajectory ends at rest."""
+        """Publish one stop per cause. A hold that continues needs no other: a stop's trajectory ends at rest."""
         begun = cause == self._stopped_for
         self._stopped_for = cause
         if begun or not self.moving(now):
@@ -197,9 +197,10 @@ class ActionCore:
         self.stops[verdict.cause] += 1
         self._stopped_for = verdict.cause
         trajectory, abandoned = None, self.gate.tracking.abandoned
-        if abandoned.any():
-            reference = self.executor.reference(now)[0]
-            back = np.where(abandoned, self.gate.measured, reference)
+        following, measured = self.executor.reference(now), self.gate.measured
+        if abandoned.any() and following is not None and measured is not None:
+            reference = following[0]
+            back = np.where(abandoned, measured, reference)
             if self._allowed(back, reference):
                 trajectory = self.executor.approach(back, now, full=True)
         if trajectory is None and self.moving(now):

@@ -63,11 +63,11 @@ class ActionLoop:
             chunk = chunk_from(message, self.core.robot)
         except ValueError as error:
             return Answer(cause="malformed", reason=str(error), new=self.core.gate.refused("malformed"))
-        self.idle = ""  # a policy that sends chunks runs; its status is on the way
+        self.idle = ""  # a chunk proves that the policy is running; the status that says so may come later
         return self.core.chunk(chunk, now)
 
     def status(self, state: int, reason: str) -> None:
-        """A PolicyStatus message: a policy that does not run is no reason to keep moving."""
+        """A PolicyStatus message. While the policy is not running, no further chunk is to be expected."""
         self.idle = "" if state == State.RUNNING else f"the policy holds: {reason or 'no reason given'}"
 
     def tick(self, now: float, steady: float) -> Answer:
@@ -77,8 +77,8 @@ class ActionLoop:
 
 def executor_settings(value: Callable[[str], Any]) -> ExecutorSettings:
     """From action_node's parameters; ValueError names one that is out of range."""
-    names = ("velocity_scale", "acceleration_scale", "jerk_scale", "tool_speed")
-    names += ("lead", "blend", "effort", "smoothing")
+    names = ["velocity_scale", "acceleration_scale", "jerk_scale", "tool_speed"]
+    names += ["lead", "blend", "effort", "smoothing"]
     return ExecutorSettings(
         strategy=Strategy(value("strategy")),
         on_instruction_change=OnInstructionChange(value("on_instruction_change")),
@@ -88,7 +88,9 @@ def executor_settings(value: Callable[[str], Any]) -> ExecutorSettings:
 
 def safety_settings(value: Callable[[str], Any], workspace: Box | None) -> SafetySettings:
     """From action_node's parameters and the robot's workspace; ValueError names one that is out of range."""
-    names = ("table", "outside", "max_age", "step_factor", "tracking_tolerance", "tracking_time")
-    names += ("joint_timeout", "chunk_timeout", "deadman_timeout")
-    corners = {} if workspace is None else {"workspace_low": workspace.lower, "workspace_high": workspace.upper}
+    names = ["table", "outside", "max_age", "step_factor", "tracking_tolerance", "tracking_time"]
+    names += ["joint_timeout", "chunk_timeout", "deadman_timeout"]
+    corners: dict[str, Any] = (
+        {} if workspace is None else {"workspace_low": workspace.lower, "workspace_high": workspace.upper}
+    )
     return SafetySettings(**corners, **{name: value(name) for name in names})

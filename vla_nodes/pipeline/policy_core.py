@@ -19,12 +19,12 @@ import numpy as np
 
 
 def first_line(error: Exception) -> str:
-    """Of its text, or its name where it has none."""
+    """The first line of an exception's text, or the exception's name where it has no text."""
     return (str(error).splitlines() or [""])[0] or repr(error)
 
 
 class State(IntEnum):
-    """As PolicyStatus.msg."""
+    """The states of PolicyStatus.msg."""
 
     INACTIVE = 0
     WAITING_INSTRUCTION = 1
@@ -91,7 +91,7 @@ class Worker:
             output = error = None
             try:
                 output = self._compute(job)
-            except Exception as caught:  # told to the operator; a step that fails must not end the thread
+            except Exception as caught:  # the error is reported to the operator; it must not end the thread
                 error = caught
             try:
                 self._done(Result(job, output, error, time.perf_counter() - begin))
@@ -137,8 +137,8 @@ class PolicyCore:
 
     # -- instruction and state ---------------------------------------------------------------------
     def instruct(self, text: str) -> str:
-        """Put an instruction in force; returns "" or why it was refused. A refused one withdraws the one before:
-        who speaks to the arm and is not understood expects it to hold, not to go on."""
+        """Put an instruction in force; returns "" or why it was refused. A refused one also withdraws the
+        instruction in force: an operator who is not understood expects the arm to hold."""
         self.refused = self.runtime.check_instruction(text)
         self.instruction = "" if self.refused else text
         self.reset()
@@ -182,7 +182,7 @@ class PolicyCore:
 
     # -- steps -------------------------------------------------------------------------------------
     def due(self, stamp: float) -> bool:
-        """Whether the observation of `stamp` is the next to compute (half a period early is nearer than half late)."""
+        """Whether the observation of `stamp` is to be computed: it may be a tenth of a period early."""
         return bool(self.instruction) and stamp >= self._last_stamp + 0.9 * self.period
 
     def ticket(self, stamp: float, now: float) -> Ticket | None:

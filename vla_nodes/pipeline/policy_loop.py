@@ -75,7 +75,7 @@ class PolicyLoop:
         return self._joints.problem
 
     def clear(self) -> None:
-        """Activation, or a clock set back: what was received belongs to another time."""
+        """Forget every message received (at activation, and when the clock was set back)."""
         self.sync.clear()
 
     # -- messages in -------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class PolicyLoop:
         seen = observation(job.pair, job.camera_poses, self.robot)
         decoded = 1e3 * (time.perf_counter() - started)
         output = self.core.runtime.step(seen)
-        output.timings["decode"] = decoded  # ms, beside the policy's own
+        output.timings["decode"] = decoded  # ms, added to the timings that the policy measures itself
         return output
 
     # -- what is lacking ---------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class PolicyLoop:
         return ""
 
     def dropped_frames(self) -> int:
-        """Colour images that came and were not used."""
+        """How many colour images were received and not used."""
         return self.sync.unused_images()
 
 

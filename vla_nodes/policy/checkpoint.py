@@ -1,13 +1,13 @@
 """A checkpoint is a folder: model.safetensors, config.json and tokenizer.json. No pickle is ever read.
 
-config.json holds all that a robot and a camera must agree on with the policy; `misfits` tables what does not.
+config.json holds the sizes of the network and the contract: all that a robot and its cameras must agree on with it.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vla_nodes.policy import contract as contracts
 from vla_nodes.policy.configuration import PolicyConfig
-from vla_nodes.policy.contract import Actions, Camera, Contract, Gripper, Robot
+from vla_nodes.policy.contract import Contract
 from vla_nodes.policy.language import load_tokenizer
 from vla_nodes.policy.modeling import VlaPolicy
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 MAX_WEIGHTS_BYTES = 16 << 30  # the largest preset fits; more is no checkpoint of this suite
 MAX_CONFIG_BYTES = 1 << 20
-COLUMNS = {
-    "ee_delta": ("dx", "dy", "dz", "rx", "ry", "rz"),
-    "ee_pose": ("x", "y", "z", "qx", "qy", "qz", "qw"),
-}
 MAX_HEADER_BYTES = 32 << 20
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(ValueError):
@@ -37,70 +34,30 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What training fixed about robot, camera and actions. Units in the names' comments."""
+    """Everything a checkpoint says beside its weights."""
 
-    policy: PolicyConfig
-    joint_names: tuple[str, ...]  # order of every joint vector
-    gripper_joint: str
-    action_space: str  # as ActionChunk.action_space
-    period: float  # s between rows of a chunk
-    tick: float  # s between observations in training
-    camera: str  # name of the camera the images are from
-    depth_range: tuple[float, float]  # m; outside is invalid
-    tool_frame: str = "panda_hand_tcp"
-    base_frame: str = "panda_link0"
-    gripper_polarity: str = "0 closed, 1 open"
-    format: int = FORMAT
+    policy: PolicyConfig  # sizes of the network
+    contract: Contract  # what robot, cameras and data have to agree with
     provenance: dict[str, Any] = field(default_factory=dict)  # command, data, commit, scores
 
-    @property
-    def image_size(self) -> int:
-        return self.policy.image_size
-
-    @property
-    def horizon(self) -> int:
-        return self.policy.horizon
-
-    @property
-    def contract(self) -> Contract:
-        """The same as a contract, for all that compares with it."""
-        columns = (*COLUMNS.get(self.action_space, self.joint_names), "gripper")
-        gripper = Gripper(joint=self.gripper_joint, closed=0.0, open=0.04)
-        return Contract(
-            robot=Robot(name="", joints=self.joint_names, base_frame=self.base_frame, tool_frame=self.tool_frame,
-                        grippers=(gripper,)),
-            state=(),
-            actions=Actions(space=self.action_space, columns=columns, scale=(1.0,) * len(columns),
-                            grippers=("gripper",), horizon=self.horizon, period=self.period),
-            cameras=(Camera(name=self.camera, depth_range=self.depth_range),),
-            tick=self.tick,
-        )  # fmt: skip
-
-    def to_dict(self) -> dict:
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "policy": self.policy.to_dict(),
+            "contract": contracts.plain(self.contract),
+            "provenance": self.provenance,
+        }
 
     @classmethod
-    def from_dict(cls, values: dict) -> CheckpointConfig:
-        known = [f.name for f in fields(cls)]
-        required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
-        if unknown := sorted(set(values) - set(known)):
+    def from_dict(cls, values: dict[str, Any]) -> CheckpointConfig:
+        """ValueError names an entry that is missing, unknown or wrong."""
+        known = {"format", "policy", "contract", "provenance"}
+        if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown entry {unknown[0]!r}")
-        if missing := [name for name in required if name not in values]:
+        if missing := [name for name in ("policy", "contract") if name not in values]:
             raise ValueError(f"entry {missing[0]!r} is missing")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**{**values, "policy": PolicyConfig.from_dict(values["policy"])})
-
-    def misfits(self, **offered: Any) -> list[tuple[str, Any, Any]]:
-        """(entry, what the checkpoint wants, what is offered) for each offered entry that differs."""
-        return [(name, getattr(self, name), value) for name, value in offered.items() if getattr(self, name) != value]
-
-
-def misfit_table(rows: list[tuple[str, Any, Any]]) -> str:
-    """A table for the log of what differs."""
-    cells = [("entry", "checkpoint", "robot or camera"), *((name, str(a), str(b)) for name, a, b in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(3)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
-    return "\n".join(line.rstrip() for line in lines)
+        contract = contracts.parse(values["contract"])
+        return cls(PolicyConfig.from_dict(values["policy"]), contract, dict(values.get("provenance", {})))
 
 
 def save(
@@ -129,8 +86,8 @@ def load(folder: Path, device: str = "cpu") -> tuple[VlaPolicy, CheckpointConfig
     shapes = _declared_shapes(folder / WEIGHTS)
     try:
         with _NoInitialValues():
-            model = VlaPolicy(config.policy)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
+            model = VlaPolicy(config.policy, config.contract)
+    except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise CheckpointError(f"{folder / CONFIG} describes no policy that can be built: {error}") from None
     _compare(folder / WEIGHTS, {name: tuple(t.shape) for name, t in model.state_dict().items()}, shapes)
     try:
@@ -149,7 +106,9 @@ class _NoInitialValues(torch.overrides.TorchFunctionMode):
     """Parameters are made and not filled: a file's are about to be. A forged size then asks for address space, which is
     refused or costs nothing. (On the meta device each operation would import torch's compiler: seconds of a start.)"""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if getattr(function, "__module__", "") == "torch.nn.init":
             return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
         return function(*args, **(kwargs or {}))
@@ -161,6 +120,8 @@ def read_config(folder: Path) -> CheckpointConfig:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError(f"larger than {MAX_CONFIG_BYTES} bytes")
         values = json.loads(path.read_text())
+        if isinstance(values, dict) and values.get("format") == 1:
+            raise ValueError("a checkpoint of vla_nodes 0.1: convert it with python tools/convert_checkpoint.py FOLDER")
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"not a vla_nodes checkpoint of format {FORMAT}")
         return CheckpointConfig.from_dict(values)

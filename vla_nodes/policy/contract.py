@@ -29,14 +29,14 @@ class _Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A part of the contract: immutable, compared by value, unknown entries refused."""
 
 
-class Box(_Value, kw_only=True):
+class Box(_Value, frozen=True, kw_only=True):
     """An axis-aligned box in the base frame, m."""
 
     lower: tuple[float, float, float]  # x y z of the corner with the smallest coordinates
     upper: tuple[float, float, float]  # x y z of the opposite corner
 
 
-class Gripper(_Value, kw_only=True):
+class Gripper(_Value, frozen=True, kw_only=True):
     """A gripper that opens and closes by one joint. In actions and states it is its opening: 0 closed, 1 open."""
 
     name: Name = "gripper"  # of its column in an action chunk
@@ -45,7 +45,7 @@ class Gripper(_Value, kw_only=True):
     open: float  # joint position at opening 1, m or rad; below `closed` where the joint closes upwards
 
 
-class Robot(_Value, kw_only=True):
+class Robot(_Value, frozen=True, kw_only=True):
     """The arm that a policy was trained for."""
 
     name: Name  # of the robot in its URDF
@@ -56,7 +56,7 @@ class Robot(_Value, kw_only=True):
     workspace: Box | None = None  # where the tool may go; None: wherever the arm reaches
 
 
-class StateVector(_Value, kw_only=True):
+class StateVector(_Value, frozen=True, kw_only=True):
     """One named measurement; it enters the network as (value - offset) / scale, element by element.
 
     Names with a meaning, computed from the observation: joint_positions, joint_velocities, tool_position (m in base),
@@ -72,7 +72,7 @@ class StateVector(_Value, kw_only=True):
     scale: tuple[float, ...] | float = 1.0  # the same, above 0
 
 
-class Actions(_Value, kw_only=True):
+class Actions(_Value, frozen=True, kw_only=True):
     """What a row of an action chunk says. Row k is to be reached (k + 1) periods after the observation."""
 
     space: ActionSpace  # see ActionChunk.msg
@@ -99,7 +99,7 @@ class Actions(_Value, kw_only=True):
         return tuple(i for i, name in enumerate(self.columns) if name not in self.grippers)
 
 
-class Camera(_Value, kw_only=True):
+class Camera(_Value, frozen=True, kw_only=True):
     """One camera, in the order in which the network takes them."""
 
     name: Name  # its topics are <name>/color/..., <name>/aligned_depth_to_color/...
@@ -108,7 +108,7 @@ class Camera(_Value, kw_only=True):
     depth_range: tuple[float, float] = (0.1, 3.0)  # m; readings outside are invalid
 
 
-class Thresholds(_Value, kw_only=True):
+class Thresholds(_Value, frozen=True, kw_only=True):
     """Where a policy's probabilities become decisions; tuned to one set of weights."""
 
     start: Probability = 0.4  # feasibility above which the robot may start
@@ -121,7 +121,7 @@ class Thresholds(_Value, kw_only=True):
     holding: tuple[Probability, Probability] = (0.1, 0.9)  # gripper openings between which something is in hand
 
 
-class Contract(_Value, kw_only=True):
+class Contract(_Value, frozen=True, kw_only=True):
     """All that a checkpoint fixes."""
 
     robot: Robot  # the arm
@@ -157,7 +157,9 @@ def _inconsistent(value: Any) -> str:
     if isinstance(value, Contract):
         parts = (*value.state, value.actions, value.robot)
         wrong = next((text for text in map(_inconsistent, parts) if text), "")
-        return wrong or _doubled("cameras", [c.name for c in value.cameras])
+        wrong = wrong or _doubled("cameras", [c.name for c in value.cameras])
+        wrong = wrong or _doubled("state", [v.name for v in value.state])
+        return wrong or ("" if value.cameras else "cameras: there must be one at least")
     if isinstance(value, Robot):
         return _doubled("robot.joints", value.joints) or _doubled("robot.grippers", [g.name for g in value.grippers])
     if isinstance(value, StateVector):

@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class InstructionEncoder(nn.Module):
     A frozen embedding keeps words that training never saw comparable with those it saw.
     """
 
-    def __init__(self, config: LanguageConfig, tokenizer=None):
+    def __init__(self, config: LanguageConfig, tokenizer: Any = None):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
@@ -162,7 +162,7 @@ class InstructionEncoder(nn.Module):
         sentence = self.project((share.unsqueeze(-1) * tokens).sum(1))
         return EncodedText(tokens, mask, nn.functional.normalize(sentence, dim=-1))
 
-    def _tokenizer(self):
+    def _tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise RuntimeError("this encoder has no tokeniser: build it with from_config(config, tokenizer_file)")
         return self.tokenizer
@@ -173,7 +173,7 @@ def _words(text: str) -> str:
     return HYPHEN.sub(" ", text)
 
 
-def pad_rows(rows: list[list[int]], device=None) -> tuple[Tensor, Tensor]:
+def pad_rows(rows: list[list[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Token id lists -> ids (B, T) padded with 0 at the end, mask (B, T)."""
     longest = max(map(len, rows))
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -184,7 +184,7 @@ def pad_rows(rows: list[list[int]], device=None) -> tuple[Tensor, Tensor]:
     return ids.to(device), mask.to(device)
 
 
-def load_tokenizer(path: str | Path, config: LanguageConfig):
+def load_tokenizer(path: str | Path, config: LanguageConfig) -> Any:
     """Reads a bounded tokenizer.json. Raises FileNotFoundError, or ValueError with the reason."""
     from tokenizers import Tokenizer
 

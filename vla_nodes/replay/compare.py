@@ -55,16 +55,18 @@ def differences(a: Steps, b: Steps, config_a: Any, config_b: Any) -> dict[str, A
     common = sorted(a.decided.keys() & b.decided.keys())
     pairs = [(a.decided[stamp], b.decided[stamp]) for stamp in common]
     acting = [(x[2], y[2]) for x, y in pairs if x[2] is not None and y[2] is not None]
-    same_kind = config_a.action_space == config_b.action_space and config_a.period == config_b.period
-    comparable = same_kind and acting and acting[0][0].shape[1] == acting[0][1].shape[1]
+    of_a, of_b = config_a.contract.actions, config_b.contract.actions
+    comparable = acting and (of_a.space, of_a.period, of_a.columns) == (of_b.space, of_b.period, of_b.columns)
+    motion, grippers = list(of_a.motion_columns), list(of_a.gripper_columns)
     moved, gripper = [], []
     for x, y in acting if comparable else ():
         rows = min(len(x), len(y))
-        if config_a.action_space == "ee_delta":
-            moved.append(float(np.linalg.norm((x[:rows, :3] - y[:rows, :3]).sum(axis=0))))
+        gap = x[:rows] - y[:rows]
+        if of_a.space == "ee_delta":
+            moved.append(float(np.linalg.norm(gap[:, motion[:3]].sum(axis=0))))
         else:
-            moved.append(float(np.abs(x[:rows, :-1] - y[:rows, :-1]).max()))
-        gripper.append(float(np.abs(x[:rows, -1] - y[:rows, -1]).max()))
+            moved.append(float(np.abs(gap[:, motion]).max()))
+        gripper.append(float(np.abs(gap[:, grippers]).max(initial=0.0)))
     at = sorted(a.commands.keys() & b.commands.keys())
     apart = [float(np.abs(a.commands[t] - b.commands[t]).max()) for t in at]
     return {
@@ -73,7 +75,7 @@ def differences(a: Steps, b: Steps, config_a: Any, config_b: Any) -> dict[str, A
         "only_first_acted": sum(x[2] is not None and y[2] is None for x, y in pairs),
         "only_second_acted": sum(x[2] is None and y[2] is not None for x, y in pairs),
         "same_primitive": sum(x[0] == y[0] for x, y in pairs),
-        "end_of_chunk_apart_unit": "m" if config_a.action_space == "ee_delta" else "largest of the columns",
+        "end_of_chunk_apart_unit": "m" if of_a.space == "ee_delta" else "largest of the columns",
         "end_of_chunk_apart": _spread(moved),
         "gripper_apart": _spread(gripper),
         "commanded_joints_apart_rad": _spread(apart),

@@ -129,7 +129,7 @@ class Numbers(Sink):
             if step.output.hold_reason:
                 self.holds[_without_numbers(step.output.hold_reason)] += 1
             self.primitives[step.output.primitive] += 1
-            self.curves["grounding"].add(self._t(step.ended), float(step.output.grounding))
+            self.curves["grounding"].add(self._t(step.ended), float(step.output.feasibility))
             for name, ms in step.output.timings.items():
                 self._wall("policy" if name == "total" else name, ms)
         else:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vla_nodes import bounded_yaml
 from vla_nodes.share import share_path
 
 DEFAULTS = "config/panda/params.yaml"
 NODES = ("policy_node", "action_node")
-MAX_BYTES = 1 << 20
+MAX_VALUES = 10_000
 
 
 class ParameterError(ValueError):
@@ -41,17 +40,15 @@ def load(file: Path | None = None, assignments: Sequence[str] = ()) -> dict[str,
         if not equals or not dot:
             raise ParameterError(f"'{text}' is not NODE.PARAMETER=VALUE, such as policy_node.slop=0.05")
         try:
-            _assign(values, node, name, yaml.safe_load(value), text)
-        except yaml.YAMLError:
-            raise ParameterError(f"'{text}': the value is no YAML") from None
+            _assign(values, node, name, bounded_yaml.parse(value, MAX_VALUES), text)
+        except bounded_yaml.YamlError as error:
+            raise ParameterError(f"'{text[:80]}': {error}") from None
     return values
 
 
 def _sections(file: Path) -> dict[str, dict[str, Any]]:
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise ParameterError(f"{file}: larger than {MAX_BYTES} bytes")
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = bounded_yaml.read(file, max_values=MAX_VALUES)
         found: dict[str, dict[str, Any]] = {}
         for key, section in document.items():
             node = key.rsplit("/", 1)[-1]
@@ -60,7 +57,9 @@ def _sections(file: Path) -> dict[str, dict[str, Any]]:
         return found
     except OSError as error:
         raise ParameterError(f"{file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+    except bounded_yaml.YamlError as error:
+        raise ParameterError(str(error)) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ParameterError(f"{file}: not a ROS 2 parameter file: {str(error).splitlines()[0]}") from None
 
 

@@ -6,7 +6,7 @@ read by that and brought up to date; all others must equal the present definitio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -68,3 +68,13 @@ def _store(former: Former) -> Typestore:
     store = get_typestore(Stores.ROS2_JAZZY)
     store.register(get_types_from_msg(former.definition, former.kind))
     return store
+
+
+def find_former(kind: str, fields: Collection) -> Former | None:
+    """The former definition of a type that these fields are, or None."""
+    return next((old for old in FORMER if old.kind == kind and plain(old.fields) == plain(fields)), None)
+
+
+def plain(fields: Collection) -> list:
+    """Fields as they are compared: constants are in upper case in some definitions."""
+    return [(name.lower(), kind) for name, kind in fields]

@@ -26,6 +26,8 @@ PADDING = 0x80
 """First opcode that the format leaves to applications: space that a recording in progress writes its next chunk to."""
 PREFIX = 9
 """Bytes of opcode and length before a record's content."""
+MESSAGE_HEAD = 22
+"""Bytes of a message record's content before its data."""
 COMPRESSIONS = ("zstd", "lz4", "none")
 
 _U16, _U32, _U64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
@@ -193,6 +195,11 @@ def read_prefix(data: bytes) -> tuple[int, int]:
     return _PREFIX.unpack(data)
 
 
+def read_prefix_at(data: bytes, at: int) -> tuple[int, int]:
+    """The same of a record that begins at `at`; 9 bytes must be there."""
+    return _PREFIX.unpack_from(data, at)
+
+
 def read_schema(content: bytes) -> Schema:
     f = Fields(content)
     return Schema(f.take(_U16)[0], f.text(), f.text(), f.blob())
@@ -244,6 +251,21 @@ def compress(data: bytes | bytearray, compression: str, level: int) -> bytes:
     if compression == "lz4":
         return lz4.frame.compress(data, compression_level=level)
     return bytes(data)
+
+
+def decompress(data: bytes, compression: str, size: int) -> bytes:
+    """A chunk that unpacks to `size` bytes; McapError where it does not. Never more than one byte more is unpacked."""
+    if compression == "none":
+        return data
+    decoder = zstd.ZstdDecompressor() if compression == "zstd" else lz4.frame.LZ4FrameDecompressor()
+    try:
+        records = decoder.decompress(data, size + 1)
+    except (zstd.ZstdError, RuntimeError, EOFError, MemoryError) as error:
+        raise McapError(f"damaged: a chunk is not {compression} ({error})") from None
+    if len(records) != size:
+        found = "more" if len(records) > size else len(records)
+        raise McapError(f"damaged: a chunk of {size} bytes unpacks to {found}")
+    return records
 
 
 def decompress_prefix(data: bytes, compression: str, most: int) -> bytes:

@@ -13,7 +13,15 @@ from typing import Any
 
 import yaml
 
+from vla_nodes import bounded_yaml
+
 FILE = "metadata.yaml"
+KEY = "rosbag2_bagfile_information"
+"""Under which everything stands."""
+MAX_BYTES = 4 << 20
+"""Of metadata.yaml; 1,000 topics take 1 MB. A bag of more than 3,000 is read without."""
+MAX_VALUES = 150_000
+"""In metadata.yaml; 1,000 topics take 45,000."""
 _FOREVER = {"sec": 9223372036, "nsec": 854775807}
 
 
@@ -69,6 +77,14 @@ def dump(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True)
 
 
+def _profiles(topic: Topic) -> list[Any]:
+    """Offered QoS as values; none where a recording that is repaired brings text that is not understood."""
+    try:
+        return bounded_yaml.parse(topic.offered(), MAX_VALUES) or []
+    except bounded_yaml.YamlError:
+        return []
+
+
 def bag_information(
     file: str,
     topics: Sequence[Topic],
@@ -91,7 +107,7 @@ def bag_information(
                     "name": topic.name,
                     "type": topic.type,
                     "serialization_format": "cdr",
-                    "offered_qos_profiles": yaml.safe_load(topic.offered()) or [],
+                    "offered_qos_profiles": _profiles(topic),
                     "type_description_hash": topic.hash,
                 },
                 "message_count": counts.get(topic.name, 0),
@@ -110,14 +126,32 @@ def bag_information(
 def write(folder: Path, information: Mapping[str, Any]) -> None:
     """Replace metadata.yaml in one step, so that it is never half written."""
     partial = folder / f"{FILE}.partial"
-    partial.write_text(dump({"rosbag2_bagfile_information": dict(information)}), encoding="utf-8")
+    partial.write_text(dump({KEY: dict(information)}), encoding="utf-8")
     os.replace(partial, folder / FILE)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What `write` wrote; ValueError with one line where it cannot be read."""
+    """What stands in metadata.yaml. ValueError with one line where it is missing or cannot be read."""
     file = folder / FILE
+    if not file.is_file():  # a pipe would be waited for
+        raise ValueError(f"{file}: no such file")
     try:
-        return dict(yaml.safe_load(file.read_text(encoding="utf-8"))["rosbag2_bagfile_information"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{file}: not the metadata of a rosbag2 folder ({str(error).splitlines()[0]})") from None
+        return information(bounded_yaml.read(file, MAX_BYTES, MAX_VALUES))
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from None
+    except bounded_yaml.YamlError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def information(document: Any) -> dict[str, Any]:
+    """The part of metadata.yaml that says something, with its custom_data as strings. ValueError: one line."""
+    if not isinstance(document, dict) or not isinstance(document.get(KEY), dict):
+        raise ValueError(f"no key {KEY} with the facts of a bag under it")
+    found = dict(document[KEY])
+    custom = found.get("custom_data") or {}
+    if not isinstance(custom, dict):
+        raise ValueError(f"custom_data is {type(custom).__name__}, not a mapping")
+    found["custom_data"] = {str(key): str(value) for key, value in custom.items()}
+    return found

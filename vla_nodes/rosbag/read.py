@@ -4,30 +4,34 @@
         for topic, stamp, message in bag.messages(["/joint_states"]):
             ...
 
-Storage files are read by the `rosbags` library, one after the other in the order of metadata.yaml, so a bag of any
-length takes the memory of one chunk. Message definitions are Jazzy's and this package's own msg/*.msg; definitions that
-a bag brings along are compared with those, and with this package's former ones, and never compiled.
+Storage files are read one after the other, in the order of metadata.yaml or, where there is none, of time. So a bag of
+any length takes the memory of one chunk. Message definitions are Jazzy's and this package's own msg/*.msg; definitions
+that a bag brings along are compared with those, and with this package's former ones, and never compiled.
 Whatever is wrong with a bag is a `BagError` of one line.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from functools import lru_cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
 from rosbags.interfaces import Connection, MessageDefinition, MessageDefinitionFormat
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from vla_nodes.rosbag.former_definitions import FORMER, Former
+from vla_nodes import bounded_yaml
+from vla_nodes.rosbag import bounds, metadata
+from vla_nodes.rosbag.folder import PACKED, BagError, Layout, find
+from vla_nodes.rosbag.former_definitions import Former, find_former, plain
+from vla_nodes.rosbag.mcap_reader import McapFile
+from vla_nodes.rosbag.mcap_records import McapError
 from vla_nodes.rosbag.storage import open_storage
 from vla_nodes.share import share_path
 
@@ -36,22 +40,18 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-MAX_MESSAGE = 256 << 20  # bytes of one message; a 4K RGB image takes 25 MB
-MAX_CHUNK = 1 << 30  # bytes of one MCAP chunk, unpacked
-MAX_METADATA = 64 << 20  # bytes of metadata.yaml; 10,000 topics take 10 MB
-SUFFIXES = {".mcap": "mcap", ".db3": "sqlite3"}
 REPAIR = "python -m vla_nodes record --repair"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+"""Bytes that a zstd frame begins with, and no message does: CDR begins with 0."""
 
-
-class BagError(ValueError):
-    """One line: which bag, file or topic, what is wrong, and the remedy."""
+__all__ = ["Bag", "BagError", "open_bag", "typestore"]
 
 
 def open_bag(path: str | Path) -> Bag:
     """Open a rosbag2 folder, or one storage file (.mcap, .db3) by itself.
 
     Raises:
-        BagError: not there, not a bag, no metadata, truncated, empty, or of a kind that cannot be read.
+        BagError: not there, not a bag, truncated, empty, larger than `bounds` allow, or of a kind that cannot be read.
     """
     return Bag(Path(path))
 
@@ -80,18 +80,20 @@ class Bag:
         self.topics: dict[str, str] = {}
         self.counts: dict[str, int] = {}
         self.start, self.end = 2**63 - 1, 0
-        self.custom: dict[str, str] = {}
-        self.notes: list[str] = []
         self.typestore = typestore()
-        self._mode = ""
+        layout = find(path)
+        self.custom, self.notes = layout.custom, layout.notes
+        self._packed = layout.packed
+        self._files = layout.files
+        self._mcaps: dict[Path, McapFile] = {}  # opened once: finding out what one without an index holds takes time
+        self._unreadable: dict[str, tuple[int, str]] = {}  # by topic: how many, and the note that says so
         self._connections: dict[str, Connection] = {}
         self._former: dict[str, Former] = {}  # by topic, where the bag has a former definition of its type
-        self._files = self._find()
         self._temporary = ExitStack()
         try:
             self._unpack()
-            for file in self._files:
-                self._survey(file)
+            starts = {file: self._survey(file) for file in self._files}
+            self._complete(layout, starts)
         except BaseException:
             self._temporary.close()
             raise
@@ -140,16 +142,50 @@ class Bag:
         """(topic, stamp in ns when it was received, message) in the order of the recording.
 
         topics: only these; None: all whose type is known (`readable`). Messages have the fields of the ROS ones, arrays
-        are numpy.
+        are numpy. Those that cannot be decoded are left out; a line of `notes` says how many.
 
         Raises:
-            BagError: a topic that is not there, of unknown or redefined type, or a message that cannot be read.
+            BagError: a topic that is not there, of unknown or redefined type, or at the end for a topic that had not
+                one message that can be decoded.
         """
-        topics = self.readable() if topics is None else topics
+        for topic, stamp, _, message in self.decoded(self.readable() if topics is None else topics):
+            yield topic, stamp, message
+
+    def decoded(self, topics: Collection[str], others: Collection[str] = ()) -> Iterator[tuple[str, int, bytes, Any]]:
+        """(topic, stamp in ns, CDR bytes, message) as `messages`; of `others` the bytes only, and None."""
         for topic in topics:
             self.check(topic)
-        for topic, stamp, data in self.raw(topics):
-            yield topic, stamp, self.read(topic, stamp, data)
+        read: set[str] = set()
+        failed: Counter[str] = Counter()
+        first: dict[str, BagError] = {}
+        for topic, stamp, data in self.raw({*topics, *others}):
+            message = None
+            if topic in topics:
+                try:
+                    message = self.read(topic, stamp, data)
+                    read.add(topic)
+                except BagError as error:
+                    failed[topic] += 1
+                    first.setdefault(topic, error)
+                    self._note_unreadable(topic, failed[topic], first[topic])
+                    continue
+            yield topic, stamp, data, message
+        for topic, why in first.items():
+            if topic not in read:
+                raise BagError(f"{why} (and so are all {failed[topic]} messages of the topic)")
+
+    def _note_unreadable(self, topic: str, count: int, first: BagError) -> None:
+        """One line of `notes` for each topic, with the most that any pass over the bag has met."""
+        before, line = self._unreadable.get(topic, (0, ""))
+        if count <= before:
+            return
+        what = str(first).removeprefix(f"{self.path}: ")
+        new = f"{topic}: {count} of {self.counts[topic]} messages cannot be decoded and are left out (first: {what})"
+        self._unreadable[topic] = count, new
+        if line in self.notes:
+            self.notes[self.notes.index(line)] = new
+        else:
+            self.notes.append(new)
 
     def read(self, topic: str, stamp: int, data: bytes) -> Any:
         """The message in the bytes that `raw` gave. Raises BagError where they are none of the topic's type."""
@@ -179,89 +215,73 @@ class Bag:
         return connection.msgdef.data, connection.digest or "unknown"
 
     # -- opening ---------------------------------------------------------------------------------------------------
-    def _find(self) -> list[Path]:
-        """The storage files, in order; reads metadata.yaml."""
-        path = self.path
-        if not path.exists():
-            raise BagError(f"{path}: there is no such bag")
-        if path.is_file():
-            if path.suffix not in SUFFIXES:
-                raise BagError(f"{path}: not a rosbag2 recording: give its folder, or a .mcap or .db3 file")
-            return [path]
-        metadata = path / "metadata.yaml"
-        if not metadata.is_file():
-            if remedy := _anew(path):
-                raise BagError(f"{path}: no metadata.yaml, the recording was cut off: {remedy}")
-            raise BagError(f"{path}: not a rosbag2 recording: the folder has neither metadata.yaml nor .mcap or .db3")
-        if metadata.stat().st_size > MAX_METADATA:
-            raise BagError(f"{metadata}: {metadata.stat().st_size} bytes are no metadata")
-        try:
-            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-            info = yaml.load(metadata.read_text(encoding="utf-8"), loader)["rosbag2_bagfile_information"]
-            version, storage = int(info["version"]), str(info["storage_identifier"])
-            names = [PurePath(str(name)).name for name in info["relative_file_paths"]]
-            packing = str(info.get("compression_format") or "")
-            self._mode = str(info.get("compression_mode") or "").lower().replace("none", "")
-            self.custom = {str(key): str(value) for key, value in (info.get("custom_data") or {}).items()}
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-            problem = f"no key {error}" if isinstance(error, KeyError) else _line(error)
-            raise BagError(f"{metadata}: unreadable ({problem}): {_anew(path) or 'it has no recording'}") from None
-        if version > 9:
-            raise BagError(f"{metadata}: version {version}, up to 9 is known: update the rosbags library")
-        if storage not in SUFFIXES.values():
-            raise BagError(f"{path}: storage '{storage}' cannot be read, only {' and '.join(SUFFIXES.values())}")
-        if self._mode not in ("", "file", "message"):
-            raise BagError(f"{path}: compression mode '{self._mode}' is unknown")
-        if self._mode and packing != "zstd":
-            raise BagError(f"{path}: compression '{packing}' cannot be read, only zstd: `ros2 bag convert` it")
-        if missing := [name for name in names if not (path / name).is_file()]:
-            raise BagError(f"{path}: metadata.yaml names {missing[0]}, which is not there ({len(missing)} missing)")
-        if not names:
-            raise BagError(f"{path}: the bag holds no messages (metadata.yaml names no file)")
-        return [path / name for name in names]
-
     def _unpack(self) -> None:
         """Files that are compressed as a whole are unpacked: their index is inside."""
-        if self._mode != "file":
-            return
-        folder = Path(self._temporary.enter_context(TemporaryDirectory(prefix="vla_nodes_bag_")))
+        folder: Path | None = None
         for i, file in enumerate(self._files):
+            if self._packed != "file" and file.suffix != PACKED:
+                continue
+            folder = folder or Path(self._temporary.enter_context(TemporaryDirectory(prefix="vla_nodes_bag_")))
             self._files[i] = folder / file.stem
+            left = bounds.most_unpacked(file.stat().st_size)
             try:
                 with zstd.open(file, "rb") as packed, self._files[i].open("wb") as out:
-                    shutil.copyfileobj(packed, out, 1 << 20)
+                    while data := packed.read(1 << 20):
+                        left -= len(data)
+                        if left < 0:
+                            raise BagError(f"{file}: unpacks to more than 1 GiB and 100 times its size")
+                        out.write(data)
             except (zstd.ZstdError, EOFError) as error:
                 raise BagError(f"{file}: truncated or not zstd: {_line(error)}") from None
             except OSError as error:
                 raise BagError(f"{file}: cannot be unpacked to {folder}: {error.strerror}") from None
 
-    def _reader(self, file: Path) -> Reader:
+    def _reader(self, file: Path) -> McapFile | Reader:
+        if file in self._mcaps:
+            return self._mcaps[file]
         try:
             reader = open_storage(file)
+        except OSError as error:
+            raise BagError(f"{self._name(file)}: {error.strerror}") from None
+        except (McapError, bounds.TooLarge) as error:
+            raise BagError(f"{self._name(file)}: {error}{self._remedy(file, error)}") from None
         except Exception as error:  # rosbags raises its own, struct's, sqlite's and TypeErrors for broken files
-            raise BagError(f"{self._name(file)}: {_reason(file, error)}{self._remedy(file)}") from None
-        for chunk in getattr(reader.storage, "chunks", ()):
-            if chunk.uncompressed_size > MAX_CHUNK:
-                reader.close()
-                raise BagError(f"{self._name(file)}: a chunk of {chunk.uncompressed_size} bytes, at most {MAX_CHUNK}")
+            raise BagError(f"{self._name(file)}: {_reason(file, error)}{self._remedy(file, error)}") from None
+        if isinstance(reader, McapFile):
+            self._mcaps[file] = reader
         return reader
 
-    def _survey(self, file: Path) -> None:
+    def _survey(self, file: Path) -> int:
+        """Take note of the topics of a file; returns the time of its first message in ns."""
         wal = file.with_name(file.name + "-wal")
         if wal.is_file() and wal.stat().st_size:
             self.notes.append(f"{wal.name} holds messages that were not merged when the recording was cut off")
         reader = self._reader(file)
         try:
             for connection in reader.connections:
-                name, kind = connection.topic, connection.msgtype
+                name, kind = connection.topic, _full_name(connection.msgtype)
                 if self.topics.setdefault(name, kind) != kind:
                     raise BagError(f"{self.path}: topic {name} is recorded as {self.topics[name]} and as {kind}")
                 self.counts[name] = self.counts.get(name, 0) + connection.msgcount
                 self._connections.setdefault(name, connection)
             if reader.message_count:
                 self.start, self.end = min(self.start, reader.start_time), max(self.end, reader.end_time - 1)
+            return reader.start_time
         finally:
             reader.close()
+
+    def _complete(self, layout: Layout, starts: dict[Path, int]) -> None:
+        """What metadata.yaml would have said: the order of the files, and what the recorder noted."""
+        if layout.problem:
+            self._files.sort(key=lambda file: starts[file])  # stable: those that begin together are in order of names
+        for mcap in self._mcaps.values():
+            if not self.custom and mcap.serialized_metadata:
+                try:
+                    document = bounded_yaml.parse(mcap.serialized_metadata, metadata.MAX_VALUES)
+                    whole = document if metadata.KEY in document else {metadata.KEY: document}
+                    self.custom = metadata.information(whole)["custom_data"]
+                except (TypeError, ValueError):
+                    continue
 
     def check(self, topic: str) -> None:
         """BagError for a topic that is not there, of an unknown type, or of one that this bag defines otherwise than
@@ -276,21 +296,25 @@ class Bag:
             raise BagError(f"{self.path}: topic {topic} is serialised as '{serialization}', only cdr is read")
         if connection.msgdef.format is MessageDefinitionFormat.NONE:
             return  # Humble's sqlite3 bags bring none; the types we read have not changed since
+        if len(connection.msgdef.data) > bounds.MAX_DEFINITION:
+            size = len(connection.msgdef.data)
+            raise BagError(f"{self.path}: topic {topic}: a definition of {size} bytes, at most {bounds.MAX_DEFINITION}")
         try:
             theirs = _defined(connection.msgdef, kind)
         except Exception as error:  # a parser's own errors, KeyErrors and RecursionErrors for text that is none
             problem = f"its definition in this bag cannot be read: {_line(error)}"
             raise BagError(f"{self.path}: topic {topic} is {kind}, and {problem}") from None
         for name, (_, fields) in theirs.items():
-            if name == kind and (former := _former(kind, fields)):
+            if name == kind and (former := find_former(kind, fields)):
                 self._former[topic] = former
                 continue
-            if name in ours and _plain(fields) != _plain(ours[name][1]):
+            if name in ours and plain(fields) != plain(ours[name][1]):
                 raise BagError(f"{self.path}: topic {topic}: {name} has other fields in this bag than in Jazzy or here")
 
     # -- reading ---------------------------------------------------------------------------------------------------
     def _raw(self, file: Path, wanted: set[str]) -> Iterator[tuple[str, int, bytes]]:
         reader = self._reader(file)
+        left = bounds.most_unpacked(file.stat().st_size)
         try:
             connections = [connection for connection in reader.connections if connection.topic in wanted]
             if not connections:
@@ -299,40 +323,44 @@ class Bag:
             while True:
                 try:
                     connection, stamp, data = next(iterator)
-                    if self._mode == "message":
-                        data = zstd.ZstdDecompressor().decompress(data, max_length=MAX_MESSAGE + 1)
+                    if self._packed == "message" or (self._packed is None and data[:4] == ZSTD_MAGIC):
+                        data = zstd.ZstdDecompressor().decompress(data, max_length=bounds.MAX_MESSAGE + 1)
                 except StopIteration:
                     return
+                except bounds.TooLarge as error:
+                    raise BagError(f"{self._name(file)}: {error}") from None
                 except Exception as error:  # as in _reader
-                    raise BagError(f"{self._name(file)}: damaged: {_line(error)}{self._remedy(file)}") from None
-                if len(data) > MAX_MESSAGE:
-                    raise BagError(f"{self.path}: {connection.topic} at {stamp}: {len(data)} bytes, over {MAX_MESSAGE}")
+                    why = _line(error)
+                    why = why if why.startswith("damaged") else f"damaged: {why}"
+                    raise BagError(f"{self._name(file)}: {why}{self._remedy(file, error)}") from None
+                left -= len(data)
+                if len(data) > bounds.MAX_MESSAGE or left < 0:
+                    most = f"over {bounds.MAX_MESSAGE}" if left >= 0 else "more than the file's size allows in all"
+                    raise BagError(f"{self.path}: {connection.topic} at {stamp}: {len(data)} bytes, {most}")
                 yield connection.topic, stamp, data
         finally:
             reader.close()
 
-    def _remedy(self, file: Path) -> str:
+    def _remedy(self, file: Path, error: Exception) -> str:
         """What to do about a file that cannot be read; "" where there is nothing in it or it is no storage at all."""
-        if not file.stat().st_size:
+        if not file.stat().st_size or isinstance(error, bounds.TooLarge):
             return ""
         with file.open("rb") as stored:
             magic = stored.read(16)
         if magic.startswith(b"\x89MCAP0\r\n"):
-            return f": {REPAIR} {self.path}"
+            return "" if "robot framework" in str(error) else f": {REPAIR} {self.path}"
         return f": try `sqlite3 {file.name} .recover`" if magic.startswith(b"SQLite format 3\0") else ""
 
     def _name(self, file: Path) -> str:
-        return str(file if file.parent == self.path or file == self.path else self.path / file.name)
+        if self.path.is_file():
+            return str(self.path)
+        return str(file if file.parent == self.path else self.path / file.name)
 
 
-def _anew(folder: Path) -> str:
-    """How to read a folder whose metadata.yaml is missing; "" where no file in the folder is a recording."""
-    files = sorted(folder.iterdir())
-    if any(file.suffix == ".mcap" for file in files):
-        return f"{REPAIR} {folder} writes it anew"
-    if alone := [file for file in files if file.suffix == ".db3"]:
-        return f"give {alone[0]} by itself, or write it anew with `ros2 bag reindex {folder}`"
-    return f"write it anew with `ros2 bag reindex {folder}`" if any(file.suffix == ".zstd" for file in files) else ""
+def _full_name(kind: str) -> str:
+    """`sensor_msgs/Image`, as older tools write it, is sensor_msgs/msg/Image."""
+    parts = kind.split("/")
+    return f"{parts[0]}/msg/{parts[1]}" if len(parts) == 2 else kind
 
 
 def _defined(definition: MessageDefinition, kind: str) -> dict:
@@ -343,15 +371,6 @@ def _defined(definition: MessageDefinition, kind: str) -> dict:
     for part in definition.data.split("=" * 80 + "\n"):
         found.update(get_types_from_idl(part.split("\n", 1)[1] if part.startswith("IDL: ") else part))
     return found
-
-
-def _former(kind: str, fields: Collection) -> Former | None:
-    """The former definition of a type that these fields are, or None."""
-    return next((old for old in FORMER if old.kind == kind and _plain(old.fields) == _plain(fields)), None)
-
-
-def _plain(fields: Collection) -> list:
-    return [(name.lower(), kind) for name, kind in fields]
 
 
 def _line(error: BaseException) -> str:
@@ -365,12 +384,6 @@ def _reason(file: Path, error: Exception) -> str:
         return "the file is empty, the recording was cut off"
     with file.open("rb") as stored:
         magic = stored.read(16)
-    if file.suffix == ".mcap":
-        if not magic.startswith(b"\x89MCAP0\r\n"):
-            return "not an MCAP file"
-        if "Profile" in str(error):
-            return "an MCAP file of another robot framework (its profile is not ros2)"
-        return f"truncated, the recording was cut off ({_line(error)})"
     if not magic.startswith(b"SQLite format 3\0"):
         return "not a sqlite3 file"
     return f"truncated or damaged ({_line(error).removeprefix(f'Cannot open database {file}: ')})"

@@ -149,7 +149,7 @@ class Recording:
             else:
                 try:
                     information = metadata.read(self._last)
-                    information["custom_data"] = {**(information.get("custom_data") or {}), "outcome": outcome}
+                    information["custom_data"]["outcome"] = outcome
                     metadata.write(self._last, information)
                 except (OSError, ValueError) as error:
                     raise RecordingError(f"cannot mark {self._last}: {error}") from None

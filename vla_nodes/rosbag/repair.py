@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vla_nodes.rosbag import bounds, metadata
 from vla_nodes.rosbag import mcap_records as mcap
-from vla_nodes.rosbag import metadata
+from vla_nodes.rosbag.folder import BagError, find
 from vla_nodes.rosbag.metadata import Topic
 from vla_nodes.rosbag.write import BagWriter
 
-MAX_CHUNK = 1 << 30
-"""Largest chunk taken, uncompressed: a damaged length must not ask for all memory."""
 SEARCH = 1 << 20
 """Bytes looked through at a time for the next chunk after a damage."""
 
@@ -74,8 +73,9 @@ class Scan:
         self._topics: dict[int, Topic] = {}
 
     def __iter__(self) -> Iterator[Item]:
-        """Raises RepairError for what is no MCAP file at all."""
+        """Raises RepairError for what is no MCAP file at all, or unpacks to more than `bounds` allow."""
         self._size = self.path.stat().st_size
+        self._records, self._left = bounds.Records(self._size), bounds.most_unpacked(self._size)
         with open(self.path, "rb") as self._file:
             if self._file.read(len(mcap.MAGIC)) != mcap.MAGIC:
                 raise RepairError(f"{self.path}: not an MCAP file ({self._size} bytes)")
@@ -83,11 +83,15 @@ class Scan:
             self.found.complete = tail.endswith(mcap.MAGIC)
             self.found.indexed = self.found.complete and tail != mcap.TAIL
             at, self._over = len(mcap.MAGIC), False
-            while at < self._size and not self._over:
-                at = yield from self._record(at)
+            try:
+                while at < self._size and not self._over:
+                    at = yield from self._record(at)
+            except bounds.TooLarge as error:
+                raise RepairError(f"{self.path}: {error}") from None
 
     def _record(self, at: int) -> Iterator[Item]:
         """Handle the record at `at`; returns where the next is."""
+        self._records.take()
         prefix = self._read(at, mcap.PREFIX)
         if len(prefix) < mcap.PREFIX:
             return self._lost(at, self._size, "the file ends inside a record")
@@ -101,7 +105,7 @@ class Scan:
             return self._resume(at)
         elif end > self._size:
             return self._resume(at)
-        elif opcode != mcap.PADDING and length <= MAX_CHUNK:
+        elif opcode != mcap.PADDING and length <= bounds.MAX_CHUNK:
             try:
                 yield from self._inner(opcode, self._read(body, length))
             except mcap.McapError as error:
@@ -110,12 +114,16 @@ class Scan:
 
     def _chunk(self, at: int, body: int, length: int) -> Iterator[Item]:
         head = mcap.read_chunk_head(self._read(body, 64))
+        self._left -= head.size
+        if self._left < 0:
+            raise bounds.TooLarge(f"{self._size} bytes that would unpack to far more")
         data = self._read(body + head.offset, head.compressed)
         records = mcap.decompress_prefix(data, head.compression, head.size)
         whole = len(records) == head.size and (not head.crc or zlib.crc32(records) == head.crc)
         end = min(body + length, self._size)
         before = self.found.messages
         for opcode, content in mcap.records_in(records):
+            self._records.take()
             try:
                 yield from self._inner(opcode, content)
             except mcap.McapError:
@@ -180,7 +188,7 @@ class Scan:
             head = mcap.read_chunk_head(self._read(body, 64))
         except mcap.McapError:
             return False
-        return head.offset + head.compressed == length and head.start <= head.end and 0 < head.size <= MAX_CHUNK
+        return head.offset + head.compressed == length and head.start <= head.end and 0 < head.size <= bounds.MAX_CHUNK
 
     def _resume(self, at: int) -> int:
         """The record at `at` is damaged: where the next chunk, or the end of the data, is."""
@@ -221,6 +229,9 @@ class Scan:
 def repair(bag: Path, out: Path | None = None) -> tuple[Path | None, list[Found], list[str]]:
     """Recover `bag` (a rosbag2 folder or one .mcap file) into `out`, by default `<bag>_repaired` beside it.
 
+    A bag whose files are intact is copied all the same where its metadata.yaml is missing or not as it should be: the
+    copy has one.
+
     Returns: the new folder (None: the bag is intact and was not copied), what was found in each file, and the report.
     Raises:
         RepairError: no MCAP file there, nothing readable in it, or `out` exists.
@@ -230,7 +241,7 @@ def repair(bag: Path, out: Path | None = None) -> tuple[Path | None, list[Found]
     out = out or bag.resolve().parent / f"{name}_repaired"
     if out.exists():
         raise RepairError(f"{out} exists: remove it, or name another folder with --out")
-    custom = _custom(bag if bag.is_dir() else bag.parent)
+    custom, problem = _custom(bag)
     founds: list[Found] = []
     lines: list[str] = []
     writer = BagWriter(out, custom=custom, background=False, keep_times=True, min_free=0)
@@ -252,7 +263,9 @@ def repair(bag: Path, out: Path | None = None) -> tuple[Path | None, list[Found]
     if not kept:
         _remove(writer)
         raise RepairError(f"{bag}: no message can be read: {'; '.join(lines)}")
-    if all(found.intact for found in founds):
+    if bag.is_dir() and problem:
+        lines.append(f"metadata.yaml is written anew: {problem}")
+    elif all(found.intact for found in founds):
         _remove(writer)
         return None, founds, [*lines, f"{bag}: nothing to repair"]
     lines.append(f"kept {kept} messages of {writer.seconds:.2f} s in {out}; the original is untouched")
@@ -315,13 +328,13 @@ def _files(bag: Path) -> list[Path]:
     return there
 
 
-def _custom(folder: Path) -> dict[str, str]:
-    """custom_data of the bag's metadata.yaml, where that can still be read: a damaged one is no reason to give up."""
+def _custom(bag: Path) -> tuple[dict[str, str], str]:
+    """What the recorder noted in metadata.yaml, and what is wrong with that file, for it is no reason to give up."""
     try:
-        custom = metadata.read(folder).get("custom_data") or {}
-    except ValueError:
-        return {}
-    return {str(k): str(v) for k, v in custom.items()} if isinstance(custom, dict) else {}
+        layout = find(bag)
+    except BagError as error:
+        return {}, str(error)
+    return layout.custom, layout.problem or "; ".join(layout.notes)
 
 
 def _remove(writer: BagWriter) -> None:

@@ -1,19 +1,22 @@
-"""Opens one storage file of a bag with the rosbags library, made more lenient and faster in two places."""
+"""Opens one storage file of a bag: MCAP with our own bounded reader, sqlite3 with the rosbags library."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import apsw
-from rosbags.interfaces import MessageDefinition, MessageDefinitionFormat
-from rosbags.rosbag2 import Reader, storage_mcap, storage_sqlite3
+from rosbags.rosbag2 import Reader, storage_sqlite3
+
+from vla_nodes.rosbag import bounds
+from vla_nodes.rosbag.mcap_reader import McapFile
 
 
-def open_storage(file: Path) -> Reader:
+def open_storage(file: Path) -> McapFile | Reader:
     """An open reader of a .mcap or .db3 file. Raises whatever rosbags, sqlite and struct raise for broken ones."""
+    if file.suffix == ".mcap":
+        return McapFile(file)
     reader = Reader(file)
     with _lenient():
         reader.open()
@@ -28,24 +31,21 @@ def _lenient() -> Iterator[None]:
     for one, and rosbags fails on the whole file: here such a topic has no definition. Nobody here asks for the recorded
     QoS, and parsing its YAML takes as long as reading seconds of a recording: here there is none.
     """
-    strict, mcap_qos, sqlite_qos = storage_mcap.get_msgdef, storage_mcap.get_qos, storage_sqlite3.parse_qos
-
-    def get_msgdef(schema: Any) -> MessageDefinition:
-        try:
-            return strict(schema)
-        except KeyError:
-            return MessageDefinition(MessageDefinitionFormat.NONE, "")
-
-    storage_mcap.get_msgdef = get_msgdef
-    storage_mcap.get_qos = storage_sqlite3.parse_qos = lambda _: []
-    apsw.connection_hooks.append(_known_definitions)
+    parse_qos = storage_sqlite3.parse_qos
+    storage_sqlite3.parse_qos = lambda dcts: []
+    apsw.connection_hooks.append(_prepare)
     try:
         yield
     finally:
-        storage_mcap.get_msgdef, storage_mcap.get_qos, storage_sqlite3.parse_qos = strict, mcap_qos, sqlite_qos
-        apsw.connection_hooks.remove(_known_definitions)
+        storage_sqlite3.parse_qos = parse_qos
+        apsw.connection_hooks.remove(_prepare)
 
 
-def _known_definitions(connection: apsw.Connection) -> None:
+def _prepare(connection: apsw.Connection) -> None:
+    """Before rosbags reads a database: only stored rows of bounded size, and definitions of known encoding."""
+    connection.limit(apsw.SQLITE_LIMIT_LENGTH, bounds.MAX_MESSAGE)
+    for kind, name, text in connection.execute("SELECT type, name, sql FROM main.sqlite_master"):
+        if kind in ("view", "trigger") or "VIRTUAL" in (text or "").upper()[:20]:
+            raise ValueError(f"its {kind} {str(name)[:40]} is nothing that a recording has")
     known = "SELECT * FROM main.message_definitions WHERE encoding IN ('ros2msg', 'ros2idl')"
     connection.execute(f"CREATE TEMP VIEW message_definitions AS {known}")

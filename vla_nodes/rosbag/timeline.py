@@ -85,9 +85,8 @@ def timeline(bag: Bag, topics: Topics, kind: str, others: Collection[str] = ()) 
     """
     inputs = topics.inputs()
     now = None if kind == "received" else _begin(bag, topics, kind)
-    for topic, received, data in bag.raw({*inputs, *others}):
+    for topic, received, data, message in bag.decoded(inputs, others):
         name = inputs.get(topic, "")
-        message = bag.read(topic, received, data) if name else None
         before = now
         jumped = False
         if kind == "received":

@@ -12,15 +12,16 @@ import torch
 
 from vla_nodes import cli
 from vla_nodes.datasets.episode import DataError
+from vla_nodes.envs.base import EnvError
 from vla_nodes.policy.checkpoint import CheckpointError
 from vla_nodes.training import config as reading
 from vla_nodes.training.config import (
-    ActSettings,
-    GroundSettings,
-    PartSettings,
+    ActionSettings,
+    GroundingSettings,
+    HeadSettings,
+    ParaphraseSettings,
     Settings,
     SettingsError,
-    WordsSettings,
 )
 from vla_nodes.training.state import WEIGHTS, StateError
 
@@ -30,7 +31,7 @@ FINE_TUNE = "finetune.yaml"
 def train(args: cli.Options) -> int:
     """The command."""
     if args.config is None and not args.data:
-        raise click.UsageError("name a CONFIG (ground.yaml, act.yaml, recipe.yaml), or give --data to fine-tune on")
+        raise click.UsageError("name a CONFIG (action.yaml, recipe.yaml, ...), or give --data to fine-tune on")
     path = reading.find(args.config or FINE_TUNE)
     values = reading.read(path)
     named = {name: getattr(args, name) for name in ("out", "minutes", "steps", "seed")}
@@ -59,7 +60,7 @@ def processes(settings: Settings) -> int:
 
 
 def run(settings: Settings) -> int:
-    """Train one stage to the end of its budget; INTERRUPTED when it was asked to stop before."""
+    """Train one stage: DONE after its last step, else FAILED (ended by --minutes) or INTERRUPTED (by a signal)."""
     from vla_nodes.training import initialize
     from vla_nodes.training import trainer as loops
 
@@ -67,26 +68,26 @@ def run(settings: Settings) -> int:
     say = print if accelerator.is_main_process else lambda *_: None
     begun = initialize.begin(settings, say)
     score = None
-    if isinstance(settings, ActSettings):
-        stage = act(begun.model, settings, accelerator, say)
+    if isinstance(settings, ActionSettings):
+        stage = action(begun.model, settings, accelerator, say)
         if settings.score_minutes and accelerator.is_main_process:
             from vla_nodes.training.closed_loop_score import Score
 
             score = Score(settings, lambda folder: export(begun, folder, settings))
-    elif isinstance(settings, PartSettings):
-        from vla_nodes.training.stages.heads import PartStage
+    elif isinstance(settings, HeadSettings):
+        from vla_nodes.training.stages.heads import HeadStage
 
         with accelerator.main_process_first():  # the others find the examples
-            stage = PartStage(begun.model, settings, say)
-    elif isinstance(settings, WordsSettings):
-        from vla_nodes.training.stages.paraphrase import WordsStage
+            stage = HeadStage(begun.model, settings, say)
+    elif isinstance(settings, ParaphraseSettings):
+        from vla_nodes.training.stages.paraphrase import ParaphraseStage
 
-        stage = WordsStage(begun.model, settings, say)
+        stage = ParaphraseStage(begun.model, settings, say)
     else:
-        from vla_nodes.training.stages.grounding import GroundStage
+        from vla_nodes.training.stages.grounding import GroundingStage
 
-        assert isinstance(settings, GroundSettings)
-        stage = GroundStage(begun.model, settings)
+        assert isinstance(settings, GroundingSettings)
+        stage = GroundingStage(begun.model, settings)
         say(f"{stage.data['episodes']} episodes to learn from, {stage.data['held out']} held out")
     learnt = sum(p.numel() for _, p in stage.trained)
     say(
@@ -95,17 +96,20 @@ def run(settings: Settings) -> int:
     )
     run = loops.Loop(stage, settings, accelerator, score)
     finished = run.run()
-    if finished and isinstance(settings, ActSettings) and accelerator.is_main_process:
-        with run.averages.applied():
+    capped = run.capped
+    if (finished or capped) and isinstance(settings, ActionSettings) and accelerator.is_main_process:
+        with run.ema.applied():
             export(begun, settings.out / "checkpoint", settings, run)
     accelerator.end_training()
+    if capped:
+        return cli.ExitStatus.FAILED
     return cli.ExitStatus.DONE if finished else cli.ExitStatus.INTERRUPTED
 
 
-def act(model, settings: ActSettings, accelerator, say):
+def action(model, settings: ActionSettings, accelerator, say):
     """Stage 2, its visual tokens made first where they are missing."""
     from vla_nodes.training import token_cache
-    from vla_nodes.training.stages.action import ActStage
+    from vla_nodes.training.stages.action import ActionStage
 
     model.eval().requires_grad_(False)
     fingerprint = token_cache.made_by(model, settings.seed, settings.depth)
@@ -127,7 +131,7 @@ def act(model, settings: ActSettings, accelerator, say):
                 settings.depth,
             )
         ]
-    return ActStage(model, settings, paths, say)
+    return ActionStage(model, settings, paths, say)
 
 
 def export(begun, folder: Path, settings: Settings, run=None) -> None:
@@ -137,9 +141,9 @@ def export(begun, folder: Path, settings: Settings, run=None) -> None:
     made = {"settings": reading.plain(settings)}
     if run is not None:
         made |= {"steps": run.step, "minutes": round(run.seconds / 60, 1), "data": run.stage.data}
-        made |= {"held out": run.stage.measure(), "began with": begun.config.provenance if begun.config else None}
+        made |= {"held out": run.stage.measure(), "began with": begun.config.provenance}
         print(f"{folder} and {settings.out / WEIGHTS} written")
-    write(folder, begun.model, begun.tokenizer, made, settings.depth, begun.config)
+    write(folder, begun.model, begun.tokenizer, made, begun.config)
 
 
 command = cli.Command(
@@ -149,31 +153,34 @@ command = cli.Command(
 
     The shipped configurations, in config/train:
 
-        see.yaml, ground.yaml     stage 1: language meets vision, on still scenes
-        words.yaml                stage 1, from words alone: many wordings for the same
-        offset.yaml, judge.yaml   the small parts of stage 1, each by itself
-        act.yaml                  stage 2: action chunks, from demonstrations
+        perception.yaml           stage 1: what stands where, on static scenes
+        grounding.yaml            stage 1: language meets vision
+        paraphrase.yaml           stage 1, from sentences alone: many wordings for the same
+        placement_head.yaml       stage 1, one small head: where does it go?
+        feasibility_head.yaml     stage 1, the other: is all of it there, and can it be done?
+        action.yaml               stage 2: action chunks, from demonstrations
         recipe.yaml               all of it: scenes, demonstrations, both stages, checkpoint, evaluation
         finetune.yaml             the shipped policy goes on with --data; this one if no other is named
 
-    The same command again goes on where the last one ended, however it ended. On several GPUs it starts one process for
-    each.
+    The same command again goes on where the last one ended, however it ended, and comes to the same curve: batches and
+    learning rate follow from the step alone. With --minutes it stops there, done or not, with status 1. On several GPUs
+    it starts one process for each, and a step takes a batch of every process.
     """,
     train,
     cli.argument("[CONFIG]", "YAML file, or the name of one in config/train", required=False),
     cli.option("--data", multiple=True, metavar="DIR", help="folder of episodes (repeatable)"),
     cli.option("--out", metavar="DIR", help="folder of the run"),
-    cli.number("--minutes", "time to train [min]; data and cache come on top"),
-    cli.count("--steps", "steps to train, should they end first"),
+    cli.number("--minutes", "a cap [min]: stop after so long, done or not; data and cache come on top"),
+    cli.count("--steps", "how long to train; the learning rate falls until the last step"),
     cli.seed("seed of the run", default=None),
     cli.option("--set", multiple=True, metavar="KEY=VALUE", help="any key of the YAML file (repeatable)"),
     cli.flag("--show", "print the settings, or a recipe's commands, and exit"),
     examples="""
     python -m vla_nodes train recipe.yaml --out work
-    python -m vla_nodes train ground.yaml --minutes 5 --set start=work/see/weights.safetensors
+    python -m vla_nodes train grounding.yaml --set start=work/perception/weights.safetensors
     python -m vla_nodes train --data data --data more --out work/mine
     """,
-    errors=(SettingsError, StateError, DataError, CheckpointError, FileNotFoundError),
+    errors=(SettingsError, StateError, DataError, EnvError, CheckpointError, FileNotFoundError),
 )
 
 

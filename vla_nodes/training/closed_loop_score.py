@@ -50,7 +50,7 @@ class Score:
         return self.folder / "eval.json"
 
     def _start(self, loop) -> None:
-        with loop.averages.applied():
+        with loop.ema.applied():
             self.write(self.folder / "checkpoint")
         self._json.unlink(missing_ok=True)
         command = ["eval", "--checkpoint", str(self.folder / "checkpoint"),

@@ -1,7 +1,7 @@
 """What a training run is told: one flat YAML file per run, every key known, every value of the right type.
 
-A file may start from another one (``base: act.yaml``, relative to itself) and say only what differs. Unknown keys are
-an error that names them. Paths are relative to the working directory.
+A file may start from another one (``base: action.yaml``, relative to itself) and say only what differs. Unknown keys
+are an error that names them. Paths are relative to the working directory.
 """
 
 from __future__ import annotations
@@ -28,30 +28,31 @@ class SettingsError(ValueError):
 class Settings:
     """What both stages know. ``None`` (null in YAML) where a default would be a guess."""
 
-    stage: str = ""
+    stage: str = ""  # one of STAGES: which of the settings below these are
     what: str = ""  # in a few words, for tables
     out: Path = Path()  # folder of the run: state, weights, log, curves
     data: tuple[Path, ...] = ()  # folders of episodes
+    env: str | None = None  # environment whose names, sentences and places stage 1 learns from
     language: Path | None = None  # folder of the instruction encoder; null: the one of ``start`` or the shipped one
     start: Path | None = None  # weights (.safetensors) or checkpoint folder to begin with
     preset: str = "nano"  # without effect where ``start`` is a checkpoint folder
     mixer: str | None = None  # mamba2, mamba1, attention; null: the preset's
     memory: bool = True  # carry the core's state from tick to tick
     depth: bool = True  # look at depth images
-    seed: int = 0
+    seed: int = 0  # of every random number, together with the number of the step
     # -- the optimiser
     batch: int = 16  # examples a step and process
-    rate: float = 2e-3
+    learning_rate: float = 2e-3  # largest, after the warm-up
     warmup: int = 50  # steps
-    floor: float = 0.01  # share of the rate at the end of the cosine
-    weight_decay: float = 0.01
-    beta2: float = 0.95
+    min_lr_ratio: float = 0.01  # share of learning_rate that is left after the last step, down a cosine
+    weight_decay: float = 0.01  # of AdamW
+    beta2: float = 0.95  # of AdamW
     clip: float = 1.0  # norm of the gradient
-    average: float = 0.0  # decay of the running average of the weights that is saved; 0: the weights themselves
+    ema_decay: float = 0.0  # of the running average of the weights that is saved; 0: the weights themselves
     weights: dict[str, float] = field(default_factory=dict)  # factors on loss terms, by name
-    # -- the budget: whichever ends first
-    minutes: float | None = None
-    steps: int | None = None
+    # -- the budget
+    steps: int | None = None  # which the learning rate follows, so that the curve does not depend on the machine
+    minutes: float | None = None  # a cap: stop there, before the steps are done; the same command goes on
     # -- the machine
     device: str = "auto"  # auto, cpu, cuda
     processes: int | None = None  # null: one per GPU
@@ -60,8 +61,8 @@ class Settings:
     workers: int = 1  # threads that prepare batches
     # -- what is seen of it
     log_steps: int = 10  # steps between rows of log.jsonl
-    show_seconds: float = 60.0
-    save_seconds: float = 60.0
+    show_seconds: float = 60.0  # between lines on the terminal
+    save_seconds: float = 60.0  # between states written to disk
     save_steps: int | None = None  # beside the seconds
     measure_seconds: float = 180.0  # between measurements on held-out episodes
     held_out: int = 12  # every so many episodes, one is held out, by number
@@ -77,46 +78,46 @@ BUDGET = {"what", "out", "minutes", "steps", "device", "threads", "workers", "lo
 
 
 @dataclass(frozen=True)
-class GroundSettings(Settings):
-    """Stage 1."""
+class GroundingSettings(Settings):
+    """Stage 1, perception (what stands where; nothing is asked) and grounding (language meets vision)."""
 
-    frozen: tuple[str, ...] = ()  # parts of the model that do not learn, e.g. roles
-    questions: int = 6  # sentences asked of each image; 0: only what stands where, which is learnt much faster
-    measure_batches: int = 4
-
-
-@dataclass(frozen=True)
-class WordsSettings(Settings):
-    """Stage 1, from words alone."""
-
-    meaning: Path | None = None  # the eyes' own weights, to go on from a start that learnt words before; null: start
+    frozen: tuple[str, ...] = ()  # parts of the model that do not learn, e.g. queries
+    questions: int = 0  # sentences asked of each image: none by perception, some by grounding
+    measure_batches: int = 4  # held-out batches of a measurement
 
 
 @dataclass(frozen=True)
-class PartSettings(Settings):
-    """Stage 1, one small part anew."""
+class ParaphraseSettings(Settings):
+    """Stage 1, from sentences alone."""
 
-    only: str = "judge"  # "judge" (is all of it there?), "offset" (where does it go?)
+    meaning: Path | None = None  # weights that say what sentences mean, where ``start`` learnt paraphrases; null: start
+
+
+@dataclass(frozen=True)
+class HeadSettings(Settings):
+    """Stage 1, one small head anew: where does it go (placement_head), can it be done (feasibility_head)."""
+
     examples: int = 70  # files of about 1000 that are made before it learns
     example_workers: int = 1  # processes that make them
 
 
 @dataclass(frozen=True)
-class ActSettings(Settings):
+class ActionSettings(Settings):
     """Stage 2."""
 
     grounded: Path | None = None  # stage 1 weights; null: those of ``start``, or eyes that never learnt
     cache: Path | None = None  # folder for visual tokens; null: ``cache`` in ``out``
     cache_workers: int = 1  # processes that fill it
-    length: int = 48  # ticks of a training window
+    window_ticks: int = 48  # of a training window
     state_dropout: float = 1.0  # share of steps whose windows begin with an empty state
     carried: tuple[int, ...] = (24, 96)  # ticks, least and most, that made the state the other windows begin with
 
 
 STAGES: dict[str, type[Settings]] = {
-    "ground": GroundSettings, "words": WordsSettings, "part": PartSettings, "act": ActSettings}  # fmt: skip
+    "perception": GroundingSettings, "grounding": GroundingSettings, "paraphrase": ParaphraseSettings,
+    "placement_head": HeadSettings, "feasibility_head": HeadSettings, "action": ActionSettings}  # fmt: skip
 CHOICES = {"mixer": ("mamba2", "mamba1", "attention", None), "device": ("auto", "cpu", "cuda"),
-           "precision": ("32", "bf16"), "only": ("judge", "offset")}  # fmt: skip
+           "precision": ("32", "bf16")}  # fmt: skip
 
 
 def find(name: str | Path) -> Path:
@@ -159,11 +160,15 @@ def build(values: dict[str, Any], source: str = "settings") -> Settings:
     for name, choices in CHOICES.items():
         if getattr(made, name, choices[0]) not in choices:
             raise SettingsError(f"{source}: {name} {getattr(made, name)!r} is none of {choices}")
-    if made.minutes is None and made.steps is None:
-        raise SettingsError(f"{source}: set minutes or steps, or it would never end")
+    if made.steps is None or made.steps < 1:
+        raise SettingsError(f"{source}: set steps, how long to train: the learning rate falls until the last of them")
+    if isinstance(made, GroundingSettings) and (made.stage == "perception") != (made.questions == 0):
+        raise SettingsError(f"{source}: questions = {made.questions}: perception asks none of an image, grounding some")
+    if made.env is None and kind is not ActionSettings:
+        raise SettingsError(f"{source}: set env, the environment whose sentences and labels {made.stage} learns from")
     if not made.out.parts:
         raise SettingsError(f"{source}: set out, the folder of the run (--out)")
-    if not made.data and kind is not WordsSettings:
+    if not made.data and kind is not ParaphraseSettings:
         raise SettingsError(f"{source}: set data, the folders of episodes (--data)")
     return made
 

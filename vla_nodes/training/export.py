@@ -12,13 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from vla_nodes import cli
-from vla_nodes.envs.tabletop import mjcf
-from vla_nodes.envs.tabletop.camera import MAX_RANGE
-from vla_nodes.evaluation.collect import PERIOD, TICK
 from vla_nodes.policy import checkpoint
 from vla_nodes.policy.configuration import preset
 from vla_nodes.policy.modeling import VlaPolicy
-from vla_nodes.share import share_roots
+from vla_nodes.share import share_path, share_roots
+from vla_nodes.training.initialize import SHIPPED
 from vla_nodes.training.losses_grounding import TRAINED as GROUNDED
 
 
@@ -30,28 +28,23 @@ def commit() -> str:
     return run.stdout.strip() or "unknown"
 
 
-def write(folder: Path, model: VlaPolicy, tokenizer: Path, provenance: dict, depth: bool = True,
-          like: checkpoint.CheckpointConfig | None = None) -> None:  # fmt: skip
-    """A checkpoint folder for the simulated Panda, or for the robot of the checkpoint that ``like`` belongs to.
-
-    Without ``depth`` no depth is valid, so the policy sees none.
-    """
-    config = like or checkpoint.CheckpointConfig(
-        model.config, mjcf.ARM_JOINTS, mjcf.FINGER_JOINTS[0], "ee_delta", PERIOD, TICK, "camera",
-        (0.1, MAX_RANGE) if depth else (0.0, 0.0))  # fmt: skip
-    config = replace(config, policy=model.config, provenance={**provenance, "commit": commit()})
+def write(folder: Path, model: VlaPolicy, tokenizer: Path, provenance: dict, like: checkpoint.CheckpointConfig) -> None:
+    """A checkpoint folder for the robot that ``like`` describes."""
+    config = replace(like, policy=model.config, provenance={**provenance, "commit": commit()})
     checkpoint.save(folder, model, config, tokenizer, torch.bfloat16)
 
 
 def export(args: cli.Options) -> None:
     """The command."""
+    like = checkpoint.read_config(args.like or share_path(SHIPPED))
     policy = preset("nano", args.mixer)
-    model = VlaPolicy(policy)
+    policy = replace(policy, space=like.policy.space)
+    model = VlaPolicy(policy, like.contract)
     weights = load_file(args.weights)
     if args.grounded:
         weights |= {k: v for k, v in load_file(args.grounded).items() if k.split(".")[0] in GROUNDED}
     model.load_state_dict(weights)
-    write(args.out, model, args.language / "tokenizer.json", json.loads(args.provenance))
+    write(args.out, model, args.language / "tokenizer.json", json.loads(args.provenance), like)
     size = sum(f.stat().st_size for f in args.out.iterdir())
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.1f} MB")
 
@@ -67,11 +60,12 @@ command = cli.Command(
                help="stage 1 weights refined since, for that part"),
     cli.option("--language", type=cli.Existing("language folder", "tokenizer.json"), metavar="DIR", required=True,
                help="the instruction encoder, as `distill` wrote it"),
+    cli.option("--like", type=cli.PATH, metavar="DIR", help="checkpoint of the same robot; without it the shipped one"),
     cli.out("folder for the checkpoint", required=True),
     cli.option("--mixer", type=click.Choice(("mamba2", "mamba1", "attention")), help="the core, if not the preset's"),
     cli.option("--provenance", metavar="JSON", default="{}", help="commands, data, hours, scores"),
     examples="""
-    python -m vla_nodes export --weights work/act/weights.safetensors --language work/language --out work/nano
+    python -m vla_nodes export --weights work/action/weights.safetensors --language work/language --out work/nano
     """,
     errors=(OSError, ValueError, RuntimeError),  # RuntimeError: weights of another model
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
     stage: recipe
     out: work                    # {out} in the steps
-    steps: ["stills --out {out}/stills", "collect --out {out}/data", "train ground.yaml --out {out}/ground", ...]
+    steps: ["collect --out {out}/data", "train grounding.yaml --out {out}/grounding", ...]
 
 Every step can be stopped and gone on with by itself; those that ended well are noted in {out}/recipe.json and left out
 the next time, until the step's words or one before it change.
@@ -24,11 +24,11 @@ from vla_nodes.training import subprocess_cli
 from vla_nodes.training.config import SettingsError
 
 DONE = "recipe.json"
-KEYS = {"stage", "out", "steps", "vars", "minutes"}
+KEYS = {"stage", "out", "steps", "vars"}
 
 
 def steps_of(values: dict[str, Any], source: str) -> tuple[Path, list[str]]:
-    """Folder and commands, with {out}, {minutes} and the ``vars`` filled in. SettingsError names what is wrong."""
+    """Folder and commands, with {out} and the ``vars`` filled in. SettingsError names what is wrong."""
     if unknown := sorted(set(values) - KEYS):
         raise SettingsError(f"{source}: unknown key {', '.join(unknown)}; a recipe has {', '.join(sorted(KEYS))}")
     steps, given = values.get("steps"), values.get("vars") or {}
@@ -37,8 +37,6 @@ def steps_of(values: dict[str, Any], source: str) -> tuple[Path, list[str]]:
     if not isinstance(given, dict):
         raise SettingsError(f"{source}: vars must be a mapping of names to values")
     words = {**given, "out": shlex.quote(str(values["out"]))}
-    if "minutes" in values:
-        words["minutes"] = values["minutes"]
     filled = []
     for step in steps:
         try:

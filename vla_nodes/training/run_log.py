@@ -82,7 +82,7 @@ class Progress:
             return
         left = loop.seconds * (1 / loop.share() - 1) / 60
         terms = {key.removeprefix("terms/"): value for key, value in figures.items() if key.startswith("terms/")}
-        rest = {k: v for k, v in figures.items() if "/" not in k and k not in ("loss", "gradient", "rate")}
+        rest = {k: v for k, v in figures.items() if "/" not in k and k not in ("loss", "gradient", "learning_rate")}
         self.say(f"{loop.seconds / 60:5.1f} min, {left:.1f} to go, step {loop.step}, {speed:.2f} steps/s, "
                  f"loss {figures['loss']:.3f} ({line(terms)}); {line(rest)}")  # fmt: skip
 
@@ -138,7 +138,7 @@ def draw(log: list[dict[str, Any]], path: Path, title: str) -> Path | None:
             panels["loss"].append((key, name.removeprefix("terms/"), held))
         elif name.endswith((" mm", " cm")):
             panels["error"].append((key, name, held))
-        elif name != "rate":
+        elif name != "learning_rate":
             panels["right"].append((key, name, held))
     used = {name: entries for name, entries in panels.items() if entries}
     figure = Figure(figsize=(12, 3.4 * len(used)), layout="constrained")

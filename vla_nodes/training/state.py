@@ -1,6 +1,6 @@
 """The state of a training run on disk: one safetensors file with a JSON header, replaced whole or not at all.
 
-It holds everything the next step depends on: weights, buffers, the optimiser's moments, running averages, the step, the
+It holds everything the next step depends on: weights, buffers, the optimizer's moments, running averages, the step, the
 time spent, and sums not logged yet. Random numbers need no entry: those of step k follow from (seed, k). No pickle.
 """
 

@@ -18,16 +18,15 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from vla_nodes.datasets import episode as episodes
-from vla_nodes.envs.tabletop import instructions
-from vla_nodes.envs.tabletop.grounding_dataset import augment, number
-from vla_nodes.envs.tabletop.tasks import Task
-from vla_nodes.policy.modeling import Prepared, VisualTokens, VlaPolicy, proprioception
+from vla_nodes.policy.modeling import CameraInput, StepQueries, VisualTokens, VlaPolicy
+from vla_nodes.policy.processing import tool_vectors
 from vla_nodes.progress import progress, say
+from vla_nodes.training.examples import augment, number
 
-EYES = ("language", "roles", "vision", "middle")  # what tokens depend on; the aim in them is renewed when they are used
-FORMAT = 3  # of the cached arrays; another one makes the cache stale
+EYES = ("language", "queries", "vision", "object_center")  # what tokens depend on; place positions are renewed in use
+FORMAT = 5  # of the cached arrays; another one makes the cache stale
 MADE_BY = "made_by.json"  # in the cache folder: what the tokens in it depend on
-PHRASINGS = 4  # sentences for the same task; the first is the one the eyes looked for
+PHRASINGS = 4  # sentences for the same task at most; the first is the one the eyes looked for
 
 
 def differences(values: np.ndarray, stamps: np.ndarray) -> np.ndarray:
@@ -48,10 +47,12 @@ def tokens_of(
     header, arrays = episode.header, episode.arrays
     episode.require("instruction", "intrinsics", "camera_pose")
     episode.require("ee_pose", "gripper", "joint_positions", "joint_velocities", "actions")
-    texts = [header["instruction"]]
-    if "task" in header:
-        texts += [instructions.phrase(Task.from_dict(header["task"]), rng) for _ in range(PHRASINGS - 1)]
-    asked = model.prepare(model.language.encode(texts))
+    horizon, rows = model.contract.actions.horizon, arrays["actions"].shape[1]
+    if rows < horizon:
+        raise episodes.DataError(f"{episode.path}: its chunks have {rows} rows and the policy's {horizon}: collect or "
+                                 f"build the data with --horizon {horizon}")  # fmt: skip
+    texts = [header["instruction"], *header.get("paraphrases", [])][:PHRASINGS]
+    asked = model.encode_instruction(model.language.encode(texts))
     count = len(episode)
     step = torch.as_tensor(arrays.get("step", np.zeros(count)), dtype=torch.long)
     parts: list[VisualTokens] = []
@@ -67,31 +68,37 @@ def tokens_of(
         def repeated(value, rows=rows) -> Tensor:
             return torch.as_tensor(np.asarray(value, np.float32)).expand(rows, -1, -1)
 
-        view, _ = model.look(
-            torch.from_numpy(np.stack([i[0] for i in images])).permute(0, 3, 1, 2),
-            torch.from_numpy(np.stack([i[1] for i in images])),
-            repeated(header["intrinsics"]), repeated(header["camera_pose"]),
+        view, _ = model.encode_observation(
+            (CameraInput(
+                torch.from_numpy(np.stack([i[0] for i in images])).permute(0, 3, 1, 2),
+                torch.from_numpy(np.stack([i[1] for i in images])),
+                repeated(header["intrinsics"]), repeated(header["camera_pose"])),),
             torch.as_tensor(arrays["ee_pose"][ticks.start : ticks.stop, :3, 3], dtype=torch.float32),
-            Prepared(asked.queries[0, at], asked.summary[0, at]),
+            StepQueries(asked.queries[0, at], asked.summary[0, at]),
         )  # fmt: skip
         parts.append(view)
-    pose = torch.as_tensor(arrays["ee_pose"], dtype=torch.float32)
-    body = proprioception(
-        pose, torch.as_tensor(arrays["gripper"], dtype=torch.float32),
-        torch.as_tensor(arrays["joint_positions"], dtype=torch.float32),
-        torch.as_tensor(arrays["joint_velocities"], dtype=torch.float32),
-        torch.as_tensor(differences(arrays["ee_pose"][:, :3, 3], arrays["stamp"])),
-        torch.as_tensor(differences(arrays["gripper"], arrays["stamp"])))  # fmt: skip
-    views = {f"view_{name}": torch.cat([getattr(p, name) for p in parts]).numpy() for name in VisualTokens._fields}
-    return {**views, "state": body.state.numpy(), "change": body.change.numpy(), "summary": asked.summary.numpy(),
-            "actions": model.normalised(torch.as_tensor(arrays["actions"])).numpy(),
+    state = model.layout.tokens(
+        {
+            "joint_positions": arrays["joint_positions"],
+            "joint_velocities": arrays["joint_velocities"],
+            "gripper": arrays["gripper"].reshape(count, -1),
+            "gripper_velocity": differences(arrays["gripper"].reshape(count, -1), arrays["stamp"]),
+            "tool_velocity": differences(arrays["ee_pose"][:, :3, 3], arrays["stamp"]),
+            **tool_vectors(arrays["ee_pose"]),
+        }
+    )
+    views = {f"view_{name}": torch.cat([getattr(p, name) for p in parts]).numpy()
+             for name in VisualTokens._fields if getattr(parts[0], name) is not None}  # fmt: skip
+    return {**views, **{f"state_{token}": values for token, values in state.items()},
+            "summary": asked.summary.numpy(),
+            "actions": model.normalize(torch.as_tensor(arrays["actions"][:, :horizon])).numpy(),
             "primitive": arrays.get("primitive", np.full(count, -1)).astype(np.int64), "step": step.numpy(),
             "done": arrays.get("done", np.full(count, np.nan)).astype(np.float32)}  # fmt: skip
 
 
 def made_by(model: VlaPolicy, seed: int = 0, depth: bool = True) -> str:
     """A fingerprint of all that the tokens depend on but the episodes: the weights that look, and how they are used."""
-    digest = hashlib.sha256(f"{FORMAT} {PHRASINGS} {seed} {depth} {model.config.image_size}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {PHRASINGS} {seed} {depth} {model.config.image_size} {model.contract}".encode())
     for name, tensor in sorted(model.state_dict().items()):
         if name.split(".")[0] in EYES:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())

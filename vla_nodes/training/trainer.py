@@ -103,8 +103,8 @@ def feed(make: Callable[[int], Any], start: int, workers: int) -> Iterator[Calla
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-class Averages:
-    """Running averages of parameters, which drive an arm more steadily than the last step's values."""
+class Ema:
+    """Exponential moving averages of parameters: they drive an arm more steadily than the last step's values."""
 
     def __init__(self, parameters: list[Tensor], decay: float) -> None:
         self.parameters, self.decay = parameters, decay
@@ -161,9 +161,9 @@ class Loop:
         self.first = accelerator.is_main_process
         self.parameters = [p for _, p in stage.trained]
         stage.objective.to(accelerator.device)
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.rate, weight_decay=settings.weight_decay,
-                                           betas=(0.9, settings.beta2))  # fmt: skip
-        self.averages = Averages(self.parameters, settings.average)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, betas=(0.9, settings.beta2),
+                                           weight_decay=settings.weight_decay)  # fmt: skip
+        self.ema = Ema(self.parameters, settings.ema_decay)
         self.step, self.seconds, self.finished = 0, 0.0, False
         self.sums: dict[str, list] = {}  # of what is logged every log_steps: [sum, count]
         self.path = settings.out / states.STATE
@@ -185,15 +185,15 @@ class Loop:
             self.progress.say(f"the data changed since the run was stopped: {header['data']} then, {self.stage.data} "
                               "now; the curve goes on with what is there now")  # fmt: skip
         self.stage.objective.load_state_dict(states.part("model", tensors))
-        rows = states.part("optimiser", tensors)
+        rows = states.part("optimizer", tensors)
         for name, parameter in self.stage.trained:
             moments = states.part(name, rows)
             if moments:  # the count of steps stays on the CPU, where AdamW keeps it
-                self.optimiser.state[parameter] = {
+                self.optimizer.state[parameter] = {
                     k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()
                 }
-        for mean, (name, _) in zip(self.averages.values, self.stage.trained, strict=bool(self.averages.decay)):
-            mean.copy_(tensors[f"average/{name}"])
+        for mean, (name, _) in zip(self.ema.values, self.stage.trained, strict=bool(self.ema.decay)):
+            mean.copy_(tensors[f"ema/{name}"])
         self.step, self.seconds, self.finished = header["step"], header["seconds"], header["finished"]
         self.sums = header["sums"]
         self.progress.say(f"continued at step {self.step}, after {self.seconds / 60:.1f} min, from {self.path}")
@@ -204,10 +204,10 @@ class Loop:
             return
         tensors = states.prefixed("model", self.stage.objective.state_dict())
         for name, parameter in self.stage.trained:
-            tensors |= states.prefixed(f"optimiser/{name}", self.optimiser.state.get(parameter, {}))
-        if self.averages.decay:
-            means = (mean for mean in self.averages.values)
-            tensors |= {f"average/{name}": mean for (name, _), mean in zip(self.stage.trained, means, strict=True)}
+            tensors |= states.prefixed(f"optimizer/{name}", self.optimizer.state.get(parameter, {}))
+        if self.ema.decay:
+            means = (mean for mean in self.ema.values)
+            tensors |= {f"ema/{name}": mean for (name, _), mean in zip(self.stage.trained, means, strict=True)}
         header = {
             "step": self.step,
             "seconds": self.seconds,
@@ -217,30 +217,32 @@ class Loop:
             "settings": plain(self.settings),
         }
         states.write(self.path, tensors, header)
-        with self.averages.applied():
+        with self.ema.applied():
             states.write(self.settings.out / states.WEIGHTS, self.stage.weights(),
                          {k: header[k] for k in ("step", "seconds", "finished", "data", "settings")})  # fmt: skip
 
     # -- the run -------------------------------------------------------------------------------------------------------
-    def share(self) -> float:
-        """Of the budget that is spent, 0 to 1."""
-        settings = self.settings
-        of_time = self.seconds / (60 * settings.minutes) if settings.minutes else 0.0
-        of_steps = self.step / settings.steps if settings.steps else 0.0
-        return min(1.0, max(of_time, of_steps))
+    @property
+    def capped(self) -> bool:
+        """The minutes are spent and the steps are not."""
+        minutes = self.settings.minutes
+        return self.step < self.settings.steps and minutes is not None and self.seconds >= 60 * minutes
 
-    def rate(self) -> float:
-        """Warm-up, then half a cosine."""
+    def share(self) -> float:
+        """Of the steps that are done, 0 to 1."""
+        return min(1.0, self.step / self.settings.steps)
+
+    def learning_rate(self) -> float:
+        """Warm-up, then half a cosine. A function of the step alone: no clock has a say in the curve."""
         settings = self.settings
+        warm = min(1.0, (self.step + 1) / settings.warmup)
         fall = 0.5 * (1 + np.cos(np.pi * self.share()))
-        return (
-            settings.rate * min(1.0, (self.step + 1) / settings.warmup) * (settings.floor + (1 - settings.floor) * fall)
-        )
+        return settings.learning_rate * warm * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * fall)
 
     def run(self) -> bool:
-        """Until the budget is spent (True), or a signal asks for the end (False)."""
+        """Until the steps are done (True), or a signal or the cap in minutes ends it before (False)."""
         if self.share() >= 1.0:
-            self.progress.say(f"finished before, after {self.step} steps; more minutes or steps would go on from there")
+            self.progress.say(f"finished before, after {self.step} steps; more steps would go on from there")
             self.finished = True
             self.save()
             self.progress.end()
@@ -253,7 +255,7 @@ class Loop:
         measured, shown_step = self.seconds, self.step
         rank = self.accelerator.process_index
         with Interrupt() as interrupt, feed(lambda k: self.stage.batch(k, rank), self.step, settings.workers) as take:
-            while self.share() < 1.0 and not self._agreed(interrupt.asked):
+            while self.share() < 1.0 and not self.capped and not self._agreed(interrupt.asked):
                 self._descend(objective, to_device(take(), device))
                 self.seconds = self._clock(started)
                 if self.step % settings.log_steps == 0:
@@ -270,28 +272,33 @@ class Loop:
                     self.save()
                     saved = self.seconds
         self.finished = self.share() >= 1.0
-        if self.finished:
+        if self.finished or self.capped:
             self._measure()
         self.save()
         if self.first and self.score is not None:
             self.score.stop()
-        if not self.finished:
+        if self.capped:
+            self.progress.say(
+                f"stopped early, at step {self.step} of {settings.steps}, because minutes is {settings.minutes:g}: the "
+                f"learning rate is still {self.learning_rate():.2g}; the same command with more minutes goes on"
+            )
+        elif not self.finished:
             self.progress.say(f"stopped at step {self.step}; the same command goes on from there")
         self.progress.end()
         return self.finished
 
     def _descend(self, objective: nn.Module, batch: Any) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step)
         with on(self.accelerator.device):
             total, terms, report = objective(batch)
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             self.accelerator.backward(total)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        self.optimiser.step()
+        self.optimizer.step()
         self.step += 1
-        self.averages.update(self.step)
+        self.ema.update(self.step)
         for key, value in {"loss": total, **{f"terms/{k}": v for k, v in terms.items()}, **report,
                            "gradient": norm}.items():  # fmt: skip
             entry = self.sums.setdefault(key, [0.0, 0])
@@ -302,13 +309,13 @@ class Loop:
         row = {key: float(total) / count for key, (total, count) in self.sums.items()}
         self.sums = {}
         if not np.isfinite(row["loss"]):
-            raise FloatingPointError(f"the loss at step {self.step} is {row['loss']}: lower the rate, or look at the "
-                                     f"data; the state before it is in {self.path}")  # fmt: skip
-        self.progress.log(self, {**row, "rate": self.rate()})
+            raise FloatingPointError(f"the loss at step {self.step} is {row['loss']}: lower learning_rate, or look at "
+                                     f"the data; the state before it is in {self.path}")  # fmt: skip
+        self.progress.log(self, {**row, "learning_rate": self.learning_rate()})
 
     def _measure(self) -> None:
         if self.first:
-            with self.averages.applied(), on(self.accelerator.device):
+            with self.ema.applied(), on(self.accelerator.device):
                 figures = self.stage.measure()
             if figures:
                 self.progress.measured(self, figures)

@@ -1,6 +1,6 @@
 """What happened in an episode, read off the simulator's own state: contacts, grasps, losses, and why it failed.
 
-The same witness watches evaluation without ROS and sim_node, so that both tell the same story. No policy sees it.
+The same monitor watches evaluation without ROS and sim_node, so that both tell the same story. No policy sees it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vla_nodes.envs.tabletop import scene as sc
-from vla_nodes.envs.tabletop.tasks import Judge
+from vla_nodes.envs.tabletop.tasks import SuccessChecker
 from vla_nodes.envs.tabletop.world import World
 
 PATH_PERIOD = 0.01  # s between samples of the tool's path
@@ -20,14 +20,14 @@ DISPLACED = 0.03  # m from where it stood at the start
 FAR_ENOUGH = 0.01  # m that a drawer must move to count as moved
 
 
-class Witness:
-    """One per instruction. Call ``sample`` every PATH_PERIOD and ``look`` every 0.1 s or so, after the judge.
+class EpisodeMonitor:
+    """One per instruction. Call ``sample`` every PATH_PERIOD and ``look`` every 0.1 s or so, after the checker.
 
-    ``judge`` is None when nothing can be judged: only contacts and the path are then kept.
+    ``checker`` is None when nothing can be judged: only contacts and the path are then kept.
     """
 
-    def __init__(self, world: World, judge: Judge | None) -> None:
-        self.world, self.judge = world, judge
+    def __init__(self, world: World, checker: SuccessChecker | None) -> None:
+        self.world, self.checker = world, checker
         model = world.model
         robot = model.body_rootid[model.body("panda_hand_tcp").id]
         self._robot = model.body_rootid[model.geom_bodyid] == robot  # per geom
@@ -39,7 +39,7 @@ class Witness:
             self._owner[model.geom_bodyid == model.body(body).id] = index
         self._things = [thing.name for thing in world.scene.things if thing.kind in sc.GRASPABLE]
         self._start = {name: world.position(name) for name in self._things}
-        named = judge.task.names if judge else ()
+        named = checker.task.names if checker else ()
         self.others = [name for name in self._things if name not in named]
         self.touched: set[str] = set()  # by any part of the robot, since the start
         self.wrong: set[str] = set()  # things nobody named that were lifted or displaced
@@ -58,7 +58,7 @@ class Witness:
     @property
     def _thing(self) -> str:
         """What the step in progress takes into the hand, "" for a drawer or nothing."""
-        thing = self.judge.steps[self._reached].thing if self.judge else ""
+        thing = self.checker.steps[self._reached].target if self.checker else ""
         return "" if thing == "drawer" else thing
 
     def sample(self) -> None:
@@ -75,7 +75,7 @@ class Witness:
 
     def look(self) -> None:
         """Grasps, losses and displacements now."""
-        world, judge = self.world, self.judge
+        world, checker = self.world, self.checker
         for name in self.others:
             if name in self.wrong and self.wrong_lifted:
                 continue
@@ -84,10 +84,10 @@ class Witness:
             self.wrong_lifted |= lifted
             if lifted or np.linalg.norm(position - self._start[name]) > DISPLACED:
                 self.wrong.add(name)
-        if judge is None:
+        if checker is None:
             return
-        if judge.reached != self._reached:
-            self._reached = judge.reached
+        if checker.reached != self._reached:
+            self._reached = checker.reached
             self._step_starts()
         if thing := self._thing:
             height = world.position(thing)[2]
@@ -101,20 +101,20 @@ class Witness:
     @property
     def reason(self) -> str:
         """Why the task is not done, as one of a few kinds."""
-        judge, world = self.judge, self.world
-        if judge is None or judge.succeeded:
+        checker, world = self.checker, self.world
+        if checker is None or checker.succeeded:
             return ""
         if self.wrong_lifted:
             return "wrong object"
-        if judge.early:
+        if checker.early:
             return "wrong step order"
-        done = judge.steps[: judge.reached]
+        done = checker.steps[: checker.reached]
         if any(step.verb == "place" and not step.success(world) for step in done):
             return "undone again"
-        step = judge.steps[judge.reached]
+        step = checker.steps[checker.reached]
         if step.success(world):
             return "timeout"  # done, but not for long enough
-        if step.thing == "drawer":
+        if step.target == "drawer":
             if "drawer" not in self._felt:
                 return "never reached"
             moved = abs(world.drawer_opening() - self._drawer) > FAR_ENOUGH
@@ -122,8 +122,8 @@ class Witness:
         if self._held:
             return "timeout"
         if self._lifted:
-            return "dropped" if self._high - world.position(step.thing)[2] > FALL else "misplaced"
-        return "missed grasp" if step.thing in self._felt else "never reached"
+            return "dropped" if self._high - world.position(step.target)[2] > FALL else "misplaced"
+        return "missed grasp" if step.target in self._felt else "never reached"
 
     def jerk(self) -> tuple[float, float]:
         """Mean and 99th percentile of the tool's jerk so far, m/s^3."""
@@ -134,11 +134,11 @@ class Witness:
 
     def facts(self) -> dict[str, Any]:
         """All of it, for JSON."""
-        judge = self.judge
+        checker = self.checker
         mean, peak = self.jerk()
         return {
             "reason": self.reason,
-            "steps_done": (len(judge.steps) if judge.succeeded else judge.reached) if judge else 0,
+            "steps_done": (len(checker.steps) if checker.succeeded else checker.reached) if checker else 0,
             "touched": sorted(self.touched),
             "wrong": sorted(self.wrong),
             "mean_jerk": mean,

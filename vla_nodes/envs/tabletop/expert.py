@@ -40,7 +40,7 @@ class _State:
     held: bool
     squeezed: float
     reopening: bool
-    thing: np.ndarray
+    target: np.ndarray
     opening: float
     done: bool
 
@@ -78,10 +78,10 @@ class StepExpert:
     # -- what the world looks like now -----------------------------------------------------------------------------
     def _state(self, world: World, velocity: np.ndarray) -> _State:
         task = self.task
-        drawer = task.thing == "drawer"
-        thing = world.handle_position() if drawer else world.position(task.thing)
+        drawer = task.target == "drawer"
+        thing = world.handle_position() if drawer else world.position(task.target)
         p, g = world.tool_pose()[:3, 3], world.opening()
-        body = "drawer" if drawer else task.thing
+        body = "drawer" if drawer else task.target
         close_by = np.linalg.norm((p - thing)[:2]) < 0.03 and abs(p[2] - thing[2]) < 0.05
         touching = world.touched_by_fingers(body) == 2 and close_by
         elapsed = 0.0 if self._last_time is None else world.time - self._last_time
@@ -113,13 +113,13 @@ class StepExpert:
         hand, task = world.tool_pose()[:3, 3], self.task
         if task.verb == "pick":
             return task.success(world)
-        clear = hand[2] > place_of(world, task.thing)[2] + 0.09 or hand[2] > CLEAR + 0.05
+        clear = hand[2] > place_of(world, task.target)[2] + 0.09 or hand[2] > CLEAR + 0.05
         return task.success(world) and world.opening() > 0.8 and clear
 
     def plan(self, world: World, velocity: np.ndarray, horizon: int, period: float) -> tuple[np.ndarray, str]:
         """See Expert.plan."""
         state = self._state(world, velocity)
-        goal = destination(self.task, place_of(world, self.task.goal)) if self.task.goal else None
+        goal = destination(self.task, place_of(world, self.task.reference)) if self.task.reference else None
         # The tool's small tilt away from straight down is taken out at a bounded rate.
         tilt = rotation_vector((DOWN @ world.tool_pose()[:3, :3].T)[None])[0]
         rows, first = [], ""
@@ -144,15 +144,15 @@ class StepExpert:
         step = s.v * dt
         s.p = s.p + step
         if s.held:
-            s.thing = s.thing + step
-            if self.task.thing == "drawer":
+            s.target = s.target + step
+            if self.task.target == "drawer":
                 s.opening -= step[0]
         return step
 
     def _close(self, s: _State, gripper: float, dt: float) -> None:
         s.g = float(np.clip(s.g + np.clip(gripper - s.g, -CLOSE_RATE * dt, CLOSE_RATE * dt), 0, 1))
-        width = 0.15 if self.task.thing == "drawer" else 0.5
-        near = np.linalg.norm((s.p - s.thing)[:2]) < 0.02
+        width = 0.15 if self.task.target == "drawer" else 0.5
+        near = np.linalg.norm((s.p - s.target)[:2]) < 0.02
         if gripper < 0.5 and near and s.g <= width + 0.05:
             s.held, s.g = True, max(s.g, width)
             s.squeezed += dt
@@ -170,14 +170,14 @@ class StepExpert:
         if s.done:
             return self._retreat(s)
         if not s.held:
-            return self._approach(s, s.thing, max(s.thing[2] - 0.002, 0.016))
+            return self._approach(s, s.target, max(s.target[2] - 0.002, 0.016))
         if s.squeezed < SETTLE:
             return "grasp", s.p, 0.0, SLOW
         if self.task.verb == "pick":
             top = np.array([s.p[0], s.p[1], TRANSIT])
             return ("hold" if s.p[2] > TRANSIT - 0.02 else "lift"), top, 0.0, SPEED
-        away = float(np.hypot(*(s.thing - goal)[:2]))
-        target = s.p + (goal - s.thing)  # where the tool must be for the object to be over the goal
+        away = float(np.hypot(*(s.target - goal)[:2]))
+        target = s.p + (goal - s.target)  # where the tool must be for the object to be over the goal
         if away > 0.02:
             if s.p[2] < CLEAR:
                 return "lift", np.array([s.p[0], s.p[1], TRANSIT]), 0.0, SPEED
@@ -220,14 +220,14 @@ class StepExpert:
     def _decide_drawer(self, s: _State) -> tuple[str, np.ndarray, float, float]:
         opening = self.task.verb == "open"
         if s.done:
-            if s.g < 0.85 and s.p[2] < s.thing[2] + 0.03:
+            if s.g < 0.85 and s.p[2] < s.target[2] + 0.03:
                 return self.task.verb, s.p, 1.0, SLOW
-            if s.p[2] < s.thing[2] + 0.10 and np.hypot(*(s.p - s.thing)[:2]) < 0.06:
-                return "hold", np.array([s.p[0], s.p[1], s.thing[2] + 0.13]), 1.0, SPEED
+            if s.p[2] < s.target[2] + 0.10 and np.hypot(*(s.p - s.target)[:2]) < 0.06:
+                return "hold", np.array([s.p[0], s.p[1], s.target[2] + 0.13]), 1.0, SPEED
             return "hold", HOME, 1.0, SPEED
         if not s.held:
-            return self._approach(s, s.thing, s.thing[2])
+            return self._approach(s, s.target, s.target[2])
         if s.squeezed < SETTLE:
             return "grasp", s.p, 0.0, SLOW
         travel = (PULL - s.opening) if opening else -(s.opening + 0.004)
-        return self.task.verb, np.array([s.p[0] - travel, s.thing[1], s.p[2]]), 0.0, SLOW + 0.04
+        return self.task.verb, np.array([s.p[0] - travel, s.target[1], s.p[2]]), 0.0, SLOW + 0.04

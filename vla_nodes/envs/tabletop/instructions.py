@@ -1,4 +1,4 @@
-"""How people say a task, and what a sentence asks for. The grammar trains the policy; the parser serves the judge."""
+"""How people say a task, and what a sentence asks for. The grammar trains the policy, the parser serves success."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _form(step: Task) -> str:
     """Which of PHRASES say such a step."""
     if step.verb != "place":
         return step.verb
-    return "relation" if step.relation else "stack" if kind_of(step.goal) in GRASPABLE else "in"
+    return "relation" if step.relation else "stack" if kind_of(step.reference) in GRASPABLE else "in"
 
 
 def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "", last: str = ""
@@ -80,7 +80,7 @@ def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "", l
 
     A goal like the thing may be called "the blue one", and so may a thing like ``last``, the thing spoken of before.
     """
-    kind, form = kind_of(task.goal), _form(task)
+    kind, form = kind_of(task.reference), _form(task)
     phrases, relations = PHRASES[form], RELATION_WORDS
     if axis == "phrasings":
         phrases, relations = kept.PHRASES[form], kept.RELATIONS
@@ -90,7 +90,7 @@ def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "", l
     if task.relation:
         words = relations[task.relation]
         relation = words[0] if rng.random() < 0.15 else _any(rng, words)
-    names = {"x": task.thing, "y": task.goal, "d": "drawer"}
+    names = {"x": task.target, "y": task.reference, "d": "drawer"}
     names = {slot: _name(name, rng, axis) if name else "" for slot, name in names.items()}
     if goal_said:
         names["y"] = goal_said
@@ -99,7 +99,7 @@ def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "", l
     if task.relation and axis != "phrasings" and rng.random() < 0.06:
         said = said.replace("{r} {y}", _any(rng, ITS[task.relation]))
     if not axis and 0 <= said.find("{x}") < (said + "{y}").find("{y}") and rng.random() < 0.15:
-        for slot, name, before in (("y", task.goal, task.thing), ("x", task.thing, last)):
+        for slot, name, before in (("y", task.reference, task.target), ("x", task.target, last)):
             if name and kind_of(name) == kind_of(before):
                 names[slot] = f"the {name.split()[0]} one"
     text = said.format(**names, r=relation, **{"in": where, "into": "onto" if kind == "tray" else "into"})
@@ -124,21 +124,21 @@ def phrase(task: Task, rng: np.random.Generator, axis: str = "") -> str:
     request, text = _say(steps[0], rng, axis)
     prefix = _any(rng, PREFIXES) if request else ""
     for last, step in zip(steps, steps[1:], strict=False):
-        drawer_known = "drawer" in (last.thing, last.goal)
+        drawer_known = "drawer" in (last.target, last.reference)
         if axis != "phrasings" and rng.random() < 0.08:
-            if last.goal == step.thing == "drawer" and rng.random() < 0.5:
+            if last.reference == step.target == "drawer" and rng.random() < 0.5:
                 request, text = _say(last, rng, axis, "it")
             prefix, text = "", _join((request, text), _say(step, rng, axis), rng, BACKWARDS)
             continue
-        if step.goal == "drawer" and drawer_known and rng.random() < 0.5:
+        if step.reference == "drawer" and drawer_known and rng.random() < 0.5:
             asked, said = _say(step, rng, axis, "it")
             if axis != "phrasings" and rng.random() < 0.4:
                 said = re.sub(r"\b(in|into|inside|inside of) it$", _any(rng, ("inside", "in there")), said)
-        elif step.thing == "drawer" and drawer_known and rng.random() < 0.3:
+        elif step.target == "drawer" and drawer_known and rng.random() < 0.3:
             asked, said = True, {"open": "open it", "close": _any(rng, ("close it", "shut it"))}[step.verb]
         else:
-            other = kind_of(last.goal) in GRASPABLE and kind_of(last.goal) != kind_of(last.thing)
-            asked, said = _say(step, rng, axis, last="" if other else last.thing)
+            other = kind_of(last.reference) in GRASPABLE and kind_of(last.reference) != kind_of(last.target)
+            asked, said = _say(step, rng, axis, last="" if other else last.target)
             drop = last.verb == step.verb == "place" and said.startswith("put ") and axis != "phrasings"
             if drop and text.startswith("put ") and rng.random() < 0.4:
                 asked, said = False, said[4:]
@@ -150,9 +150,9 @@ def plain(task: Task) -> str:
     """A task in the first words that come to mind."""
     said = []
     for step in task.steps:
-        where = IN.get(kind_of(step.goal), ("in",))[0]
+        where = IN.get(kind_of(step.reference), ("in",))[0]
         relation = RELATION_WORDS[step.relation][0] if step.relation else ""
-        names = {"x": f"the {step.thing}", "y": f"the {step.goal}", "d": "the drawer"}
+        names = {"x": f"the {step.target}", "y": f"the {step.reference}", "d": "the drawer"}
         said.append(PHRASES[_form(step)][0].format(**names, r=relation, **{"in": where}))
     return ", then ".join(said)
 
@@ -234,11 +234,11 @@ def parse(text: str) -> Task | None:
     steps: list[Task] = []
     for clause in _JOINTS.split(text):
         last = steps[-1] if steps else None
-        drawer_known = last is not None and "drawer" in (last.thing, last.goal)
+        drawer_known = last is not None and "drawer" in (last.target, last.reference)
         if last is not None and last.verb == "pick" and re.search(r"\bit\b", clause):
             steps.pop()  # "pick up the red block and put it in the bowl"
-            clause = re.sub(r"\bit\b", last.thing, clause, count=1)
-            drawer_known = bool(steps) and "drawer" in (steps[-1].thing, steps[-1].goal)
+            clause = re.sub(r"\bit\b", last.target, clause, count=1)
+            drawer_known = bool(steps) and "drawer" in (steps[-1].target, steps[-1].reference)
         if drawer_known:  # "... and put it in it"
             clause = _INSIDE.sub("in the drawer", clause)
             clause = re.sub(r"\b(open|close|shut) it\b", r"\1 the drawer", clause)
@@ -250,7 +250,7 @@ def parse(text: str) -> Task | None:
         steps.append(step)
     task = None
     for step in reversed(steps):
-        task = Task(step.verb, step.thing, step.goal, step.relation, task)
+        task = Task(step.verb, step.target, step.reference, step.relation, task)
     return task
 
 

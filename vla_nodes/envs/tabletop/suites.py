@@ -7,6 +7,7 @@ from itertools import islice
 
 import numpy as np
 
+from vla_nodes.envs.base import Group, Suites
 from vla_nodes.envs.tabletop import held_out, instructions
 from vla_nodes.envs.tabletop import scene as sc
 from vla_nodes.envs.tabletop.scene import Scene
@@ -15,7 +16,7 @@ from vla_nodes.envs.tabletop.tasks import FAMILIES, NOTHING, RELATIONS, Task, de
 TRIES = 200  # scenes looked at before a family is given up for a seed
 OPEN = 0.13  # m of drawer travel from which something can be put inside
 STEP_LIMIT = 25.0  # s of simulated time for each step of an instruction
-STILL_LIMIT = 20.0  # s for which a robot must leave everything alone when there is nothing it could do
+IDLE_LIMIT = 20.0  # s for which a robot must leave everything alone when there is nothing it could do
 GIVEN_UP = 8.0  # s without an action after which an episode is over: the policy has said why it holds
 # An axis means nothing for a family whose instruction cannot show it: a drawer has no colour and stands where it is.
 HELD_OUT = {
@@ -23,23 +24,35 @@ HELD_OUT = {
     for axis in held_out.AXES
 }
 DRAWN = (*FAMILIES, "stacking")  # the last is the part of rearrangement that asks for the most exact hand
-STILL = ("absent", "nonsense")  # something named is not there, or it is nothing this robot can do: nothing may move
-SUITES = (*DRAWN, *(name for names in HELD_OUT.values() for name in names), *STILL, "demo", "random")
-GROUPS = {
-    "all": FAMILIES,
-    **HELD_OUT,
-    "held-out": tuple(name for names in HELD_OUT.values() for name in names),
-    "full": (*FAMILIES, *(name for names in HELD_OUT.values() for name in names), *STILL),
-}
+IDLE = ("absent", "nonsense")  # something named is not there, or it is nothing this robot can do: nothing may move
+HELD_OUT_NAMES = tuple(name for names in HELD_OUT.values() for name in names)
+SUITES = (*DRAWN, *HELD_OUT_NAMES, *IDLE, "demo", "random")
+LAYOUT = Suites(
+    names=SUITES,
+    groups={
+        "all": Group(FAMILIES, title="all families"),
+        **{axis: Group(names, title=f"held-out {axis}", baseline="all") for axis, names in HELD_OUT.items()},
+        "held-out": Group(HELD_OUT_NAMES),
+        "full": Group((*FAMILIES, *HELD_OUT_NAMES, *IDLE)),
+    },
+    default="all",
+    mixed=("demo", "random"),
+    idle=IDLE,
+    varied="random",
+    about=f"""a task family ({", ".join(FAMILIES)}; stacking is the hardest part of rearrangement), all of
+them, a held-out axis ({", ".join(HELD_OUT)}) or one family on it (rearrangement/pairs), held-out (every axis), absent
+(something named is not there: nothing may be touched), nonsense (nothing this robot can do: likewise), demo (the scene
+of ./run), random, full (all of these but stacking, demo and random)""",
+)
 
 
 def free(task: Task, scene: Scene) -> bool:
     """Whether a relation is not there already, nothing stands where it would be, and a hand reaches there."""
-    goal, thing = scene.find(task.goal), scene.find(task.thing)
+    goal, thing = scene.find(task.reference), scene.find(task.target)
     if related(task, np.array([thing.x - goal.x, thing.y - goal.y])):
         return False
     x, y, _ = destination(task, np.array([goal.x, goal.y, 0.0]))
-    others = [o for o in scene.things if o.name not in (task.thing, task.goal)]
+    others = [o for o in scene.things if o.name not in (task.target, task.reference)]
     clear = all(np.hypot(x - o.x, y - o.y) > sc.CLEARANCE[thing.kind] + sc.CLEARANCE[o.kind] - 0.01 for o in others)
     return clear and sc.reachable(x, y, 0.03)
 
@@ -81,12 +94,12 @@ def two_steps(scene: Scene, rng: np.random.Generator, axis: str = "") -> Task | 
     def place(avoid: tuple[str, ...] = (), drawer: bool = False) -> Task | None:
         if drawer:
             subject = step("pick-and-place", scene, rng, avoid, axis)
-            return subject and Task("place", subject.thing, "drawer")
+            return subject and Task("place", subject.target, "drawer")
         if rng.random() < 0.25:
             return step("rearrangement", scene, rng, avoid, axis)
         for _ in range(8):
             task = step("pick-and-place", scene, rng, avoid, axis)
-            if task is not None and task.goal in ("bowl", "tray"):
+            if task is not None and task.reference in ("bowl", "tray"):
                 return task
         return None
 
@@ -101,11 +114,11 @@ def two_steps(scene: Scene, rng: np.random.Generator, axis: str = "") -> Task | 
         first, second = drawer, step("pick-and-place", scene, rng, axis=axis)
     else:
         first = place()
-        used = (first.thing,) if first else ()
+        used = (first.target,) if first else ()
         second = place(avoid=used) if rng.random() < 0.75 else step("pick-and-place", scene, rng, used, axis)
-    if first is None or second is None or first.thing == second.goal:
+    if first is None or second is None or first.target == second.reference:
         return None
-    if first.goal and first.goal == second.goal and first.relation == second.relation:  # no room for two
+    if first.reference and first.reference == second.reference and first.relation == second.relation:  # no room for two
         return None
     task = replace(first, then=second)
     return None if obstacle(task, scene) else task
@@ -118,25 +131,25 @@ def obstacle(task: Task, scene: Scene) -> str:
     now = replace(scene, things=[replace(thing) for thing in scene.things])
     placed: list[Task] = []
     for step in task.steps:
-        if step.thing == "drawer":
+        if step.target == "drawer":
             now.drawer_opening = sc.DRAWER_TRAVEL if step.verb == "open" else 0.0
             continue
-        if any(step.thing in (done.thing, done.goal) for done in placed):
-            return f"moving the {step.thing} would undo what the step before it did"
+        if any(step.target in (done.target, done.reference) for done in placed):
+            return f"moving the {step.target} would undo what the step before it did"
         if step.verb == "pick":
             continue
-        if step.goal == step.thing:
-            return f"the {step.thing} cannot be put in relation to itself"
-        if step.goal == "drawer" and now.drawer_opening < OPEN:
+        if step.reference == step.target:
+            return f"the {step.target} cannot be put in relation to itself"
+        if step.reference == "drawer" and now.drawer_opening < OPEN:
             return "the drawer is shut"
-        thing, goal = now.find(step.thing), now.find(step.goal)
+        thing, goal = now.find(step.target), now.find(step.reference)
         if step.relation and not free(step, now):
             where = {"beside": "next to", "front": "in front of", "behind": "behind"}.get(
                 step.relation, f"{step.relation} of"
             )
             there = related(step, np.array([thing.x - goal.x, thing.y - goal.y]))
-            return (f"the {step.thing} is {where} the {step.goal} already" if there
-                    else f"there is no free place in reach {where} the {step.goal}")  # fmt: skip
+            return (f"the {step.target} is {where} the {step.reference} already" if there
+                    else f"there is no free place in reach {where} the {step.reference}")  # fmt: skip
         at = (sc.CABINET_POSITION[0], sc.CABINET_POSITION[1], 0.0) if goal is None else (goal.x, goal.y, 0.0)
         thing.x, thing.y, _ = (float(v) for v in destination(step, np.array(at)))
         placed.append(step)
@@ -195,7 +208,7 @@ def draw_nonsense(seed: int) -> tuple[Scene, Task, str]:
     return scene, NOTHING, instructions.unrelated(rng, things, noise=False)
 
 
-def still(task: Task, scene: Scene) -> bool:
+def idle(task: Task, scene: Scene) -> bool:
     """Whether success is that the robot leaves everything alone."""
     return task == NOTHING or bool(task.missing(scene))
 
@@ -211,7 +224,7 @@ def episode(suite: str, seed: int, instruction: str | None = None) -> tuple[Scen
         if task is None or problem:
             raise ValueError(f"{instruction!r} with seed {seed}: {problem}")
         return scene, task, instruction
-    if suite in STILL:
+    if suite in IDLE:
         return draw_absent(seed) if suite == "absent" else draw_nonsense(seed)
     if suite in ("demo", "random"):
         return draw_task(Scene.demo(seed) if suite == "demo" else Scene.random(seed), seed)

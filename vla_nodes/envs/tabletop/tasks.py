@@ -1,4 +1,4 @@
-"""Tasks, and the judge that reads the simulator's own state. Neither is ever seen by a policy."""
+"""Tasks, and the success checker that reads the simulator's own state. Neither is ever seen by a policy."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ NEARBY = 0.06  # m more than APART that still counts as next to
 class Task:
     """What an instruction asks for: a verb, the object it is done to and, for placing, where; and what comes after.
 
-    verb: pick, place, open, close. thing: a name such as "red block", or "drawer". goal: "" or the name of a thing;
-    relation to the goal: "" (into or onto it), left, right, front, behind, beside.
+    verb: pick, place, open, close. target: a name such as "red block", or "drawer". reference: "" or the name of what
+    the target goes to; relation to it: "" (into or onto it), left, right, front, behind, beside.
     """
 
     verb: str
-    thing: str
-    goal: str = ""
+    target: str
+    reference: str = ""
     relation: str = ""
     then: Task | None = None
 
@@ -56,15 +56,15 @@ class Task:
     def family(self) -> str:
         if self.then is not None:
             return "multi-step"
-        if self.thing == "drawer":
+        if self.target == "drawer":
             return "drawer"
-        stacked = self.goal.rpartition(" ")[2] in sc.GRASPABLE
+        stacked = self.reference.rpartition(" ")[2] in sc.GRASPABLE
         return "rearrangement" if self.relation or stacked else "pick-and-place"
 
     @property
     def names(self) -> tuple[str, ...]:
         """All it mentions, in order."""
-        return tuple(dict.fromkeys(n for step in self.steps for n in (step.thing, step.goal) if n))
+        return tuple(dict.fromkeys(n for step in self.steps for n in (step.target, step.reference) if n))
 
     def missing(self, scene: sc.Scene) -> str:
         """The first thing the task names that the scene does not hold, or ""."""
@@ -77,23 +77,23 @@ class Task:
         if self.verb == "close":
             return world.drawer_opening() < SHUT
         if self.verb == "pick":
-            return world.position(self.thing)[2] > LIFTED and world.touched_by_fingers(self.thing) == 2
-        return placed(world, self) and world.touched_by_fingers(self.thing) == 0
+            return world.position(self.target)[2] > LIFTED and world.touched_by_fingers(self.target) == 2
+        return placed(world, self) and world.touched_by_fingers(self.target) == 0
 
     def progress(self, world: World) -> str:
         """One line of truth for a person."""
         return "; ".join(step._progress(world) for step in self.steps)
 
     def _progress(self, world: World) -> str:
-        if self.thing == "drawer":
+        if self.target == "drawer":
             return f"drawer open {100 * world.drawer_opening():.1f} cm"
-        height = 100 * world.position(self.thing)[2]
-        held = world.touched_by_fingers(self.thing) == 2
+        height = 100 * world.position(self.target)[2]
+        held = world.touched_by_fingers(self.target) == 2
         where = ""
-        if self.goal and placed(world, self):
-            where = f", {self.relation or 'in or on'} the {self.goal}" if self.family == "rearrangement" else (
-                f", in the {self.goal}")  # fmt: skip
-        return f"{self.thing} {'held ' if held else ''}at {height:.1f} cm{where}"
+        if self.reference and placed(world, self):
+            where = f", {self.relation or 'in or on'} the {self.reference}" if self.family == "rearrangement" else (
+                f", in the {self.reference}")  # fmt: skip
+        return f"{self.target} {'held ' if held else ''}at {height:.1f} cm{where}"
 
 
 NOTHING = Task("", "")  # what a sentence asks for that this robot cannot do: nothing may be touched
@@ -110,7 +110,7 @@ def place_of(world: World, name: str) -> np.ndarray:
 
 def destination(task: Task, goal: np.ndarray) -> np.ndarray:
     """(3,) m in base where the thing's middle is let go, for a goal standing at ``goal`` (3,) (see place_of)."""
-    kind, half = kind_of(task.goal), sc.HALF_HEIGHT[kind_of(task.thing)]
+    kind, half = kind_of(task.reference), sc.HALF_HEIGHT[kind_of(task.target)]
     if task.relation:
         direction = DIRECTIONS[side_of(task, goal)]
         offset = np.multiply(APART[kind], direction)
@@ -128,19 +128,19 @@ def side_of(task: Task, goal: np.ndarray) -> str:
 
 def placed(world: World, task: Task) -> bool:
     """Whether a place task's thing is where it should be, resting there, whoever holds it."""
-    thing, kind = world.position(task.thing), kind_of(task.goal)
+    thing, kind = world.position(task.target), kind_of(task.reference)
     if not task.relation and kind not in sc.GRASPABLE:
-        return contains(world, task.goal, task.thing)
-    offset = thing - world.position(task.goal)
+        return contains(world, task.reference, task.target)
+    offset = thing - world.position(task.reference)
     if not task.relation:  # stacked
-        rise = sc.HALF_HEIGHT[kind] + sc.HALF_HEIGHT[kind_of(task.thing)]
+        rise = sc.HALF_HEIGHT[kind] + sc.HALF_HEIGHT[kind_of(task.target)]
         return bool(np.hypot(*offset[:2]) < 0.028 and abs(offset[2] - rise) < 0.008)
-    return bool(thing[2] < sc.HALF_HEIGHT[kind_of(task.thing)] + 0.012 and related(task, offset))
+    return bool(thing[2] < sc.HALF_HEIGHT[kind_of(task.target)] + 0.012 and related(task, offset))
 
 
 def related(task: Task, offset: np.ndarray) -> bool:
     """Whether a thing ``offset`` (2 or 3,) m away from the goal stands in the task's relation to it."""
-    distance, reach = float(np.hypot(*offset[:2])), max(APART[kind_of(task.goal)]) + NEARBY
+    distance, reach = float(np.hypot(*offset[:2])), max(APART[kind_of(task.reference)]) + NEARBY
     if task.relation == "beside":
         return distance < reach
     along = float(offset[:2] @ DIRECTIONS[task.relation])
@@ -164,7 +164,7 @@ def contains(world: World, container: str, thing: str) -> bool:
     return bool(upright and inside)
 
 
-class Judge:
+class SuccessChecker:
     """Turns instant success into success that lasted; one per instruction. Call ``update`` several times a second.
 
     Steps count in their order: one that comes true before its turn must be undone and done again. At the end the last
@@ -202,7 +202,7 @@ class Judge:
         for index, step in enumerate(self.steps):
             if not now[index]:
                 self.early.discard(index)
-            elif index > self.reached and not before[index] and not {step.thing, step.goal} & moved:
+            elif index > self.reached and not before[index] and not {step.target, step.reference} & moved:
                 self.early.add(index)
-            moved.add(step.thing)
+            moved.add(step.target)
         self._before = now

@@ -73,7 +73,7 @@ class World:
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
 
-    # -- truth, for the judge and the expert; never for the policy -----------------------------------------------------
+    # -- truth, for the success checker and the expert; never for the policy -----------------------------------------
     def tool_pose(self) -> np.ndarray:
         """(4, 4) of panda_hand_tcp in base."""
         pose = np.eye(4)

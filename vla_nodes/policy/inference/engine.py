@@ -1,8 +1,9 @@
 """Who computes a tick: PyTorch, or a graph exported once per checkpoint to OpenVINO or onnxruntime.
 
-Both parts of a tick, `look` (image to visual tokens) and `think` (tokens and carried state to chunk and new state),
-have the same call in every engine. PyTorch eager is the reference: an exported engine is used only after it has carried
-a few made-up ticks to the same numbers, in this process, on this machine. States stay values: nested tuples of tensors.
+Both parts of a tick, vision (`encode_observation`: images to visual tokens) and core (`forward`: tokens and carried
+state to chunk and new state), have the same call in every engine. PyTorch eager is the reference: an exported engine is
+used only after it has carried a few made-up ticks to the same numbers, in this process, on this machine. States stay
+values: nested tuples of tensors.
 
 Precision f32 is the model as it is; int8 rounds the vision's heavy convolutions (quantise.py) where the checkpoint
 brings the ranges for it. Everything is flattened to plain tensors by structure, so a new field needs no change here.
@@ -12,23 +13,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vla_nodes.policy.contract import Camera
 from vla_nodes.policy.inference import graphs, quantize
 from vla_nodes.policy.language import EncodedText
 from vla_nodes.policy.mamba.mixers import map_state
-from vla_nodes.policy.modeling import (
-    CHANGE_WIDTH,
-    STATE_WIDTH,
-    Prepared,
-    Proprioception,
-    TickOutput,
-    VisualTokens,
-    VlaPolicy,
-)
+from vla_nodes.policy.modeling import CameraInput, StepQueries, TickOutput, VisualTokens, VlaPolicy
 
 log = logging.getLogger(__name__)
 # Largest difference of any output or state, relative to its largest value, on made-up images. How far 8 bits are off on
@@ -53,20 +49,19 @@ class TorchEngine:
 
     def __init__(self, model: VlaPolicy) -> None:
         self.model = quantize.folded(model)
-        self.model.vision.encoder.to(memory_format=torch.channels_last)
+        self.model.vision.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has it
 
     @torch.no_grad()
-    def look(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
-             prepared: Prepared) -> VisualTokens:  # fmt: skip
-        """As VlaPolicy.look, without what only losses need; color (B, 3, S, S) as bytes, or 0..1."""
-        color = color.float() / 255 if color.dtype == torch.uint8 else color
-        return self.model.look(color, depth, intrinsics, camera_pose, tool, prepared)[0]
+    def encode_observation(self, images: Sequence[CameraInput], tool: Tensor, step: StepQueries) -> VisualTokens:
+        """As VlaPolicy.encode_observation, without what only losses need; colours as bytes, or 0..1."""
+        return self.model.encode_observation([quantize.in_floats(image) for image in images], tool, step)[0]
 
     @torch.no_grad()
-    def think(self, body: Proprioception, view: VisualTokens, summary: Tensor, state: tuple | None
-              ) -> tuple[TickOutput, tuple]:  # fmt: skip
-        """As VlaPolicy.think."""
-        return self.model.think(body, view, summary, state)
+    def forward(
+        self, state: dict[str, Tensor], view: VisualTokens, summary: Tensor, carried: tuple | None
+    ) -> tuple[TickOutput, tuple]:
+        """As VlaPolicy.forward."""
+        return self.model(state, view, summary, carried)
 
 
 class Part(nn.Module):
@@ -74,58 +69,86 @@ class Part(nn.Module):
 
     def __init__(self, model: VlaPolicy, arguments: tuple) -> None:
         super().__init__()
-        self.model, self.arguments = model, arguments
+        self.model: VlaPolicy = model
+        self.arguments = arguments
 
-    def forward(self, *tensors):
+    def call(self, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(flatten(self.call(*unflatten(tensors, self.arguments))))
 
 
-class Look(Part):
-    """`VlaPolicy.look` of one camera image (1, S, S, 3) as bytes, in the camera's own order."""
+class VisionPart(Part):
+    """`VlaPolicy.encode_observation` of one image (1, S, S, 3) of each camera as bytes, in the camera's own order."""
 
-    def call(self, color, *others):
-        return self.model.look(color.permute(0, 3, 1, 2).float() / 255, *others)[0]
-
-
-class Think(Part):
-    """`VlaPolicy.think` for one tick, the state of each layer as separate inputs and outputs."""
-
-    def call(self, *arguments):
-        return self.model.think(*arguments)
+    def call(self, *arguments: Any) -> VisualTokens:
+        images, *others = arguments
+        floats = [image._replace(color=image.color.permute(0, 3, 1, 2).float() / 255) for image in images]
+        return self.model.encode_observation(floats, *others)[0]
 
 
-def flatten(state) -> list[Tensor]:
+class CorePart(Part):
+    """`VlaPolicy.forward` for one tick, the state of each layer as separate inputs and outputs."""
+
+    def call(self, *arguments: Any) -> tuple[TickOutput, tuple]:
+        return self.model(*arguments)
+
+
+def flatten(state: Any) -> list[Tensor]:
     """The tensors of a state, in order."""
     found: list[Tensor] = []
-    map_state(lambda t: found.append(t) or t, state)
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_state(note, state)
     return found
 
 
-def unflatten(tensors, template) -> tuple:
+def unflatten(tensors: Iterable[Tensor], template: Any) -> Any:
     """A state of the template's structure with these tensors."""
     rest = iter(tensors)
     return map_state(lambda _: next(rest), template)
 
 
 class ExportedEngine:
-    """A tick of one stream, computed by two compiled graphs (see engine_files.Graph)."""
+    """A tick of one stream, computed by two compiled graphs (see graphs.Graph)."""
 
-    def __init__(self, name: str, precision: str, look: graphs.Graph, think: graphs.Graph, outputs: dict,
-                 start: tuple) -> None:  # fmt: skip
+    def __init__(self, name: str, precision: str, vision: graphs.Graph, core: graphs.Graph, outputs: dict[str, Any],
+                 start: tuple, tool: bool) -> None:  # fmt: skip
         self.name, self.precision, self.error = name, precision, float("nan")
-        self._look, self._think, self._outputs, self._start = look, think, outputs, start
+        self._vision, self._core, self._outputs, self._start, self._tool = vision, core, outputs, start, tool
 
-    def look(self, color: Tensor, depth: Tensor, intrinsics: Tensor, camera_pose: Tensor, tool: Tensor,
-             prepared: Prepared) -> VisualTokens:  # fmt: skip
-        """As TorchEngine.look, for one image; a color of 0..1 is rounded to bytes."""
-        inputs = (in_bytes(color).permute(0, 2, 3, 1), depth, intrinsics, camera_pose, tool, *flatten(prepared))
-        return unflatten(self._look(inputs), self._outputs["look"])
+    def encode_observation(self, images: Sequence[CameraInput], tool: Tensor, step: StepQueries) -> VisualTokens:
+        """As TorchEngine.encode_observation, for one image of each camera; a colour of 0..1 is rounded to bytes."""
+        inputs = (
+            tuple(channels_last(image) for image in images),
+            tool if self._tool else None,
+            in_vision(step, self._tool),
+        )
+        return unflatten(self._vision(tuple(flatten(inputs))), self._outputs["vision"])
 
-    def think(self, body: Proprioception, view: VisualTokens, summary: Tensor, state: tuple | None
-              ) -> tuple[TickOutput, tuple]:  # fmt: skip
-        """As TorchEngine.think, for one tick of one stream."""
-        state = self._start if state is None else state
-        return unflatten(self._think(tuple(flatten((body, view, summary, state)))), self._outputs["think"])
+    def forward(
+        self, state: dict[str, Tensor], view: VisualTokens, summary: Tensor, carried: tuple | None
+    ) -> tuple[TickOutput, tuple]:
+        """As TorchEngine.forward, for one tick of one stream."""
+        carried = self._start if carried is None else carried
+        return unflatten(self._core(tuple(flatten((state, view, summary, carried)))), self._outputs["core"])
+
+
+Engine = TorchEngine | ExportedEngine
+
+
+def in_vision(step: StepQueries, targets: bool) -> StepQueries:
+    """What vision uses of a step: without targets nothing but the queries."""
+    return step if targets else step._replace(summary=None)  # type: ignore[arg-type]  # left out of the graph
+
+
+def channels_last(image: CameraInput) -> CameraInput:
+    """An image as the graphs take it: bytes (B, S, S, 3)."""
+    return image._replace(color=in_bytes(image.color).permute(0, 2, 3, 1))
 
 
 def in_bytes(color: Tensor) -> Tensor:
@@ -138,43 +161,55 @@ def one_tick(view: VisualTokens) -> VisualTokens:
     return map_state(lambda part: part.unsqueeze(1), view)
 
 
-def example(model: VlaPolicy, seed: int, depth: bool = True) -> tuple[tuple, Proprioception]:
-    """Made-up but plausible inputs of one tick: ((look's first five), body). Deterministic in `seed`."""
+def example(
+    model: VlaPolicy, seed: int, depth: bool = True
+) -> tuple[tuple[CameraInput, ...], Tensor, dict[str, Tensor]]:
+    """Made-up but plausible inputs of one tick: images, tool position, state. Deterministic in `seed`."""
     g = torch.Generator().manual_seed(seed)
+    images = tuple(_example_image(model, camera, g, depth) for camera in model.contract.cameras)
+    tool = torch.tensor([model.config.space.center]) + 0.1 * torch.randn(1, 3, generator=g)
+    state = {token: 0.5 * torch.randn(1, 1, size, generator=g) for token, size in model.layout.sizes.items()}
+    return images, tool, state
+
+
+def _example_image(model: VlaPolicy, camera: Camera, g: torch.Generator, depth: bool) -> CameraInput:
+    """Blobs, as images have them, seen from above."""
     size = model.config.image_size
-    coarse = torch.rand(1, 4, size // 16, size // 16, generator=g)  # blobs, as images have
+    coarse = torch.rand(1, 4, size // 16, size // 16, generator=g)
     picture = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
     color = (picture[0, :3] * 255).byte().permute(1, 2, 0).contiguous()  # (S, S, 3) as a camera gives it
     color = color.permute(2, 0, 1).unsqueeze(0).float() / 255
     distance = 0.4 + picture[:, 3]
-    distance = torch.where(torch.rand(1, size, size, generator=g) < 0.05, 0.0, distance) if depth else 0 * distance
+    there = depth and camera.depth != "none"
+    distance = torch.where(torch.rand(1, size, size, generator=g) < 0.05, 0.0, distance) if there else 0 * distance
+    if camera.pose == "unknown":
+        return CameraInput(color, distance)
     intrinsics = torch.tensor([[[size * 0.9, 0, size / 2], [0, size * 0.9, size / 2], [0, 0, 1]]])
-    pose = torch.tensor([[[0.0, -0.6, 0.8, -0.1], [-1, 0, 0, 0.02], [0, -0.8, -0.6, 0.7], [0, 0, 0, 1]]])  # looks down
-    tool = torch.tensor([[0.45, 0.0, 0.2]]) + 0.1 * torch.randn(1, 3, generator=g)
-    body = Proprioception(*(0.5 * torch.randn(1, 1, n, generator=g) for n in (STATE_WIDTH, CHANGE_WIDTH)))
-    return (color, distance, intrinsics, pose, tool), body
+    x, y, z = model.config.space.center
+    pose = torch.tensor([[[0.0, -0.6, 0.8, x - 0.6], [-1, 0, 0, y + 0.02], [0, -0.8, -0.6, z + 0.55], [0, 0, 0, 1]]])
+    return CameraInput(color, distance, intrinsics, pose)
 
 
 @torch.no_grad()
-def example_instruction(model: VlaPolicy, seed: int = 0, words: int = 6) -> Prepared:
-    """What the model prepares from random token ids: needs no tokeniser."""
+def example_instruction(model: VlaPolicy, seed: int = 0, words: int = 6) -> StepQueries:
+    """What the model makes of random token ids: needs no tokeniser."""
     ids = torch.randint(model.config.language.vocabulary, (1, words), generator=torch.Generator().manual_seed(seed))
     text: EncodedText = model.language(ids, torch.ones_like(ids, dtype=torch.bool))
-    return model.prepare(text).at(0)
+    return model.encode_instruction(text).at(0)
 
 
-def run_ticks(engine, model: VlaPolicy, ticks: int) -> tuple[list[Tensor], float]:
+def run_ticks(engine: Engine, model: VlaPolicy, ticks: int) -> tuple[list[Tensor], float]:
     """Carries made-up ticks, the last but one without depth: every output, the last state, the fastest tick in ms."""
-    prepared, state, found, fastest = example_instruction(model), None, [], float("inf")
+    step, carried, found, fastest = example_instruction(model), None, [], float("inf")
     for tick in range(ticks):
-        (color, *others), body = example(model, tick, depth=tick != ticks - 2)
-        images = (in_bytes(color), *others)
+        images, tool, state = example(model, tick, depth=tick != ticks - 2)
+        images = tuple(image._replace(color=in_bytes(image.color)) for image in images)
         started = time.perf_counter()
-        view = one_tick(engine.look(*images, prepared))
-        output, state = engine.think(body, view, prepared.summary, state)
+        view = one_tick(engine.encode_observation(images, tool, step))
+        output, carried = engine.forward(state, view, step.summary, carried)
         fastest = min(fastest, 1e3 * (time.perf_counter() - started))
         found += flatten((view, output))
-    return [t.clone() for t in found + flatten(state)], fastest
+    return [t.clone() for t in found + flatten(carried)], fastest
 
 
 def difference(found: list[Tensor], wanted: list[Tensor]) -> float:
@@ -252,7 +287,7 @@ def _ranges(model: VlaPolicy, checkpoint: Path | None, precision: str) -> quanti
     return ranges
 
 
-def _faster(engine: ExportedEngine, reference: TorchEngine, model: VlaPolicy, eager_ms: float):
+def _faster(engine: ExportedEngine, reference: TorchEngine, model: VlaPolicy, eager_ms: float) -> Engine:
     """The engine, unless eager torch is faster on this machine."""
     ms = run_ticks(engine, model, TIMED_TICKS)[1]
     if ms > eager_ms:
@@ -305,9 +340,9 @@ def _open(name: str, model: VlaPolicy, threads: int, checkpoint: Path | None, pr
         exported = quantize.quantised(model, ranges) if ranges else model
         folder = graphs.write(name, folder, parts(exported, arguments), anew=fresh)
         log.info("exported the policy to %s in %.1f s: %s", name, time.perf_counter() - started, folder)
-    look = graphs.open_graph(name, folder / "look", threads, precision)
-    think = graphs.open_graph(name, folder / "think", core_threads(model, threads), precision)
-    return ExportedEngine(name, precision, look, think, outputs, arguments["think"][-1])
+    vision = graphs.open_graph(name, folder / "vision", threads, precision)
+    core = graphs.open_graph(name, folder / "core", core_threads(model, threads), precision)
+    return ExportedEngine(name, precision, vision, core, outputs, arguments["core"][-1], model.targets)
 
 
 def core_threads(model: VlaPolicy, threads: int) -> int:
@@ -318,15 +353,19 @@ def core_threads(model: VlaPolicy, threads: int) -> int:
 @torch.no_grad()
 def structure(model: VlaPolicy) -> tuple[dict[str, tuple], dict[str, tuple]]:
     """Arguments and outputs of both parts, from running one tick: what graphs flatten and unflatten by."""
-    (color, *images), body = example(model, 0)
-    prepared, engine = example_instruction(model), TorchEngine(model)
-    view = engine.look(color, *images, prepared)
-    think = (body, one_tick(view), prepared.summary, model.core.init_state(1))
-    return ({"look": (in_bytes(color).permute(0, 2, 3, 1), *images, prepared), "think": think},
-            {"look": view, "think": engine.think(*think)})  # fmt: skip
+    images, tool, state = example(model, 0)
+    step, engine = example_instruction(model), TorchEngine(model)
+    view = engine.encode_observation(images, tool, step)
+    core = (state, one_tick(view), step.summary, model.core.init_state(1))
+    inputs = (tuple(channels_last(image) for image in images), tool if model.targets else None)
+    return ({"vision": (*inputs, in_vision(step, model.targets)), "core": core},
+            {"vision": view, "core": engine.forward(*core)})  # fmt: skip
 
 
 def parts(model: VlaPolicy, arguments: dict[str, tuple]) -> dict[str, tuple[nn.Module, tuple]]:
     """What is exported: by name, a module and an example of its inputs."""
-    modules = {"look": Look(model, arguments["look"]).eval(), "think": Think(model, arguments["think"]).eval()}
+    modules = {
+        "vision": VisionPart(model, arguments["vision"]).eval(),
+        "core": CorePart(model, arguments["core"]).eval(),
+    }
     return {name: (module, tuple(flatten(arguments[name]))) for name, module in modules.items()}

@@ -15,9 +15,10 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from vla_nodes.policy.inference.quantize import QuantisedConv
 
 log = logging.getLogger(__name__)
 SUFFIX = {"openvino": ".xml", "onnxruntime": ".onnx"}
-PARTS = ("look", "think")
+PARTS = ("vision", "core")
 KEPT = 6  # folders of one library in one place
 COPIED = 1 << 20  # bytes; a larger input or output of OpenVINO is attached, not copied
 MAX_ONNX_BYTES = (2 << 30) - (64 << 20)  # one protobuf file holds no more
@@ -61,7 +62,7 @@ def digest(name: str, model: nn.Module, ranges: dict | None = None) -> str:
     for key, tensor in sorted(model.state_dict().items()):
         total.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()))
-    total.update(repr((model.config, sorted((ranges or {}).items()))).encode())
+    total.update(repr((model.config, model.contract, sorted((ranges or {}).items()))).encode())
     for source in sorted(Path(__file__).parent.parent.rglob("*.py")):
         total.update(source.read_bytes())
     total.update(f"{name} {version(name)} torch {torch.__version__}".encode())
@@ -119,7 +120,7 @@ def open_graph(name: str, path: Path, threads: int, precision: str) -> Graph:
 
 
 # -- OpenVINO --------------------------------------------------------------------------------------------------------
-def openvino_silent():
+def openvino_silent() -> Any:
     """The library, without its telemetry: importing it would report to a web service, and a robot does not."""
     if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # an ImportError, for which it has a stub
@@ -155,13 +156,13 @@ def open_openvino(path: Path, threads: int, precision: str) -> Graph:
         "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False})  # fmt: skip
     request = compiled.create_infer_request()
 
-    def attach(setter, i: int, array: np.ndarray) -> np.ndarray:
+    def attach(setter: Callable, i: int, array: np.ndarray) -> np.ndarray:
         setter(i, openvino.Tensor(array, shared_memory=True))
         return array
 
     # Attaching an array costs more than copying a small one, so those have a buffer for good. States are values: what
     # is returned is never written again.
-    def buffers(ports, setter, left_out=()) -> list[np.ndarray | None]:
+    def buffers(ports: Any, setter: Callable, left_out: Collection[int] = ()) -> list[np.ndarray | None]:
         empty = [np.zeros(tuple(port.shape), port.element_type.to_dtype()) for port in ports]
         kept = [a.nbytes <= COPIED and i not in left_out for i, a in enumerate(empty)]
         return [attach(setter, i, a) if keep else None for i, (a, keep) in enumerate(zip(empty, kept, strict=True))]
@@ -197,6 +198,7 @@ def export_onnxruntime(module: nn.Module, inputs: tuple, path: Path) -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(module, inputs, dynamo=True, opset_version=20, input_names=names, verbose=False)
+    assert program is not None  # with dynamo=True there is one
     program.save(path.with_suffix(".onnx"), external_data=False)
 
 

@@ -14,7 +14,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from vla_nodes.policy.modeling import CameraInput, VlaPolicy
 
 FILE, FORMAT = "int8.json", 1
 MAX_FILE_BYTES = 1 << 20
@@ -31,6 +33,9 @@ Ranges = dict[str, tuple[float, float]]  # by module name: the least and greates
 
 class QuantisedConv(nn.Module):
     """A convolution whose input and weights are rounded to 8 bits. x (B, C, H, W) -> as the convolution."""
+
+    weight_step: Tensor
+    weight_zero: Tensor
 
     def __init__(self, conv: nn.Conv2d, low: float, high: float) -> None:
         super().__init__()
@@ -48,7 +53,7 @@ class QuantisedConv(nn.Module):
         return F.conv2d(x, weight, c.bias, c.stride, c.padding, c.dilation, c.groups)
 
 
-def folded(model: nn.Module) -> nn.Module:
+def folded(model: VlaPolicy) -> VlaPolicy:
     """The model with a copy of its vision, in which every batch norm that follows a convolution is folded into it."""
     model, vision = copy.copy(model), copy.deepcopy(model.vision).eval()
     model._modules = {**model._modules, "vision": vision}  # the rest is shared: it may be billions of weights
@@ -72,12 +77,12 @@ def heavy(model: nn.Module) -> dict[str, nn.Conv2d]:
 
 
 @contextmanager
-def watching(model: nn.Module):
+def watching(model: VlaPolicy) -> Iterator[Ranges]:
     """Yields the ranges of what goes into the heavy convolutions while the block runs."""
     ranges: Ranges = {}
 
-    def note(name: str):
-        def hook(_, inputs):
+    def note(name: str) -> Callable[[nn.Module, tuple], None]:
+        def hook(_: nn.Module, inputs: tuple) -> None:
             x = inputs[0]
             low, high = ranges.get(name, (0.0, 0.0))
             ranges[name] = min(low, float(x.min())), max(high, float(x.max()))
@@ -92,7 +97,7 @@ def watching(model: nn.Module):
             hook.remove()
 
 
-def quantised(model: nn.Module, ranges: Ranges) -> nn.Module:
+def quantised(model: VlaPolicy, ranges: Ranges) -> VlaPolicy:
     """The model with a copy of its vision, these convolutions rounded. ValueError for the ranges of another one."""
     model = folded(model)
     found = heavy(model)
@@ -105,7 +110,7 @@ def quantised(model: nn.Module, ranges: Ranges) -> nn.Module:
     return model
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: VlaPolicy) -> str:
     """Changes with any weight of the vision."""
     total = hashlib.sha256()
     for key, tensor in sorted(model.vision.state_dict().items()):
@@ -114,7 +119,7 @@ def fingerprint(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def save(folder: Path, model: nn.Module, ranges: Ranges, about: dict) -> Path:
+def save(folder: Path, model: VlaPolicy, ranges: Ranges, about: dict) -> Path:
     """int8.json into a checkpoint folder; `about` says which frames and what error."""
     values = {"format": FORMAT, "vision": fingerprint(model), "ranges": ranges, "about": about}
     path = Path(folder) / FILE
@@ -122,7 +127,7 @@ def save(folder: Path, model: nn.Module, ranges: Ranges, about: dict) -> Path:
     return path
 
 
-def load(folder: Path, model: nn.Module) -> Ranges | None:
+def load(folder: Path, model: VlaPolicy) -> Ranges | None:
     """The ranges beside a checkpoint; None when there are none. ValueError when damaged or of other weights."""
     path = Path(folder) / FILE
     if not path.is_file():
@@ -145,13 +150,18 @@ def load(folder: Path, model: nn.Module) -> Ranges | None:
     return ranges
 
 
+def in_floats(image: CameraInput) -> CameraInput:
+    """An image of bytes as 0..1."""
+    return image._replace(color=image.color.float() / 255) if image.color.dtype == torch.uint8 else image
+
+
 @torch.no_grad()
-def calibrate(model: nn.Module, frames: Iterable[tuple]) -> Ranges:
-    """Ranges over these inputs of an engine's `look`. ValueError without any."""
+def calibrate(model: VlaPolicy, frames: Iterable[tuple]) -> Ranges:
+    """Ranges over these inputs of an engine's `encode_observation`. ValueError without any."""
     model, seen = folded(model), 0
     with watching(model) as ranges:
-        for color, *others in frames:
-            model.look(color.float() / 255 if color.dtype == torch.uint8 else color, *others)
+        for images, *others in frames:
+            model.encode_observation([in_floats(image) for image in images], *others)
             seen += 1
     if not seen:
         raise ValueError("no frames to calibrate on")

@@ -8,7 +8,7 @@ blocks: layers.{i}.mixer.{in_proj,out_proj}, norm2, mlp.{fc1,fc2}.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,14 +50,14 @@ class KVState:
         """The state after more tokens: keys and values (B, H, L, width)."""
         after = self.length + keys.shape[2]
         if torch.is_grad_enabled():  # training: in-place writes would break the gradient
-            joined = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
-            return KVState(_Buffer(*joined, after), after)
+            joined = _Buffer(torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2), after)
+            return KVState(joined, after)
         buffer = self.buffer
         if buffer.filled != self.length or buffer.keys.shape[2] < after:
             room = max(64, 2 * after)  # doubling: each entry is copied at most once on average
             fresh = [t.new_empty(*t.shape[:2], room, t.shape[3]) for t in (self.keys, self.values)]
             fresh[0][:, :, : self.length], fresh[1][:, :, : self.length] = self.keys, self.values
-            buffer = _Buffer(*fresh, self.length)
+            buffer = _Buffer(fresh[0], fresh[1], self.length)
         buffer.keys[:, :, self.length : after] = keys
         buffer.values[:, :, self.length : after] = values
         buffer.filled = after
@@ -65,15 +65,6 @@ class KVState:
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> KVState:
         return KVState(_Buffer(function(self.keys), function(self.values), self.length), self.length)
-
-    @staticmethod
-    def concatenate(states: Sequence[KVState]) -> KVState:
-        """Joins streams of equal length into one batch."""
-        lengths = {s.length for s in states}
-        if len(lengths) > 1:
-            raise ValueError(f"a KV cache batches streams of equal length only, got {sorted(lengths)}")
-        keys, values = torch.cat([s.keys for s in states], 0), torch.cat([s.values for s in states], 0)
-        return KVState(_Buffer(keys, values, states[0].length), states[0].length)
 
 
 def rotate(x: Tensor, start: int | Tensor, base: float = 10000.0) -> Tensor:
@@ -98,9 +89,11 @@ class CausalAttention(nn.Module):
         self.in_proj = nn.Linear(d_model, 3 * d_model, bias=False)  # [q, k, v]
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def init_state(self, batch: int, device: torch.device | str | None = None, dtype=torch.float32) -> KVState:
-        empty = [torch.zeros(batch, self.heads, 0, self.headdim, device=device, dtype=dtype) for _ in range(2)]
-        return KVState(_Buffer(*empty, 0), 0)
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> KVState:
+        keys, values = (torch.zeros(batch, self.heads, 0, self.headdim, device=device, dtype=dtype) for _ in "kv")
+        return KVState(_Buffer(keys, values, 0), 0)
 
     def project(self, u: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """u (B, L, D), its first token at position `start` -> q, k (both rotated), v (B, H, L, width)."""
@@ -145,7 +138,9 @@ class TransformerBlock(nn.Module):
         self.norm2 = RMSNorm(d_model, norm_eps)
         self.mlp = GatedMLP(d_model, hidden)
 
-    def init_state(self, batch: int, device=None, dtype=torch.float32) -> KVState:
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> KVState:
         return self.mixer.init_state(batch, device, dtype)
 
     def forward(self, x: Tensor, state: KVState | None = None) -> tuple[Tensor, KVState]:
@@ -160,6 +155,7 @@ def twin_blocks(
 ) -> list[TransformerBlock]:  # fmt: skip
     """Blocks that hold as many parameters as n_layer blocks of `twin_of` (mamba2 or mamba1) of these sizes, to 5 %."""
     with torch.device("meta"):
+        mixer: Mamba1 | Mamba2
         if twin_of == "mamba1":
             mixer = Mamba1(d_model, d_state, d_conv, expand)
         else:

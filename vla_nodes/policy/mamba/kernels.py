@@ -59,7 +59,17 @@ def use_for(x: Tensor, scan: bool = False) -> bool:
     return x.is_cuda and _choice != "reference" and not why_unavailable(scan)
 
 
-def ssd(x, dt, decay, b, c, d, dt_bias, state, dt_limit) -> tuple[Tensor, Tensor]:
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    decay: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    dt_bias: Tensor,
+    state: Tensor,
+    dt_limit: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
     """Kernel form of `ssd_chunked` / `ssd_step` with softplus(dt + dt_bias) and D x inside; shapes as there."""
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
@@ -87,7 +97,18 @@ def ssd(x, dt, decay, b, c, d, dt_bias, state, dt_limit) -> tuple[Tensor, Tensor
     )  # fmt: skip
 
 
-def selective_scan(x, dt, decay, b, c, d, dt_bias, z, state, first) -> tuple[Tensor, Tensor]:
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    decay: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    dt_bias: Tensor,
+    z: Tensor,
+    state: Tensor,
+    first: bool,
+) -> tuple[Tensor, Tensor]:
     """Kernel form of the Mamba-1 scan with softplus, D x and the gate inside; x, dt, z (B, L, E).
 
     Over a sequence it starts from zero, and its last state has no gradient: upstream drops it. It is detached here, so

@@ -10,8 +10,8 @@ Parameter names, shapes and projection orders are those of `mamba_ssm` 2.x, so i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,9 @@ class Mamba2(nn.Module):
         self.norm = GatedRMSNorm(inner, ngroups, norm_eps)
         self.out_proj = nn.Linear(inner, d_model, bias=False)
 
-    def init_state(self, batch: int, device: torch.device | str | None = None, dtype=torch.float32) -> MixerState:
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> MixerState:
         """The state before the first token: zeros."""
         conv = torch.zeros(batch, self.conv1d.weight.shape[0], self.d_conv - 1, device=device, dtype=dtype)
         return MixerState(conv, torch.zeros(batch, self.nheads, self.headdim, self.d_state, device=device))
@@ -166,7 +168,9 @@ class Mamba1(nn.Module):
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, d_model, bias=False)
 
-    def init_state(self, batch: int, device: torch.device | str | None = None, dtype=torch.float32) -> MixerState:
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> MixerState:
         """The state before the first token: zeros."""
         conv = torch.zeros(batch, self.d_inner, self.d_conv - 1, device=device, dtype=dtype)
         return MixerState(conv, torch.zeros(batch, self.d_inner, self.d_state, device=device))
@@ -200,15 +204,17 @@ class Mamba1(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block: x + mixer(norm(x))."""
 
-    def __init__(self, d_model: int, mixer: nn.Module, norm_eps: float = 1e-5):
+    def __init__(self, d_model: int, mixer: Mamba1 | Mamba2, norm_eps: float = 1e-5):
         super().__init__()
         self.norm = RMSNorm(d_model, norm_eps)
-        self.mixer = mixer
+        self.mixer: Mamba1 | Mamba2 = mixer
 
-    def init_state(self, batch: int, device=None, dtype=torch.float32):
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> MixerState:
         return self.mixer.init_state(batch, device, dtype)
 
-    def forward(self, x: Tensor, state=None):
+    def forward(self, x: Tensor, state: MixerState | None = None) -> tuple[Tensor, MixerState]:
         y, state = self.mixer(self.norm(x), state)
         return x + y, state
 
@@ -239,6 +245,7 @@ class SequenceCore(nn.Module):
         if twin_of not in ("mamba2", "mamba1"):
             raise ValueError(f"twin_of {twin_of!r} is not one of mamba2, mamba1")
         self.d_model, self.n_layer, self.mixer = d_model, n_layer, mixer
+        blocks: Sequence[Any]  # Block, or attention.TransformerBlock
         if mixer == "mamba2":
             blocks = [
                 Block(d_model, Mamba2(d_model, d_state or 128, d_conv, expand, headdim, ngroups, chunk_size or 32,
@@ -259,13 +266,16 @@ class SequenceCore(nn.Module):
             raise ValueError(f"mixer {mixer!r} is not one of mamba2, mamba1, attention")
         self.layers = nn.ModuleList(blocks)
         self.norm_f = RMSNorm(d_model, norm_eps)
-        for block in self.layers:  # deep residual stacks start near the identity (GPT-2; mamba_ssm _init_weights)
+        for block in blocks:  # deep residual stacks start near the identity (GPT-2; mamba_ssm _init_weights)
             with torch.no_grad():
                 block.mixer.out_proj.weight /= math.sqrt(len(self.layers))
 
-    def init_state(self, batch: int, device: torch.device | str | None = None, dtype=torch.float32) -> tuple:
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> tuple:
         """The state before the first token, one entry per block."""
-        return tuple(block.init_state(batch, device, dtype) for block in self.layers)
+        layers: Any = self.layers
+        return tuple(block.init_state(batch, device, dtype) for block in layers)
 
     def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
         """x (B, L, D) -> y (B, L, D) and the state after token L; state None starts a new history."""
@@ -278,45 +288,16 @@ class SequenceCore(nn.Module):
         return self.norm_f(x), tuple(after)
 
 
-def map_state(function: Callable[[Tensor], Tensor], state):
-    """Applies a function to every tensor of a state (nested tuples and named tuples), keeping its structure."""
+def map_state(function: Callable[[Tensor], Any], state: Any) -> Any:
+    """Applies a function to every tensor of a state (nested tuples, named tuples, dicts and None), keeping its
+    structure."""
+    if state is None:
+        return None
     if isinstance(state, Tensor):
         return function(state)
+    if isinstance(state, dict):
+        return {name: map_state(function, part) for name, part in state.items()}
     if hasattr(state, "map_tensors"):  # a state that is more than its tensors (the twin's cache)
         return state.map_tensors(function)
     parts = [map_state(function, part) for part in state]
     return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-
-
-def snapshot(state):
-    """An independent, detached copy: what to keep when the run that produced `state` goes on."""
-    return map_state(lambda t: t.detach().clone(), state)
-
-
-restore = snapshot  # continuing from a copy leaves the stored snapshot usable any number of times
-
-
-def detach(state):
-    """The same numbers without their gradient history (truncated back-propagation through time)."""
-    return map_state(Tensor.detach, state)
-
-
-def index(state, rows):
-    """Selects batch rows (an index tensor, list or slice): streams that end leave the batch, others stay."""
-    return map_state(lambda t: t[rows], state)
-
-
-def concatenate(states):
-    """Joins the states of several streams into one batch."""
-    first = states[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(states), 0)
-    if hasattr(first, "concatenate"):
-        return first.concatenate(states)
-    parts = [concatenate([s[i] for s in states]) for i in range(len(first))]
-    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
-
-
-def reset_rows(state, rows: Tensor):
-    """Zeroes the state of the batch rows where `rows` (B,) bool is true: those streams start anew (Mamba cores)."""
-    return map_state(lambda t: torch.where(rows.view(-1, *[1] * (t.dim() - 1)), torch.zeros_like(t), t), state)

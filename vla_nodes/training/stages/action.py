@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from vla_nodes.datasets.episode import DataError
-from vla_nodes.envs.tabletop.grounding_dataset import number
-from vla_nodes.policy.modeling import Proprioception, VisualTokens, VlaPolicy
+from vla_nodes.policy.modeling import VlaPolicy
 from vla_nodes.training import losses_action
 from vla_nodes.training import token_cache as caching
-from vla_nodes.training.config import ActSettings, SettingsError
+from vla_nodes.training.config import ActionSettings, SettingsError
+from vla_nodes.training.examples import number
 from vla_nodes.training.trainer import Terms, to_device
 
 Tokens = dict[str, Tensor]
@@ -34,14 +34,14 @@ def split(batch: Tokens, before: int) -> tuple[Tokens, Tokens]:
 @torch.no_grad()
 def carried(model: VlaPolicy, batch: Tokens) -> tuple:
     """The state that these ticks leave behind, detached."""
-    view = VisualTokens(*(batch[f"view_{name}"] for name in VisualTokens._fields))
-    _, state = model.think(Proprioception(batch["state"], batch["change"]), view, batch["summary"], None)
+    view, own = losses_action.view_of(batch), losses_action.state_of(model, batch)
+    _, state = model(own, view, batch["summary"], None)
     torch.clear_autocast_cache()  # or the window would meet weights cast without gradient
     return state
 
 
 class Objective(nn.Module):
-    def __init__(self, model: VlaPolicy, settings: ActSettings) -> None:
+    def __init__(self, model: VlaPolicy, settings: ActionSettings) -> None:
         super().__init__()
         self.model, self.factors = model, settings.weights
 
@@ -55,10 +55,10 @@ class Objective(nn.Module):
         return sum(self.factors.get(name, 1.0) * term for name, term in terms.items()), terms, report
 
 
-class ActStage:
+class ActionStage:
     """The core and the head, on what the frozen eyes of stage 1 saw."""
 
-    def __init__(self, model: VlaPolicy, settings: ActSettings, paths: list[Path], say=print) -> None:
+    def __init__(self, model: VlaPolicy, settings: ActionSettings, paths: list[Path], say=print) -> None:
         self.model, self.settings = model, settings
         model.eval().requires_grad_(False)
         for name in losses_action.TRAINED:
@@ -71,7 +71,7 @@ class ActStage:
         self.training = [self._tokens(p) for p in paths if p not in set(frozen)]
         if not self.training:
             raise DataError(f"{', '.join(map(str, settings.data))}: no usable episode to learn from")
-        ticks = sum(len(t["state"]) for t in self.training)
+        ticks = sum(len(t["actions"]) for t in self.training)
         self.data = {"episodes": len(self.training), "held out": len(self.held), "ticks": ticks}
         say(f"{len(self.training)} episodes to learn from, {len(self.held)} held out, {ticks} ticks")
         for label, known in (("primitive", lambda t: (t["primitive"] >= 0).any()),
@@ -81,10 +81,10 @@ class ActStage:
 
     @torch.no_grad()
     def _tokens(self, path: Path) -> Tokens:
-        """Cached tokens, aimed as this model aims."""
+        """Cached tokens, their place positions as this model has them."""
         tokens = caching.load(path)
-        aim = self.model.aim(tokens["view_points"][:, 1], tokens["summary"][0, tokens["step"]])
-        return {**tokens, "view_aim": aim}
+        place = self.model.place_position(tokens["view_points"][:, 1], tokens["summary"][0, tokens["step"]])
+        return {**tokens, "view_place_position": place}
 
     def batch(self, step: int, rank: int) -> tuple[Tokens, int]:
         settings = self.settings
@@ -92,11 +92,12 @@ class ActStage:
         before, pool = 0, self.training
         if rng.random() >= settings.state_dropout:
             before = int(rng.integers(settings.carried[0], settings.carried[-1] + 1))
-            pool = [t for t in self.training if len(t["state"]) > before + settings.length // 4]
+            pool = [t for t in self.training if len(t["actions"]) > before + settings.window_ticks // 4]
             if not pool:  # no episode is so long
                 before, pool = 0, self.training
         chosen = [pool[i] for i in rng.integers(0, len(pool), settings.batch)]
-        rows = losses_action.stack([losses_action.window(tokens, settings.length, rng, before) for tokens in chosen])
+        windows = [losses_action.window(tokens, settings.window_ticks, rng, before) for tokens in chosen]
+        rows = losses_action.stack(windows)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return losses_action.noisy(losses_action.mistaken(rows, generator), generator), before
 
@@ -106,11 +107,11 @@ class ActStage:
         if not self.held:
             return {}
         self.model.eval()
-        rng, device, found = np.random.default_rng(0), self.model.kind.device, []
+        rng, device, found = np.random.default_rng(0), self.model.token_type.device, []
         for start in range(0, len(self.held), MEASURED):
             some = self.held[start : start + MEASURED]
             rows = to_device(
-                losses_action.stack([losses_action.window(t, self.settings.length, rng) for t in some]), device
+                losses_action.stack([losses_action.window(t, self.settings.window_ticks, rng) for t in some]), device
             )
             terms, report = losses_action.losses(self.model, rows)
             found.append({"loss": float(sum(terms.values())), **report})

@@ -8,21 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vla_nodes.envs.tabletop.grounding_dataset import FrameSampler
+from vla_nodes.envs import base as envs
 from vla_nodes.policy.modeling import VlaPolicy
 from vla_nodes.training import losses_grounding
-from vla_nodes.training.config import GroundSettings, SettingsError
+from vla_nodes.training.config import GroundingSettings, SettingsError
+from vla_nodes.training.grounding_data import FrameSampler
 from vla_nodes.training.trainer import Terms, to_device
 
 
 class Objective(nn.Module):
     """The model, and the training-only readers of its queries and its map, behind one call."""
 
-    def __init__(self, model: VlaPolicy, settings: GroundSettings) -> None:
+    def __init__(self, model: VlaPolicy, settings: GroundingSettings, grounding: envs.Grounding) -> None:
         super().__init__()
         self.model = model
-        self.words = losses_grounding.Words(model) if settings.questions else None
-        self.cells = losses_grounding.Cells(model)
+        self.words = losses_grounding.Words(model, grounding) if settings.questions else None
+        self.cells = losses_grounding.Cells(model, grounding)
         unknown = set(settings.weights) - set(losses_grounding.WEIGHTS)
         if unknown:
             raise SettingsError(
@@ -45,15 +46,15 @@ class Objective(nn.Module):
         """On the images of a batch, and on what is asked of them, if anything."""
         if "text" in frames:
             return losses_grounding.losses(self.model, frames, self.cells)
-        views = (frames[name] for name in ("color", "depth", "intrinsics", "camera_pose"))
-        return self.cells.loss(self.model, self.model.vision.survey(*views), frames)
+        (feature_map,) = self.model.vision.feature_maps(losses_grounding.images(frames))
+        return self.cells.loss(self.model, feature_map, frames)
 
 
-class GroundStage:
-    """Vision and role queries on single frames; the language encoder stays as it was distilled."""
+class GroundingStage:
+    """Vision and queries on single frames; the language encoder stays as it was distilled."""
 
-    def __init__(self, model: VlaPolicy, settings: GroundSettings) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: VlaPolicy, settings: GroundingSettings) -> None:
+        self.model, self.settings, self.grounding = model, settings, envs.grounding(settings.env)
         model.vision.encoder.to(memory_format=torch.channels_last)
         parts = losses_grounding.TRAINED if settings.questions else losses_grounding.SEEING
         if unknown := sorted(set(settings.frozen) - set(parts)):
@@ -62,11 +63,11 @@ class GroundStage:
         model.requires_grad_(False)
         for name in self.parts:
             model.get_submodule(name).requires_grad_(True)
-        self.objective = Objective(model, settings)
+        self.objective = Objective(model, settings, self.grounding)
         self._mode()
         self.trained = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
-        self.frames = FrameSampler(settings.data, every=settings.held_out)
-        self.held = FrameSampler(settings.data, held_out=True, every=settings.held_out)
+        self.frames = FrameSampler(settings.data, self.grounding, every=settings.held_out)
+        self.held = FrameSampler(settings.data, self.grounding, held_out=True, every=settings.held_out)
         self.data = {"episodes": len(self.frames.paths), "held out": len(self.held.paths)}
 
     def _mode(self) -> None:
@@ -86,8 +87,8 @@ class GroundStage:
         frames = self._collate(asked, rng, count)
         if self.objective.words is None:
             return frames, [], None
-        said = losses_grounding.sentences(rng, 2 * self.settings.batch)
-        return frames, said, losses_grounding.spots(said, rng)
+        said = losses_grounding.sentences(self.grounding, rng, 2 * self.settings.batch)
+        return frames, said, losses_grounding.spots(said, self.grounding, rng)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -95,7 +96,7 @@ class GroundStage:
         if not self.held.paths:
             return {}
         self.objective.eval()
-        rng, device = np.random.default_rng(7), self.model.kind.device
+        rng, device = np.random.default_rng(7), self.model.token_type.device
         found = []
         for _ in range(self.settings.measure_batches):
             batch = self._collate([self.held.draw(rng) for _ in range(32)], None, min(1, self.settings.questions))
