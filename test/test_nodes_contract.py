@@ -1,5 +1,6 @@
 """Arms and cameras other than the shipped ones, by their contract alone, with real nodes over real DDS."""
 
+import dataclasses
 import importlib.metadata
 import json
 import time
@@ -10,8 +11,10 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not in this environment: run ./check, or source a ROS 2 installation")
 import nodes_support as support
+import policy_tiny
 import robots
 import six_axis
+import torch
 import yaml
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import CameraInfo, Image, JointState
@@ -22,7 +25,9 @@ from vla_nodes.msg import PolicyStatus
 from vla_nodes.nodes.to_messages import pose as to_pose
 from vla_nodes.nodes.to_messages import to_time
 from vla_nodes.pipeline.robot_description import RobotDescription, robot_model
-from vla_nodes.policy.contract import Actions, Camera, Contract, plain
+from vla_nodes.policy.checkpoint import CheckpointConfig, save
+from vla_nodes.policy.configuration import preset
+from vla_nodes.policy.contract import Actions, Camera, Contract, Robot, StateVector, plain
 from vla_nodes.share import share_path
 
 pytestmark = pytest.mark.timeout(600)
@@ -70,15 +75,42 @@ def checkpoint(folder: Path, contract: Contract) -> Path:
     return folder
 
 
+def untrained(folder: Path, contract: Contract) -> Path:
+    """The real network of a contract, small, with random weights; its chunks are scaled down to what an arm can do."""
+    sizes = dataclasses.replace(
+        preset("nano-general"), image_size=64, vision_widths=(4, 8, 8, 16), feature_width=16, d_model=32, n_layer=2,
+        d_state=8, headdim=16, head_width=32, language=policy_tiny.CONFIG.language)  # fmt: skip
+    words = folder.parent / "words.json"
+    words.parent.mkdir(exist_ok=True)
+    policy_tiny.write_tokenizer(words)
+    model = policy_tiny.tiny_model(sizes, contract=contract)
+    with torch.no_grad():
+        model.head.shared.weight.mul_(0.1)
+        model.head.shared.bias.mul_(0.1)
+    save(folder, model, CheckpointConfig(sizes, contract), words)
+    return folder
+
+
+def state_of(robot: Robot) -> tuple[StateVector, ...]:
+    """What the arm measures of itself."""
+    joints, grippers = len(robot.joints), len(robot.grippers)
+    vectors = (
+        StateVector(name="tool_position", size=3, unit="m", token="position", scale=0.5),
+        StateVector(name="joint_positions", size=joints, unit="rad", token="position", scale=2.0),
+        StateVector(name="joint_velocities", size=joints, unit="rad/s", token="velocity"),
+    )
+    return (*vectors, *(StateVector(name="gripper", size=grippers, token="position") for _ in range(grippers > 0)))
+
+
 class Cell:
     """An arm at rest and its cameras, publishing, beside policy_node and action_node."""
 
-    def __init__(self, graph, contract: Contract, file: Path) -> None:
+    def __init__(self, graph, contract: Contract, file: Path, network: bool = False) -> None:
+        """network: the real one of this contract, with random weights, in place of policy_of_a_contract.py."""
         self.graph, self.contract, self.robot = graph, contract, robot_model(file)
-        self.folder = checkpoint(graph.folder / "checkpoint", contract)
-        self.policy = graph.start(
-            "policy_node", f"contract:={file}", f"checkpoint:={self.folder}", clock=False, script=POLICY
-        )
+        self.folder = (untrained if network else checkpoint)(graph.folder / "checkpoint", contract)
+        of = [f"contract:={file}", f"checkpoint:={self.folder}"]
+        self.policy = graph.start("policy_node", *of, clock=False, script=None if network else POLICY)
         self.action = graph.start("action_node", f"contract:={file}", "velocity_scale:=0.4", clock=False)
         self.heard = {
             part: graph.hear(JointTrajectory, f"{part}_controller/joint_trajectory")
@@ -134,7 +166,7 @@ class Cell:
             assert time.monotonic() < end, f"{what}\n{reasons}\n{self.policy.log[-1500:]}\n{self.action.log[-1500:]}"
             if time.monotonic() > said + support.AGAIN:
                 said = time.monotonic()
-                self.instruction.publish(String(data="go"))
+                self.instruction.publish(String(data="pick up the red block"))
             self.publish()
 
     def seen(self) -> dict:
@@ -184,6 +216,42 @@ def test_two_cameras_one_without_depth(graph):
     assert moved[0] > 0.03 and np.abs(moved[1:]).max() < 0.01  # dx, whatever column it stands in
     assert cell.heard["gripper"][0].joint_names == ["panda_finger_joint1"]
     assert cell.heard["gripper"][0].points[-1].positions[0] == pytest.approx(0.02, abs=1e-6)
+
+
+def test_the_network_drives_a_ur5e_by_its_contract(graph):
+    """Random weights, six joints, other frames, no gripper: what it wants, the arm is told within its limits."""
+    file = ur5e(graph.folder)
+    robot = RobotDescription(file).robot
+    actions = Actions(space="joint_delta", columns=robot.joints, scale=(0.02,) * 6, horizon=16, period=0.1)
+    contract = Contract(robot=robot, state=state_of(robot), actions=actions, cameras=(Camera(name="camera"),), tick=0.1)
+    cell = Cell(graph, contract, file, network=True)
+    cell.until(lambda: len(cell.heard["arm"]) > 1, "a trajectory")
+    trajectory = cell.heard["arm"][0]
+    assert tuple(trajectory.joint_names) == robot.joints and len(trajectory.points) > 3
+    first, last = (np.array(point.positions) for point in (trajectory.points[0], trajectory.points[-1]))
+    np.testing.assert_allclose(first, cell.robot.rest, atol=1e-6)
+    assert 1e-4 < np.abs(last - first).max() < 1.0
+    assert (last >= cell.robot.lower).all() and (last <= cell.robot.upper).all()
+    told = cell.status[-1]
+    assert told.state == PolicyStatus.RUNNING and np.isnan(told.grounding) and told.ticks > 0
+
+
+def test_the_network_sees_with_two_cameras_one_without_depth(graph):
+    """Random weights; `front` with depth and a pose, `wrist` with colour alone; the gripper's column comes first."""
+    file = share_path(robots.PANDA)
+    robot = RobotDescription(file).robot
+    columns = ("gripper", "dx", "dy", "dz", "rx", "ry", "rz")
+    actions = Actions(
+        space="ee_delta", columns=columns, scale=(1.0,) + (0.005,) * 3 + (0.02,) * 3, grippers=("gripper",),
+        horizon=12, period=0.1)  # fmt: skip
+    cameras = (Camera(name="front", depth="required"), Camera(name="wrist", depth="none", pose="unknown"))
+    contract = Contract(robot=robot, state=state_of(robot), actions=actions, cameras=cameras, tick=0.1)
+    cell = Cell(graph, contract, file, network=True)
+    cell.until(lambda: cell.heard["arm"] and cell.heard["gripper"], "trajectories of arm and gripper")
+    assert tuple(cell.heard["arm"][0].joint_names) == robot.joints
+    closed, opened = 0.0, 0.04
+    assert closed <= cell.heard["gripper"][0].points[-1].positions[0] <= opened
+    assert cell.status[-1].state == PolicyStatus.RUNNING
 
 
 def test_a_checkpoint_of_another_arm_is_refused_with_what_differs(graph):
