@@ -91,7 +91,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     for name, parameters in nodes.items():
         # 20 s of a busy machine to end in: a recorder that ends in peace writes its index
         parameters = {"use_sim_time": True, "autostart": True, **parameters}
-        node = lifecycle_node(name, parameters, sigterm_timeout="20")
+        node = lifecycle_node(context, name, parameters, sigterm_timeout="20")
         entities += [once_active(node, then), node] if then and name == "policy_node" else [node]
     over = RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[Shutdown(reason="the recording is over")]))
     return [*entities, over, *([player] if ours else [])]
@@ -123,7 +123,7 @@ def players_process(context: LaunchContext) -> ExecuteProcess:
     values = {name: argument[name] for name in ("bag", "mode", "instruction") if argument[name]}
     wait = ["policy_node", "action_node"]
     parameters = {**values, "rate": float(argument["rate"]), "autostart": True, "wait_for": wait}
-    return lifecycle_node("player_node", parameters)
+    return lifecycle_node(context, "player_node", parameters)
 
 
 def rosbag2_is_there() -> bool:

@@ -6,13 +6,17 @@ import soak
 import vla_nodes.envs.tabletop  # noqa: F401
 
 
-def pytest_addoption(parser):
+def pytest_addoption(parser, pluginmanager):
+    if not pluginmanager.has_plugin("timeout"):  # pytest-timeout; without it a test that hangs is not ended
+        parser.addini("timeout", "s; taken by pytest-timeout where it is installed")
     group = parser.getgroup("vla_nodes")
     group.addoption("--soak", action="store_true", help="also what takes longer: thousands of streams, kills, sessions")
     group.addoption("--first-seed", type=int, default=0, metavar="N", help="where random streams start")
 
 
 def pytest_configure(config):
+    if not config.pluginmanager.has_plugin("timeout"):
+        config.addinivalue_line("markers", "timeout(seconds): taken by pytest-timeout where it is installed")
     soak.enabled = config.getoption("--soak")
     soak.first_seed = config.getoption("--first-seed")
 

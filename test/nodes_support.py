@@ -144,7 +144,7 @@ class Graph:
             parameters = (*parameters, "engine:=torch")  # exporting a graph takes seconds, and is tested elsewhere
         if name in OF_A_ROBOT and not any(p.startswith("contract:=") for p in parameters):
             parameters = (*parameters, f"contract:={robots.PANDA}")
-        given = [*parameters, *(["autostart:=true"] if autostart else []), *(["use_sim_time:=true"] if clock else [])]
+        given = [*parameters, f"autostart:={str(autostart).lower()}", *(["use_sim_time:=true"] if clock else [])]
         arguments = ["--ros-args", *extra, *(word for p in given for word in ("-p", p))]
         process = Process(name, arguments, self.environment, self.folder, script)
         self.processes.append(process)

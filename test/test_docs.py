@@ -91,7 +91,7 @@ def wrong(line: str) -> str:
         if not file.exists():
             return f"there is no launch/{match[1]}"
         described = (ROOT / "docs/reference/launch.md").read_text().split(f"## {match[1]}")[1].split("\n## ")[0]
-        missing = [name for name in re.findall(r"(\w+):=", start) if f"| `{name}` |" not in described]
+        missing = [name for name in re.findall(r"(?<!\S)(\w+):=", start) if f"| `{name}` |" not in described]
         return f"{match[1]} has no argument {missing[0]}" if missing else ""
     return ""
 

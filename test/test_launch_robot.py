@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "launch/robot.launch.py"
 REQUIRED = {
     "use_sim", "robot", "camera", "checkpoint", "device", "instruction", "namespace", "params_file", "use_sim_time",
-    "autostart", "respawn", "resume_instruction", "log_level",
+    "autostart", "respawn", "resume_instruction", "log_level", "dry_run", "output", "controller_topic", "record",
+    "seed", "scene", "publish_clock", "params_overlay", "remap",
 }  # fmt: skip
 
 
@@ -78,6 +79,7 @@ def test_every_argument_is_there_and_described(description):
         ({"use_sim": "true"}, {"sim_node", "camera_node", "policy_node", "action_node"}),
         ({"use_sim": "true", "camera": "none"}, {"sim_node", "policy_node", "action_node"}),
         ({"camera": "sim"}, {"camera_node", "policy_node", "action_node"}),
+        ({"record": "somewhere"}, {"policy_node", "action_node", "recorder_node"}),
     ],
 )
 def test_the_arguments_choose_the_nodes(description, arguments, expected):
@@ -114,14 +116,77 @@ def test_an_instruction_is_resumed_in_simulation_only_unless_told(description, u
     assert resumed == {"": use_sim == "true", "true": True, "false": False}
 
 
-@pytest.mark.parametrize("wrong", ["use_sim:=perhaps", "log_level:=loud", "device:=tpu"])
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*/params.yaml")), ids=lambda file: file.parent.name)
+def test_params_files_reach_the_nodes_as_they_stand(description, file, tmp_path):
+    """Also with a comment that launch would take for a substitution; the overlay after it, the arguments last."""
+    commented = tmp_path / "params.yaml"
+    commented.write_text("# $(ros2 pkg prefix ur_description)/share\n" + file.read_text())
+    given = {"params_file": str(commented), "params_overlay": str(file), "use_sim": "true"}
+    for node in nodes(description, **given).values():
+        context = context_of(**given)
+        first, second, last = evaluate_parameters(context, node._Node__parameters)
+        assert first.read_text() == commented.read_text() and second == file and isinstance(last, dict)
+
+
+def test_arguments_become_the_parameters_of_their_node(description):
+    found = nodes(
+        description, use_sim="true", dry_run="true", output="forward_positions", seed="7", scene="random",
+        publish_clock="false", record="2024", instruction="yes", checkpoint="12",
+    )  # fmt: skip
+    expected = {
+        "action_node": {"dry_run": True, "output": "forward_positions"},
+        "sim_node": {"seed": 7, "scene": "random", "publish_clock": False},
+        "recorder_node": {"out": "2024"},
+        "policy_node": {"instruction": "yes", "checkpoint": "12"},
+    }
+    for name, values in expected.items():
+        assert values.items() <= parameters(found[name], context_of()).items()
+    assert "dry_run" not in parameters(nodes(description)["action_node"], context_of()), "left to the params file"
+
+
+def remapped(node: LifecycleNode) -> set[tuple[str, str]]:
+    context = LaunchContext()
+    text = lambda parts: "".join(part.perform(context) for part in parts)  # noqa: E731
+    return {(text(a), text(b)) for a, b in node._Node__remappings}
+
+
+def test_every_node_is_remapped(description):
+    given = {"remap": " joint_states:=/left/joint_states  policy_node:camera/pose:=pose", "controller_topic": "c/t"}
+    for node in nodes(description, use_sim="true", **given).values():
+        assert remapped(node) == {
+            ("joint_states", "/left/joint_states"), ("policy_node:camera/pose", "pose"),
+            ("arm_controller/joint_trajectory", "c/t"),
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong", ["a", "a:=", ":=b", "a:=b:=c", "a=b", "a:=1b", "__ns:=/x", "node:__node:=b", "a:=b//c"]
+)
+def test_a_malformed_remapping_is_refused_in_one_line(description, wrong):
+    with pytest.raises(ValueError) as caught:
+        nodes(description, remap=f"x:=y {wrong}")
+    assert f"remap: '{wrong}' is not FROM:=TO" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", "1.5"), ("seed", "-1"), ("controller_topic", "a b")])
+def test_a_wrong_argument_is_named(description, name, value):
+    with pytest.raises(ValueError, match=f"{name}: '{value}' is no"):
+        nodes(description, use_sim="true", **{name: value})
+
+
+def test_an_argument_for_the_simulation_is_refused_without_it(description):
+    with pytest.raises(ValueError, match="scene: it is for sim_node, which runs with use_sim:=true only"):
+        nodes(description, scene="random")
+
+
+@pytest.mark.parametrize("wrong", ["use_sim:=perhaps", "log_level:=loud", "device:=tpu", "remap:=a", "seed:=x"])
 def test_a_wrong_value_is_refused_by_name(wrong, tmp_path):
     log = tmp_path / "launch.log"
     result = run_launch(log, wrong)
     result.wait(60)
     output = log.read_text()
     assert result.returncode != 0
-    assert wrong.split(":=")[0] in output and wrong.split(":=")[1] in output
+    assert wrong.split(":=")[0] in output and wrong.split(":=")[1] in output and "Traceback" not in output
 
 
 def run_launch(log: Path, *arguments: str, domain: int | None = None) -> subprocess.Popen:

@@ -10,6 +10,9 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from sensor_msgs.msg import JointState
 
+from vla_nodes.nodes.base import NODES
+from vla_nodes.nodes.parameters import unknown_sections
+
 pytestmark = pytest.mark.timeout(600)
 wait_for = support.wait_for
 T = Transition
@@ -41,9 +44,11 @@ def put(graph, name: str, parameter: str, value: int):
 
 
 def test_wrong_parameters_are_errors_that_name_them(graph):
-    """Four nodes at once, since a start costs seconds; each stays alive and unconfigured."""
+    """Five nodes at once, since a start costs seconds; each stays alive and unconfigured."""
     typo = graph.folder / "typo.yaml"
     typo.write_text("/**/camera_node:\n  ros__parameters:\n    depth_encodign: 16UC1\n")
+    section = graph.folder / "section.yaml"
+    section.write_text("/**/action_nod:\n  ros__parameters:\n    dry_run: true\n")
     truncated = support.write_checkpoint(graph.folder / "truncated")
     weights = truncated / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -52,12 +57,14 @@ def test_wrong_parameters_are_errors_that_name_them(graph):
         "camera_node": "unknown parameter 'depth_encodign': did you mean 'depth_encoding'?",
         "action_node": "parameter velocity_scale is 7.5, must be from 0.01 to 1.0",
         "policy_node": "truncated",
+        "recorder_node": f"{section}: section '/**/action_nod' is for no node: did you mean 'action_node'?",
     }
     started = {
         "sim_node": graph.start("sim_node", "seeed:=3"),
         "camera_node": graph.start("camera_node", extra=("--params-file", str(typo))),
         "action_node": graph.start("action_node", "velocity_scale:=7.5"),
         "policy_node": graph.start("policy_node", f"checkpoint:={truncated}"),
+        "recorder_node": graph.start("recorder_node", extra=("--params-file", str(section))),
     }
     for name, text in expected.items():
         refusal = lambda n=name: [x for x in started[n].log.splitlines() if "cannot configure" in x]  # noqa: E731
@@ -72,6 +79,30 @@ def test_wrong_parameters_are_errors_that_name_them(graph):
     assert change(graph, "action_node", T.TRANSITION_CONFIGURE)
     for process in started.values():
         assert process.interrupt() == 0 and "Traceback" not in process.log
+
+
+@pytest.mark.parametrize(
+    ("section", "near"),
+    [("/**/action_nod", "action_node"), ("polcy_node", "policy_node"), ("/left/camara_node", "camera_node"),
+     ("/**/simnode", "sim_node"), ("/**/action_node", ""), ("/**/left_action_node", ""), ("/**", ""),
+     ("controller_manager", ""), ("/camera/camera", ""), ("/**/*", "")],
+)  # fmt: skip
+def test_a_mistyped_section_is_named_with_the_nearest_node(tmp_path, section, near):
+    """In a file that is shared with nodes of others; nested or not."""
+    file = tmp_path / "params.yaml"
+    nested = "".join(
+        f"{'  ' * k}{part}:\n" for k, part in enumerate(section.replace("/**/", "w/").strip("/*").split("/"))
+    )
+    for head, depth in ((f"{section}:\n", 1), (nested, nested.count("\n"))):
+        file.write_text(f"'{head[:-2]}':\n" if depth == 1 else head)
+        with file.open("a") as out:
+            out.write(f"{'  ' * depth}ros__parameters:\n{'  ' * (depth + 1)}dry_run: true\n")
+        wrong = unknown_sections([file], NODES)
+        assert len(wrong) == bool(near) and all(f"did you mean '{near}'?" in line for line in wrong)
+
+
+def test_every_node_is_one_that_a_section_may_name():
+    assert set(NODES) == {file.name for file in (support.ROOT / "resource/executables").iterdir()}
 
 
 def test_checkpoint_that_is_missing_or_of_another_robot(graph):

@@ -133,3 +133,20 @@ def test_killed_while_recording(graph):
     graph.recorder.kill()
     with open_bag(folder) as bag:
         assert bag.counts["/joint_states"] == 30 and bag.custom["outcome"] == "unmarked"
+
+
+def test_recorder_node_records_when_it_is_run_by_itself(graph):
+    """As `ros2 run vla_nodes recorder_node`: nobody configures it, and no launch gives it parameters but the folder."""
+    out = graph.folder / "alone"
+    script = support.ROOT / "resource/executables/recorder_node"
+    arguments = ["--ros-args", "-r", "__ns:=/alone", "-p", f"out:={out}"]
+    process = support.Process("recorder_node", arguments, graph.environment, graph.folder, script)
+    graph.processes.append(process)
+    publisher = graph.publisher(String, "/alone/instruction", LATCHED)
+    publisher.publish(String(data="pick up the red block"))
+    messages = lambda: sum(file.stat().st_size for file in out.glob("*/*.mcap")) > 500  # noqa: E731
+    wait_for(messages, "a message on the disk")
+    assert process.interrupt() == 0
+    (bag,) = out.glob("*_*")
+    with Reader(bag) as reader:
+        assert "/alone/instruction" in {connection.topic for connection, _, _ in reader.messages()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -16,13 +17,18 @@ ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
 MESSAGES = sorted((ROOT / "msg").glob("*.msg"))
 ROS_PACKAGES = {"rclpy", "rosidl_runtime_py", "ament_index_python", "launch", "launch_ros"}
+OPTIONAL = {"cv_bridge", "control_msgs", "tf2_msgs"}
 
 
-def bootstrap():
-    specification = importlib.util.spec_from_file_location("bootstrap", ROOT / "tools/bootstrap.py")
+def tool(name: str):
+    specification = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def bootstrap():
+    return tool("bootstrap")
 
 
 def depends(*kinds: str) -> set[str]:
@@ -193,3 +199,66 @@ def test_without_root_missing_packages_are_named_in_one_line(monkeypatch):
     with pytest.raises(module.SetupError) as caught:
         module.install_system_packages()
     assert "sudo apt-get install -y cmake libegl1" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_launch_file_reads_a_params_file_with_substitutions():
+    """Where launch is not installed: a "$(" in a comment of a params file would be one, and end the launch."""
+    for file in (*ROOT.glob("launch/*.py"), ROOT / "vla_nodes/nodes/launching.py"):
+        words = {word.arg for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
+                 for word in node.keywords}  # fmt: skip
+        assert "allow_substs" not in words, file.name
+
+
+def collect(tmp_path: Path, *options: str) -> subprocess.CompletedProcess:
+    """pytest of this project over a fast file of it, beside the launch_testing of Jazzy, whose hook has the arguments
+    of an older pytest."""
+    plugin = tmp_path / "launch_testing-3.4.3.dist-info"
+    plugin.mkdir()
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: launch-testing\nVersion: 3.4.3\n")
+    (plugin / "entry_points.txt").write_text("[pytest11]\nlaunch_testing = jazzys_launch_testing\n")
+    (tmp_path / "jazzys_launch_testing.py").write_text("def pytest_pycollect_makemodule(path, parent, gone): ...\n")
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *options, "test/test_control_seam_report.py"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("options", [(), ("-p", "no:timeout")], ids=["as it is", "without pytest-timeout"])
+def test_the_tests_start_beside_launch_testing_and_without_pytest_timeout(tmp_path, options):
+    result = collect(tmp_path, *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "PytestConfigWarning" not in result.stdout, "the key `timeout` is not known"
+
+
+def test_what_the_tests_import_is_a_test_depend():
+    """Of the packages that rosdep knows; the others are oracles, which requirements/dev.txt names and tests skip."""
+    keys = {
+        "pytest": "python3-pytest",
+        "hypothesis": "python3-hypothesis",
+        "launch": "launch",
+        "launch_ros": "launch_ros",
+    }
+    used = {name for file in ROOT.glob("test/*.py") for name, _ in imports(file)}
+    declared = depends("depend", "exec_depend", "test_depend")
+    assert {key for name, key in keys.items() if name in used} | {"python3-pytest-timeout"} <= declared
+
+
+def test_what_pip_does_not_bring_over_apt_comes_by_rosdep():
+    overlay = tool("ros_overlay")
+    assert set(overlay.FROM_APT.values()) <= depends("exec_depend")
+    names = [overlay.name_of(line) for line in (ROOT / "requirements/runtime.txt").read_text().splitlines()]
+    assert set(overlay.FROM_APT) <= set(names)
+    from_pip = [overlay.name_of(line) for line in overlay.requirements()]
+    assert from_pip[0] == "torch" and not set(from_pip) & set(overlay.FROM_APT)
+
+
+def test_the_overlay_leaves_the_systems_numpy_alone():
+    overlay = tool("ros_overlay")
+    lines = overlay.constraints("1.26.4")
+    assert [line for line in lines if overlay.name_of(line) == "numpy"] == ["numpy==1.26.4"]
+    assert any(line.startswith("mujoco==") for line in lines), "the tested versions of everything else"
+
+
+def test_every_optional_ros_import_is_an_exec_depend():
+    """Packages that are only tried (cv_bridge, control_msgs, tf2_msgs): with rosdep everything works."""
+    tried = {name for file in ROOT.glob("vla_nodes/**/*.py") for name, _ in imports(file) if name in OPTIONAL}
+    assert tried == OPTIONAL and tried <= depends("depend", "exec_depend")

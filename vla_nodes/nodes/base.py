@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import rclpy
@@ -39,7 +40,7 @@ from vla_nodes.nodes import heartbeat
 from vla_nodes.nodes.heartbeat import Beat
 from vla_nodes.nodes.liveness import Change, Watch
 from vla_nodes.nodes.lockstep_timers import OTHER, Pacing
-from vla_nodes.nodes.parameters import Param, declare, unknown
+from vla_nodes.nodes.parameters import Param, declare, params_files, unknown, unknown_sections
 from vla_nodes.nodes.transitions import refuse_illegal
 
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT, history=HistoryPolicy.KEEP_LAST)
@@ -53,6 +54,8 @@ LATCHED = QoSProfile(
 )
 
 SUITE = ("sim_node", "camera_node", "policy_node", "action_node")
+"""Those that hear each other's heartbeats."""
+NODES = (*SUITE, "recorder_node", "player_node")
 BEAT_PERIOD = 0.2
 CHECK_PERIOD = 0.1
 DIAGNOSTICS_PERIOD = 1.0
@@ -87,7 +90,7 @@ class BaseNode(LifecycleNode):
         self._claim = heartbeat.claim(name)
         super().__init__(name, **kwargs)
         refuse_illegal(self)
-        self._params = {param.name: param for param in (*self.params, AUTOSTART, PACED)}
+        self._params = {param.name: param for param in (AUTOSTART, PACED, *self.params)}
         self._problems = declare(self, tuple(self._params.values()))
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -98,6 +101,7 @@ class BaseNode(LifecycleNode):
                 self.peers.expect(peer)
         self.active = False
         self.ended: int | None = None
+        self.params_files: list[Path] = []  # those of the command line
         self._resources: list[Any] = []
         self._drops = 0
         self.pacing = Pacing()
@@ -203,7 +207,7 @@ class BaseNode(LifecycleNode):
             with self._beating():
                 self.configure()
             # After configure, because the publishers' qos_overrides are declared with the publishers.
-            if wrong := unknown(self):
+            if wrong := unknown(self) + unknown_sections(self.params_files, (*NODES, self.get_name())):
                 raise ConfigureError("; ".join(wrong))
         except Exception as error:
             self._report("configure", error)
@@ -454,6 +458,7 @@ def run(make: Callable[[], BaseNode], args: list[str] | None = None, once: bool 
     node = None
     try:
         node = make()
+        node.params_files = params_files(sys.argv if args is None else args)
         executor = _executor()
         executor.add_node(node)
         if node.value("autostart"):

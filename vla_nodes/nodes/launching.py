@@ -7,10 +7,12 @@ has deactivated; and a handler that activates whatever has been configured would
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from launch.actions import DeclareLaunchArgument, RegisterEventHandler
+from launch.launch_context import LaunchContext
 from launch.launch_description_entity import LaunchDescriptionEntity
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import LifecycleNode
@@ -49,8 +51,20 @@ def common_arguments() -> list[DeclareLaunchArgument]:
             default_value=PathJoinSubstitution(
                 [FindPackageShare("vla_nodes"), "config", LaunchConfiguration("robot"), "params.yaml"]
             ),
-            description="Parameters of all nodes, one YAML file. An unknown parameter name in it is an error at "
-            "configure.",
+            description="Parameters of all nodes, one YAML file, taken as it stands (no substitutions). A parameter or "
+            "node name in it that does not exist is an error at configure.",
+        ),
+        DeclareLaunchArgument(
+            "params_overlay",
+            default_value="",
+            description="A second YAML file of the same form, whose values go before those of params_file: what is "
+            "special to this cell. Empty: none.",
+        ),
+        DeclareLaunchArgument(
+            "remap",
+            default_value="",
+            description='Remappings for all nodes, separated by spaces, e.g. remap:="camera/color/image_raw:=/rgb '
+            'joint_states:=/left/joint_states". With NODE: before the first name for one node alone.',
         ),
         DeclareLaunchArgument(
             "log_level",
@@ -61,14 +75,43 @@ def common_arguments() -> list[DeclareLaunchArgument]:
     ]
 
 
-def lifecycle_node(name: str, parameters: dict[str, Any], namespace: Any = "", **options: Any) -> LifecycleNode:
-    """A node of this package with the parameters of params_file, and after them its own; options: LifecycleNode's."""
+_NAME = r"(?:~/|/)?[A-Za-z_]\w*(?:/[A-Za-z_]\w*)*"
+
+
+def topic_name(argument: str, text: str) -> str:
+    """The value of a launch argument that names a topic. Raises ValueError where it cannot be one."""
+    if not re.fullmatch(_NAME, text):
+        raise ValueError(f"launch argument {argument}: '{text}' is no name of a topic")
+    return text
+
+
+def remappings(text: str) -> list[tuple[str, str]]:
+    """The pairs of "a:=b c:=d". Raises ValueError, in one line, where a part is no remapping of a topic or service."""
+    pairs = []
+    for word in text.split():
+        match = re.fullmatch(rf"((?:\w+:)?{_NAME}):=({_NAME})", word)
+        if match is None or match[1].split(":")[-1].startswith("__"):
+            raise ValueError(f"launch argument remap: '{word}' is not FROM:=TO with two topic or service names")
+        pairs.append((match[1], match[2]))
+    return pairs
+
+
+def lifecycle_node(
+    context: LaunchContext, name: str, parameters: dict[str, Any], namespace: Any = "", **options: Any
+) -> LifecycleNode:
+    """A node of this package with the parameters of params_file, then of params_overlay, then its own, and with the
+    remappings of the argument remap; options: LifecycleNode's. The files are taken as they stand: with substitutions, a
+    "$(" in a comment would be one. ValueError: remap is malformed."""
+    overlay = context.launch_configurations["params_overlay"]
+    files = [LaunchConfiguration("params_file"), *([overlay] if overlay else [])]
+    remap = [*options.pop("remappings", []), *remappings(context.launch_configurations["remap"])]
     return LifecycleNode(
         package="vla_nodes",
         executable=name,
         name=name,
         namespace=namespace,
-        parameters=[ParameterFile(LaunchConfiguration("params_file"), allow_substs=True), parameters],
+        parameters=[*(ParameterFile(file) for file in files), parameters],
+        remappings=remap,
         ros_arguments=["--log-level", LaunchConfiguration("log_level")],
         output="screen",
         **options,

@@ -1,8 +1,8 @@
 """Parameters as data: declared with description and range, and nothing undeclared passes in silence.
 
 A node lists its parameters as `Param`s. `declare` declares them and returns what is wrong with the given values, and
-`unknown` names every override that no one declared, with the nearest name that exists: a typo in a params file is an
-error at configure, not a default that nobody asked for.
+`unknown` names every override that no one declared, with the nearest name that exists, and `unknown_sections` does so
+for the nodes that a params file speaks of: a typo in it is an error at configure, not a default that nobody asked for.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
@@ -70,6 +72,39 @@ def unknown(node: Node) -> list[str]:
         for name in sorted(overrides(node))
         if not node.has_parameter(name)
     ]
+
+
+def params_files(arguments: Sequence[str]) -> list[Path]:
+    """The params files that a process was started with."""
+    return [Path(file) for word, file in zip(arguments, arguments[1:], strict=False) if word == "--params-file"]
+
+
+def unknown_sections(files: Sequence[Path], nodes: Sequence[str]) -> list[str]:
+    """One line for each section of the files whose node name is a mistyped one of `nodes`.
+
+    Files are shared with nodes of other packages, so a name that resembles none of `nodes` is theirs, and
+    "left_camera_node" is a node that somebody has named so.
+    """
+    wrong = []
+    for file in files:
+        for section in _sections(yaml.safe_load(file.read_text())):
+            name = section.rsplit("/", 1)[-1]
+            if name in nodes or name.endswith(tuple(f"_{node}" for node in nodes)):
+                continue
+            if near := difflib.get_close_matches(name, nodes, 1, 0.8):
+                wrong.append(f"{file}: section '{section}' is for no node: did you mean '{near[0]}'?")
+    return wrong
+
+
+def _sections(content: Any, above: str = "") -> list[str]:
+    """The names of the nodes that a params file gives parameters to, with their namespaces."""
+    if not isinstance(content, dict):
+        return []
+    found = [above] if "ros__parameters" in content else []
+    for key, below in content.items():
+        if key != "ros__parameters":
+            found += _sections(below, f"{above}/{key}" if above else str(key))
+    return found
 
 
 def nearest(word: str, words: Sequence[str]) -> str:

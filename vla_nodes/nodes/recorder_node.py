@@ -7,6 +7,7 @@ with the QoS that those offer. One bag is one episode: the services vla/record/s
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from vla_nodes.msg import PolicyStatus
-from vla_nodes.nodes.base import ERROR, OK, WARN, BaseNode, ConfigureError, run
+from vla_nodes.nodes.base import AUTOSTART, ERROR, OK, WARN, BaseNode, ConfigureError, run
 from vla_nodes.nodes.parameters import Param
 from vla_nodes.nodes.provenance import Provenance
 from vla_nodes.rosbag import mcap_records
@@ -58,6 +59,7 @@ class RecorderNode(BaseNode):
     """See the module's docstring."""
 
     params = (
+        dataclasses.replace(AUTOSTART, default=True),  # `ros2 run vla_nodes recorder_node` records; nothing moves
         Param("out", "recordings", "Folder in which each episode becomes a rosbag2 folder."),
         Param("topics", TOPICS, "Topics to record; relative names are resolved in the node's namespace."),
         Param("extra_topics", [""], "Topics to record besides."),
