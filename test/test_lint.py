@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,23 @@ def test_what_is_broken_on_purpose_is_found(copy, name, text, said):
     (copy / "vla_nodes" / name).write_text(text)
     result = lint(copy)
     assert result.returncode != 0 and said in result.stdout + result.stderr
+
+
+def types(folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mypy", "vla_nodes"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('def answer() -> int:\n    return "42"\n', "return-value"),
+        ("def answer(question):\n    return 42\n", "no-untyped-def"),
+        ("def answer(length: float | None) -> float:\n    return length + 1\n", "operator"),
+    ],
+)
+def test_a_wrong_type_is_found(copy, text, said):
+    assert types(copy).returncode == 0
+    (copy / "vla_nodes/wrong.py").write_text(text)
+    result = types(copy)
+    assert result.returncode != 0 and said in result.stdout
