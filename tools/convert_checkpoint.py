@@ -1,10 +1,4 @@
-"""Brings a checkpoint of vla_nodes 0.1 (format 1) to format 2: tensors by their present names, and the contract.
-
-    python tools/convert_checkpoint.py FOLDER [--out FOLDER]
-
-The network computes the same numbers before and after. Format 1 was only ever made for the simulated Panda and its
-table, so what that format left to the code stands here.
-"""
+"""Brings a checkpoint of vla_nodes 0.1 (format 1) to format 2: see --help."""
 
 from __future__ import annotations
 
@@ -17,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from vla_nodes import cli
 from vla_nodes.policy import checkpoint
 from vla_nodes.policy.checkpoint import CheckpointConfig
 from vla_nodes.policy.inference import quantize
@@ -120,8 +115,31 @@ def convert(folder: Path, out: Path) -> None:
         quantize.save(out, model, found, values.get("about", {}))
 
 
+def run(options: cli.Options) -> int:
+    convert(options.checkpoint, options.out or options.checkpoint)
+    return 0
+
+
+command = cli.Command(
+    "convert_checkpoint",
+    """
+    Bring a checkpoint of vla_nodes 0.1 (format 1) to format 2: tensors by their present names, and the contract.
+
+    The network computes the same numbers before and after. Format 1 was only ever made for the simulated Panda and
+    its table, so what that format left to the code is written into the new config.json.
+    """,
+    run,
+    cli.argument(
+        "CHECKPOINT", "folder of the checkpoint of format 1", type=cli.Existing("checkpoint", checkpoint.CONFIG)
+    ),
+    cli.out("folder of the converted checkpoint; without it CHECKPOINT itself", metavar="FOLDER"),
+    examples="""
+    python tools/convert_checkpoint.py nano-0.1 --out nano
+    """,
+    errors=(checkpoint.CheckpointError, OSError),
+    program="python tools/convert_checkpoint.py",
+)
+
+
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    if folder is None:
-        sys.exit("convert_checkpoint: name the checkpoint's folder")
-    convert(folder, Path(sys.argv[sys.argv.index("--out") + 1]) if "--out" in sys.argv else folder)
+    sys.exit(cli.main(command))
