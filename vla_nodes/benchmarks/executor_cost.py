@@ -64,7 +64,8 @@ def measure(
     robot: RobotModel, count: int, settings: ExecutorSettings | None = None, memory: bool = False, seed: int = 0
 ) -> Cost:
     """Submit `count` chunks; the arm follows the reference. `memory` traces every allocation, which slows it down."""
-    executor, ms, modes = ChunkExecutor(robot, settings), np.full(count, np.nan), Counter()
+    executor, ms = ChunkExecutor(robot, settings), np.full(count, np.nan)
+    modes: Counter[str] = Counter()
     held, watch = [], max(WATCH, count // LOOKS)
     looks = np.zeros((2, -(-count // watch)), dtype=int)  # made beforehand: what is noted must not count
     for k, chunk in enumerate(chunks(robot, count, seed)):
@@ -75,7 +76,9 @@ def measure(
         ms[k] = 1e3 * (time.thread_time() - before)
         modes[output.cause or output.mode] += 1
         for t in chunk.stamp + np.arange(JOINT_STATES, TICK + 1e-9, JOINT_STATES):
-            q, qd, _ = executor.reference(float(t))
+            reference = executor.reference(float(t))
+            assert reference is not None  # a chunk was just taken
+            q, qd, _ = reference
             executor.observe(float(t), q, qd)
         if k % watch == 0:
             gc.collect()  # frees what Python keeps of dead tuples for reuse: up to 2000 of each size, counted as blocks

@@ -46,11 +46,12 @@ def run(args: cli.Options) -> int:
         ended = passes(session, args.out, args.loop, args.images, sink)
         if args.golden:
             names = [*session.robot.joint_names, *(gripper.joint for gripper in session.robot.grippers)]
+            assert sink is not None and session.checkpoint is not None
             now = goldens.collect(sink, session.settings(), session.checkpoint, session.description.urdf, names)
             if args.update:
                 goldens.write(args.golden, now)
                 print(f"golden: written to {args.golden}")
-            elif found := goldens.differences(expected, now, args.tolerance):
+            elif found := goldens.differences(expected or {}, now, args.tolerance):
                 print("\n".join(f"golden: {line}" for line in found))
                 return cli.ExitStatus.FAILED
             else:
@@ -65,7 +66,7 @@ def passes(session: Session, out: Path, loop: int, images: bool, sink: goldens.G
     from vla_nodes.replay.write_results import one_pass
 
     ended = one_pass(session, out, images, [sink] if sink else [], Progress(session.bag.start, session.bag.end))
-    first, before = digest(sink) if loop > 1 else "", resident_kb() >> 10
+    first, before = digest(sink) if sink and loop > 1 else "", resident_kb() >> 10
     for number in range(2, loop + 1):
         again = goldens.GoldenSink()
         progress = Progress(session.bag.start, session.bag.end, f"pass {number} of {loop}")

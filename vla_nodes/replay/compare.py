@@ -84,7 +84,7 @@ def differences(a: Steps, b: Steps, config_a: Any, config_b: Any) -> dict[str, A
 
 def table(names: dict[str, str], made: list[tuple[dict, dict]], both: dict[str, Any]) -> str:
     """A column for each policy, and below them how far they are apart."""
-    rows = [("", names["A"], names["B"])]
+    rows: list[tuple[str, ...]] = [("", names["A"], names["B"])]
 
     def add(label: str, get: Any) -> None:
         rows.append((label, *(str(get(report_, clock)) for report_, clock in made)))

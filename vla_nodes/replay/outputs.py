@@ -135,6 +135,7 @@ class Numbers(Sink):
         else:
             self.holds[f"the policy step failed: {type(step.error).__name__}"] += 1
             self.failed += 1
+            assert step.error is not None
             self.failure = self.failure or first_line(step.error)
         self._wall("step", 1e3 * step.wall)
 
@@ -235,7 +236,7 @@ class BagSink(Sink):
         self._write("vla/status", kind, now, header=header, target=point, checkpoint="", **fields)
 
     def commanded(self, now: int, q: np.ndarray | None, qd: np.ndarray | None, fingers: np.ndarray) -> None:
-        if q is None:
+        if q is None or qd is None:
             return
         names, values, speeds = list(self._arm_names), q, qd
         if (told := np.isfinite(fingers)).any():

@@ -100,7 +100,8 @@ class Session:
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on besides the bag and the files of the checkpoint."""
-        engine = self.runtime.engine
+        engine, checkpoint = self.runtime.engine, self.checkpoint
+        assert checkpoint is not None  # __post_init__ sets it
         return {
             "bag": self.bag.path.name,
             "topics": dict(sorted(self.topics.by_input.items())),
@@ -108,7 +109,7 @@ class Session:
             "latency_s": self.latency,
             "instruction": self.instruction,
             "engine": f"{engine.name} {engine.precision}",
-            "checkpoint": f"{self.checkpoint.name} {fingerprint(self.checkpoint)}",
+            "checkpoint": f"{checkpoint.name} {fingerprint(checkpoint)}",
             "parameters": {
                 node: {k: v for k, v in values.items() if k not in ("checkpoint", "instruction")}
                 for node, values in self.parameters.items()

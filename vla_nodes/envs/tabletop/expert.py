@@ -100,7 +100,7 @@ class StepExpert:
             p,
             velocity.copy(),
             g,
-            touching and self._squeezed > 0,
+            bool(touching and self._squeezed > 0),
             self._squeezed,
             self._reopening,
             thing,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -81,7 +82,8 @@ def _say(task: Task, rng: np.random.Generator, axis: str, goal_said: str = "", l
     A goal like the thing may be called "the blue one", and so may a thing like ``last``, the thing spoken of before.
     """
     kind, form = kind_of(task.reference), _form(task)
-    phrases, relations = PHRASES[form], RELATION_WORDS
+    phrases: tuple[str, ...] = PHRASES[form]
+    relations: Mapping[str, tuple[str, ...]] = RELATION_WORDS
     if axis == "phrasings":
         phrases, relations = kept.PHRASES[form], kept.RELATIONS
     prepositions = IN.get(kind, ("in",))

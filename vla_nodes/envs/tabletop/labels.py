@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,8 @@ class TabletopGrounding:
         if not roles:
             return _sentence(text, task)
         color, kind = str(rng.choice(list(COLORS))), str(rng.choice(vocabulary.OTHER_KINDS))
-        task = replace(task, **{str(rng.choice(roles)): f"{color} {kind}"})
+        renamed: dict[str, Any] = {str(rng.choice(roles)): f"{color} {kind}"}
+        task = replace(task, **renamed)
         return _sentence(instructions.phrase(task, rng), task)
 
     def held_out(self, axis: str, rng: np.random.Generator) -> Sentence:

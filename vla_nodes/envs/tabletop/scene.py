@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -95,7 +96,8 @@ class Scene:
     def from_json(cls, text: str) -> Scene:
         raw = json.loads(text)
         things = [Thing(**{**t, "rgb": tuple(t["rgb"])}) for t in raw.pop("things")]
-        view = View(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("view").items()})
+        stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("view").items()}
+        view = View(**stored)
         raw = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         return cls(things=things, view=view, **raw)
 
@@ -144,16 +146,21 @@ class Scene:
         if axis == "camera":
             shift = np.sign(shift) * rng.uniform(*held_out.CAMERA_JITTER, 3)
         scene.view = View(
-            tuple(float(v) for v in np.asarray(view.position) + shift),
-            tuple(float(v) for v in np.asarray(view.target) + rng.uniform(-0.015, 0.015, 3)),
+            _three(np.asarray(view.position) + shift),
+            _three(np.asarray(view.target) + rng.uniform(-0.015, 0.015, 3)),
             view.fovy,
         )
         scene.light = (float(rng.uniform(-0.4, 0.9)), float(rng.uniform(-0.6, 0.8)), float(rng.uniform(1.2, 1.9)))
         scene.brightness = float(rng.uniform(0.75, 1.15))
         shade = rng.uniform(0.75, 1.2)
         rgb = np.clip(np.asarray(scene.table_rgb) * shade + rng.uniform(-0.08, 0.08, 3), 0.15, 0.95)
-        scene.table_rgb = tuple(float(v) for v in rgb)
+        scene.table_rgb = _three(rgb)
         return scene
+
+
+def _three(values: np.ndarray) -> tuple[float, float, float]:
+    x, y, z = (float(v) for v in values)
+    return x, y, z
 
 
 def reachable(x: float, y: float, margin: float = 0.0) -> bool:
@@ -189,7 +196,7 @@ def _place(kinds: list[tuple[str, str]], rng: np.random.Generator, color_noise: 
             base = COLORS.get(color, (0.45, 0.47, 0.50) if kind == "bowl" else (0.42, 0.27, 0.16))
             rgb = np.clip(np.asarray(base) + rng.uniform(-color_noise, color_noise, 3), 0, 1)
             yaw = rng.uniform(-0.6, 0.6) if kind in (*GRASPABLE, *SHAPES) else 0.0
-            things.append(Thing(kind, color, float(x), float(y), float(yaw), tuple(float(v) for v in rgb)))
+            things.append(Thing(kind, color, float(x), float(y), float(yaw), _three(rgb)))
         else:
             return things
     return _place(kinds[:-1], rng, color_noise, beyond)
@@ -212,11 +219,11 @@ def strange(things: list[Thing], rng: np.random.Generator) -> list[Thing]:
                 nearest = list(COLORS)[int(np.linalg.norm(gap, axis=1).argmin())]
                 if gap.max(1).min() > NAMED_APART and nearest not in kept:
                     break
-            thing = replace(thing, color=f"{UNNAMED}{number}", rgb=tuple(float(v) for v in rgb))
+            thing = replace(thing, color=f"{UNNAMED}{number}", rgb=_three(rgb))
         elif thing.kind in GRASPABLE and draw < 0.75:
             color = str(rng.choice(sorted(kept) if rng.random() < 0.5 else list(COLORS)))
             rgb = np.clip(COLORS[color] + rng.uniform(-0.04, 0.04, 3), 0, 1)
-            other = replace(thing, kind=str(rng.choice(list(SHAPES))), color=color, rgb=tuple(float(v) for v in rgb))
+            other = replace(thing, kind=str(rng.choice(list(SHAPES))), color=color, rgb=_three(rgb))
             thing = thing if any(other.name == done.name for done in changed) else other
         changed.append(thing)
     return changed

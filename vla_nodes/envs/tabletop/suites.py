@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,7 @@ of ./run), random, full (all of these but stacking, demo and random)""",
 def free(task: Task, scene: Scene) -> bool:
     """Whether a relation is not there already, nothing stands where it would be, and a hand reaches there."""
     goal, thing = scene.find(task.reference), scene.find(task.target)
+    assert goal is not None and thing is not None
     if related(task, np.array([thing.x - goal.x, thing.y - goal.y])):
         return False
     x, y, _ = destination(task, np.array([goal.x, goal.y, 0.0]))
@@ -57,7 +59,7 @@ def free(task: Task, scene: Scene) -> bool:
     return clear and sc.reachable(x, y, 0.03)
 
 
-def _pick(rng: np.random.Generator, options: list):
+def _pick(rng: np.random.Generator, options: list) -> Any:
     return options[rng.integers(len(options))]
 
 
@@ -103,6 +105,8 @@ def two_steps(scene: Scene, rng: np.random.Generator, axis: str = "") -> Task | 
                 return task
         return None
 
+    first: Task | None
+    second: Task | None
     drawer = Task("close", "drawer") if not shut else Task("open", "drawer")
     if shut and draw < 0.40:
         first, second = drawer, place(drawer=True)
@@ -143,7 +147,9 @@ def obstacle(task: Task, scene: Scene) -> str:
         if step.reference == "drawer" and now.drawer_opening < OPEN:
             return "the drawer is shut"
         thing, goal = now.find(step.target), now.find(step.reference)
+        assert thing is not None
         if step.relation and not free(step, now):
+            assert goal is not None
             where = {"beside": "next to", "front": "in front of", "behind": "behind"}.get(
                 step.relation, f"{step.relation} of"
             )
