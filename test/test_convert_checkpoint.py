@@ -5,10 +5,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import policy_tiny
 import pytest
 from safetensors.torch import load_file, save_file
 
+from vla_nodes import cli
 from vla_nodes.policy import checkpoint
+from vla_nodes.policy.runtime import PolicyRuntime
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "resource/checkpoints/nano"
@@ -74,6 +78,19 @@ def test_it_is_converted_to_the_shipped_one(tool, old, tmp_path, in_place):
     found, shipped = load_file(out / "model.safetensors"), load_file(SHIPPED / "model.safetensors")
     assert set(found) == set(shipped) and all(found[name].equal(tensor) for name, tensor in shipped.items())
     checkpoint.load(out)
+
+
+def test_the_command_writes_one_that_gives_the_same_chunks(tool, old, tmp_path, capsys):
+    assert cli.main(tool.command, [str(old), "--out", str(tmp_path / "new")]) == 0
+    chunks = []
+    for folder in (SHIPPED, tmp_path / "new"):
+        runtime = PolicyRuntime.load(folder, "cpu", 1, "torch")
+        runtime.set_instruction("pick up the red block")
+        runtime.gate.start()
+        chunks.append([runtime.step(policy_tiny.observation(tick)).actions for tick in range(3)])
+    np.testing.assert_array_equal(*chunks)
+    assert cli.main(tool.command, [str(tmp_path / "new")]) == cli.ExitStatus.USAGE  # it is of format 2 now
+    assert "this tool converts format 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", [{"format": 2}, {"action_space": "joint_delta"}, {"period": None}])

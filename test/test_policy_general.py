@@ -34,10 +34,11 @@ JOINTS = tuple(f"{name}_joint" for name in ("shoulder_pan", "shoulder_lift", "el
 SPACES = {"ee_delta": ("dx", "dy", "dz", "rx", "ry", "rz"), "joint_delta": JOINTS}
 
 
-def contract(space="joint_delta", cameras=(FRONT,), grippers=(), first=(), state=None, horizon=5) -> Contract:
-    """A UR5e's, its gripper columns before (`first`) or after those that move the arm."""
+def contract(space="joint_delta", cameras=(FRONT,), grippers=(), before=0, state=None, horizon=5) -> Contract:
+    """A UR5e's, one gripper's column behind `before` of those that move the arm, another's before the last."""
     names = tuple(gripper.name for gripper in grippers)
-    columns = (*first, *SPACES[space], *(name for name in names if name not in first))
+    motion = SPACES[space]
+    columns = (*motion[:before], *names[:1], *motion[before:-1], *names[1:], *motion[-1:])
     vectors = (
         StateVector(name="joint_positions", size=6, unit="rad", offset=(0.0, -1.5, 1.5, 0.0, 0.0, 0.0), scale=2.0),
         StateVector(name="tool_position", size=3, unit="m", offset=(0.4, 0.0, 0.3), scale=(0.3, 0.4, 0.3)),
@@ -63,7 +64,8 @@ CONTRACTS = {
     "two cameras, one of colour alone": contract("ee_delta", (FRONT, WRIST)),
     "colour alone": contract(cameras=(WRIST,)),
     "depth without a pose": contract(cameras=(Camera(name="hand", depth="optional", pose="unknown"),)),
-    "two grippers, one of them first": contract(grippers=(LEFT, RIGHT), first=("left",)),
+    "two grippers, one of them first": contract(grippers=(LEFT, RIGHT)),
+    "two grippers, amid the motion": contract("ee_delta", grippers=(LEFT, RIGHT), before=3),
     "no proprioception": contract(state=()),
     "a vector that the data bring": contract(state=(StateVector(name="force", size=2, scale=10.0),), horizon=1),
 }
@@ -187,7 +189,7 @@ def test_streaming_equals_the_whole_history(name):
 
 
 @pytest.mark.skipif(not graphs.version("openvino"), reason="openvino is not installed")
-@pytest.mark.parametrize("name", ["two cameras, one of colour alone", "two grippers, one of them first",
+@pytest.mark.parametrize("name", ["two cameras, one of colour alone", "two grippers, amid the motion",
                                   "no proprioception", "colour alone"])  # fmt: skip
 def test_openvino_gives_the_same(folders, name):
     """Proven on made-up ticks when it is loaded, and here through the runtime."""
@@ -250,7 +252,7 @@ def test_it_learns_a_batch_by_heart():
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-    assert float(value.detach()) < 0.25 * first
+    assert float(value.detach()) < 0.1 * first
 
 
 @settings(max_examples=30, deadline=None)

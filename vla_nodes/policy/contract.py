@@ -9,6 +9,7 @@ Units are SI: metres, radians, seconds. Poses are (4, 4) homogeneous matrices na
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -141,15 +142,36 @@ def parse(values: Any, kind: type[Any] = Contract) -> Any:
     try:
         value = msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
-        raise ContractError(str(error).replace("`$.", "`").replace("`$`", "the contract")) from None
-    if wrong := _inconsistent(value):
-        raise ContractError(wrong)
+        raise ContractError(_one_line(str(error).replace("`$.", "`").replace("`$`", "the contract"))) from None
+    if wrong := _not_finite(plain(value)) or _inconsistent(value):
+        raise ContractError(_one_line(wrong))
     return value
 
 
 def plain(value: Any) -> Any:
     """Plain values for JSON or YAML; `parse` reads them back to an equal contract."""
     return msgspec.to_builtins(value)
+
+
+def _one_line(text: str) -> str:
+    """Names in a message are whatever the file holds, line breaks included."""
+    return " ".join(text.split())
+
+
+def _not_finite(value: Any, entry: str = "") -> str:
+    """The first number of plain values that is NaN or infinite (JSON as Python reads it and YAML can hold both), or "".
+
+    A NaN passes every comparison with a bound, and would reach the arm as an action that is no number.
+    """
+    if isinstance(value, dict):
+        parts = ((f"{entry}.{name}" if entry else name, part) for name, part in value.items())
+    elif isinstance(value, list | tuple):
+        parts = ((f"{entry}[{i}]", part) for i, part in enumerate(value))
+    elif isinstance(value, float) and not math.isfinite(value):
+        return f"{entry} is {value}: it must be a finite number"
+    else:
+        return ""
+    return next((wrong for name, part in parts if (wrong := _not_finite(part, name))), "")
 
 
 def _inconsistent(value: Any) -> str:
@@ -159,7 +181,17 @@ def _inconsistent(value: Any) -> str:
         wrong = next((text for text in map(_inconsistent, parts) if text), "")
         wrong = wrong or _doubled("cameras", [c.name for c in value.cameras])
         wrong = wrong or _doubled("state", [v.name for v in value.state])
+        wrong = wrong or next((text for text in map(_inconsistent, value.cameras) if text), "")
+        have = [gripper.name for gripper in value.robot.grippers]
+        if not wrong and (missing := [name for name in value.actions.grippers if name not in have]):
+            wrong = f"actions.grippers: {missing[0]!r} is no gripper of the robot; it has {', '.join(have) or 'none'}"
+        low, high = value.thresholds.holding
+        if not wrong and low >= high:
+            wrong = f"thresholds.holding: {low} must be below {high}"
         return wrong or ("" if value.cameras else "cameras: there must be one at least")
+    if isinstance(value, Camera):
+        near, far = value.depth_range
+        return "" if 0 <= near < far else f"camera {value.name}: depth_range [{near}, {far}] must be 0 <= near < far"
     if isinstance(value, Robot):
         return _doubled("robot.joints", value.joints) or _doubled("robot.grippers", [g.name for g in value.grippers])
     if isinstance(value, StateVector):
@@ -177,7 +209,9 @@ def _inconsistent(value: Any) -> str:
                 return f"actions.{entry} has {len(numbers)} numbers, there are {value.size} columns"
         if missing := [name for name in value.grippers if name not in value.columns]:
             return f"actions.grippers: {missing[0]!r} is no column; there are {', '.join(value.columns)}"
-        return _doubled("actions.columns", value.columns)
+        if not value.columns:
+            return "actions.columns: there must be one at least"
+        return _doubled("actions.columns", value.columns) or _doubled("actions.grippers", value.grippers)
     return ""
 
 
