@@ -267,7 +267,7 @@ HAND = ("robot", "grippers", 0)
     ("entries", "word"),
     [
         (changed(*J3, "jerk", value=math.nan), "jerk"),
-        (changed(*J3, "acceleration", value=math.inf), "finite and above zero"),
+        (changed(*J3, "acceleration", value=math.inf), "must be a finite number"),
         (changed(*J3, "acceleration", value=-1.0), "acceleration"),
         (changed(*J3, "acceleration", value="fast"), "acceleration"),
         (changed(*J3, value=[]), "limits.joints"),
@@ -282,7 +282,7 @@ HAND = ("robot", "grippers", 0)
         (changed("limits", "grippers", value={}), "limits.grippers lacks gripper"),
         (changed("limits", "grippers", "gripper", value=0.0), "limits.grippers"),
         (changed("rest", value=[0.0] * 6), "rest has 6 values, robot.joints has 7"),
-        (changed("rest", value=[math.nan] * 7), "not within the joint limits"),
+        (changed("rest", value=[math.nan] * 7), "rest[0] is nan"),
         (changed("rest", value=[9.0] * 7), "not within the joint limits"),
         (changed(*HAND, "open", value=0.0), "closed and open of gripper are the same"),
         (changed(*HAND, "closed", value=math.inf), "finite"),

@@ -8,21 +8,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vla_nodes import cli
+from vla_nodes.policy.configuration import PolicyConfig
+from vla_nodes.policy.contract import Contract
 from vla_nodes.policy.inference import engine as engines
 from vla_nodes.policy.inference import graphs
 from vla_nodes.policy.mamba import mixers
-from vla_nodes.policy.mamba.attention import KVState, _Buffer
+from vla_nodes.policy.mamba.attention import KVState, TransformerBlock, _Buffer
 from vla_nodes.policy.mamba.mixers import SequenceCore
 from vla_nodes.policy.modeling import VlaPolicy
 from vla_nodes.policy.processing import CameraImage, Observation
 from vla_nodes.policy.runtime import PolicyRuntime
 
 RUN_FLOP = {"cpu": 1e12, "cuda": 1e15}  # a history that costs more to run through the core is made up instead
+Core = Callable[[Tensor, Any], tuple]  # tokens and a state of its own kind, None to begin -> outputs and state
+T = TypeVar("T")
 
 
 @dataclass
@@ -32,7 +38,7 @@ class Contender:
     name: str
     model: VlaPolicy
     runtime: PolicyRuntime
-    core: Callable[[Tensor, tuple], tuple]
+    core: Core
     error: float = 0.0
 
 
@@ -57,16 +63,16 @@ class CoreOnly(nn.Module):
         super().__init__()
         self.core, self.template = core, core.init_state(1)
 
-    def forward(self, tokens, *carried):
+    def forward(self, tokens: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
         out, state = self.core(tokens, engines.unflatten(carried, self.template))
         return (out, *engines.flatten(state))
 
 
-def torch_core(model: VlaPolicy) -> Callable[[Tensor, tuple], tuple]:
+def torch_core(model: VlaPolicy) -> Core:
     return torch.no_grad()(lambda tokens, state: model.core(tokens, state))
 
 
-def exported_core(name: str, model: VlaPolicy, threads: int, folder: Path) -> Callable[[Tensor, tuple], tuple]:
+def exported_core(name: str, model: VlaPolicy, threads: int, folder: Path) -> Core:
     """The core alone as a graph of this engine, in f32, on as many threads as inside of the engine."""
     start = model.core.init_state(1)
     inputs = (torch.randn(1, model.tokens, model.config.d_model), *engines.flatten(start))
@@ -80,7 +86,7 @@ def exported_core(name: str, model: VlaPolicy, threads: int, folder: Path) -> Ca
     return call
 
 
-def transformers_core(model: VlaPolicy) -> Callable[[Tensor, object], tuple]:
+def transformers_core(model: VlaPolicy) -> Core:
     """The same Mamba-2 blocks in `transformers`, eager. It continues a cache by single tokens only."""
     import transformers
 
@@ -94,7 +100,7 @@ def transformers_core(model: VlaPolicy) -> Callable[[Tensor, object], tuple]:
         raise ValueError(f"transformers' Mamba-2 has other parameters: {missing} {unknown}")
 
     @torch.no_grad()
-    def call(tokens: Tensor, cache) -> tuple:
+    def call(tokens: Tensor, cache: Any) -> tuple:
         for t in range(tokens.shape[1]):
             out = theirs(inputs_embeds=tokens[:, t : t + 1], cache_params=cache, use_cache=True)
             cache = out.cache_params
@@ -110,19 +116,19 @@ def history(model: VlaPolicy, ticks: int, device: str) -> tuple[tuple, str]:
     tokens = ticks * model.tokens
     generator = torch.Generator().manual_seed(ticks)
 
-    def noise(*shape):
+    def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(weight)
 
     if model.config.mixer == "attention":  # running it costs ticks squared; its time depends on the length alone
-        state = []
+        caches = []
         for start in model.core.init_state(1, weight.device, weight.dtype):
             shape = (*start.keys.shape[:2], tokens, start.keys.shape[3])
             room = tokens + 4096  # so that no tick of the measurement moves to a larger buffer
             keys, values = (weight.new_zeros(*shape[:2], room, shape[3]) for _ in "kv")
             for buffer in (keys, values):
                 buffer[:, :, :tokens].normal_()
-            state.append(KVState(_Buffer(keys, values, tokens), tokens))
-        return tuple(state), "made up"
+            caches.append(KVState(_Buffer(keys, values, tokens), tokens))
+        return tuple(caches), "made up"
     cost = 2.0 * tokens * sum(p.numel() for p in model.core.parameters())
     state = model.core.init_state(1, weight.device, weight.dtype)
     if cost > RUN_FLOP[device]:
@@ -151,7 +157,7 @@ class Clock:
     def __init__(self, device: str) -> None:
         self.wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
 
-    def __call__(self, function, *args):
+    def __call__(self, function: Callable[..., T], *args: Any) -> tuple[T, float]:
         self.wait()
         started = time.perf_counter()
         result = function(*args)
@@ -163,6 +169,7 @@ class Clock:
 def time_round(run: Run, clock: Clock, tick: int, device: str) -> None:
     """One tick of everything, noted in the run, whose state it advances."""
     model, runtime = run.contender.model, run.contender.runtime
+    assert runtime._asked is not None  # `build` follows an instruction
     engine, prepared = runtime.engine, runtime._asked.at(0)
     images, tool, own = mixers.map_state(lambda t: t.to(device), engines.example(model, tick))
     images = tuple(image._replace(color=engines.in_bytes(image.color)) for image in images)
@@ -191,11 +198,12 @@ class TwinWindow(nn.Module):
         super().__init__()
         self.core = core
 
-    def forward(self, x: Tensor, position: Tensor, *cache: Tensor):
+    def forward(self, x: Tensor, position: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
         """x (1, L, D), the first at `position`; keys and values (1, H, C, width) of each layer, keys rotated."""
         new, length = [], x.shape[1]
         future = torch.ones(length, length, dtype=torch.bool).triu(1)
         for i, block in enumerate(self.core.layers):
+            assert isinstance(block, TransformerBlock)
             keys, values = cache[2 * i], cache[2 * i + 1]
             q, k, v = block.mixer.project(block.norm(x), position)
             q = q * block.mixer.headdim**-0.5
@@ -212,17 +220,20 @@ class WindowedTwin:
     """TwinWindow in OpenVINO, as generous to the transformer as can be: memory never grows, nothing is copied."""
 
     def __init__(self, model: VlaPolicy, threads: int, lengths: list[int]) -> None:
-        self.model, self.threads, self.calls = model, threads, {}
+        self.model, self.threads = model, threads
+        self.calls: dict[int, Core] = {}
         for length in lengths:
             if not too_long(model, length, "cpu"):
                 self.calls[length] = self._build(length)
 
-    def at(self, length: int) -> Callable:
+    def at(self, length: int) -> Core:
         return self.calls[length]
 
-    def _build(self, length: int) -> Callable:
+    def _build(self, length: int) -> Core:
         core, tokens, width = self.model.core, self.model.tokens, self.model.config.d_model
-        attention = core.layers[0].mixer
+        (first, *_) = core.layers
+        assert isinstance(first, TransformerBlock)
+        attention = first.mixer
         shape = (1, attention.heads, length * tokens, attention.headdim)
         cache = [torch.randn(shape) for _ in range(2 * len(core.layers))]
         with tempfile.TemporaryDirectory(prefix="vla_nodes_bench_") as scratch:
@@ -231,7 +242,7 @@ class WindowedTwin:
             graph = graphs.open_graph("openvino", Path(scratch) / "twin", self.threads, "f32")
         ticks = 0
 
-        def call(tokens_: Tensor, _) -> tuple:
+        def call(tokens_: Tensor, _: None) -> tuple:
             nonlocal ticks
             out, *new = graph((tokens_, torch.tensor([float((length + ticks) * tokens)]), *cache))
             begin = ticks % length * tokens
@@ -267,7 +278,7 @@ def too_long(model: VlaPolicy, length: int, device: str) -> str:
     return f"its cache needs {need >> 20} MiB and {free >> 20} are free" if need > 0.4 * free else ""
 
 
-def need_memory(config, contract, args) -> None:
+def need_memory(config: PolicyConfig, contract: Contract, args: cli.Options) -> None:
     """MemoryError before anything is allocated that would not fit."""
     with torch.device("meta"):
         weights = 4 * sum(p.numel() for p in VlaPolicy(config, contract).parameters())
@@ -291,5 +302,5 @@ def machine_limits(device: str, threads: int, core_bytes: int) -> dict[str, floa
     return {"read_gb_s": many * buffer.numel() * 4 / min(reads) / 1e6, "gflop_s": 2 * n**3 / min(products) / 1e6}
 
 
-def state_bytes(state) -> int:
+def state_bytes(state: tuple) -> int:
     return sum(t.numel() * t.element_size() for t in engines.flatten(state))

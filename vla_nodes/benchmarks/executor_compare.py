@@ -151,18 +151,23 @@ def play(
     """One episode; `source` is a policy that observes it, or the chunks of an earlier one."""
     world = World(scene)
     player, checker = Player(world, executor), SuccessChecker(task)
-    camera = Camera(world) if isinstance(source, PolicyRuntime) else None
-    if camera is not None:
-        source.set_instruction(text)
-    made, coming, tool, wanted, braced = [], deque(), [], [], []
-    recorded = deque() if camera is not None else deque(source)
-    limit = suites.time_limit(task) if camera is not None else source[-1].stamp + latency + suites.STEP_LIMIT / 10
+    policy = camera = None
+    made: list[ActionChunk] = []
+    coming: deque[ActionChunk] = deque()
+    recorded: deque[ActionChunk] = deque()
+    if isinstance(source, PolicyRuntime):
+        policy, camera, limit = source, Camera(world), suites.time_limit(task)
+        policy.set_instruction(text)
+    else:
+        recorded.extend(source)
+        limit = source[-1].stamp + latency + suites.STEP_LIMIT / 10
+    tool, wanted, braced = [], [], []
     due = world.time
     try:
         while world.time < limit and not (camera is not None and checker.succeeded):
-            if camera is not None and world.time >= due - 1e-9:
-                due += source.config.contract.tick
-                if (chunk := _ask(source, player, camera, text)) is not None:
+            if policy is not None and camera is not None and world.time >= due - 1e-9:
+                due += policy.config.contract.tick
+                if (chunk := _ask(policy, player, camera, text)) is not None:
                     made.append(chunk)
                     coming.append(chunk)
             while recorded and recorded[0].stamp <= world.time + 1e-9:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -130,8 +131,8 @@ def core_bytes(model: VlaPolicy) -> int:
     return sum(p.numel() * p.element_size() for p in model.core.parameters())
 
 
-def build(args, precisions: list[str], dtype: torch.dtype, scratch: Path, lengths: list[int]
-          ) -> tuple[list[parts.Contender], list[str], dict]:  # fmt: skip
+def build(args: cli.Options, precisions: list[str], dtype: torch.dtype, scratch: Path, lengths: list[int]
+          ) -> tuple[list[parts.Contender], list[str], dict[str, parts.Core | parts.WindowedTwin]]:  # fmt: skip
     """Contenders, what had to be left out and why, and cores timed without a policy around them."""
     notes: list[str] = []
     if args.checkpoint:
@@ -150,12 +151,13 @@ def build(args, precisions: list[str], dtype: torch.dtype, scratch: Path, length
         frames = ((*engines.example(model, i)[:2], engines.example_instruction(model)) for i in range(4))
         quantize.save(scratch, model, quantize.calibrate(model, frames), {"frames": "made up, for timing only"})
 
-    def contender(name: str, model: VlaPolicy, engine, core) -> parts.Contender:
+    def contender(name: str, model: VlaPolicy, engine: engines.Engine, core: parts.Core) -> parts.Contender:
         runtime = PolicyRuntime(model, robot, args.device, engine)
         runtime.follow(mixers.map_state(lambda t: t.to(args.device), engines.example_instruction(model)))
         return parts.Contender(name, model, runtime, core, engine.error)
 
-    found, core_only = [], {}
+    found: list[parts.Contender] = []
+    core_only: dict[str, parts.Core | parts.WindowedTwin] = {}
     fast = chosen_engines(args) if args.device == "cpu" and dtype == torch.float32 else []
     for name in fast:
         core = None
@@ -186,7 +188,9 @@ def build(args, precisions: list[str], dtype: torch.dtype, scratch: Path, length
     return contenders, notes, core_only
 
 
-def at_histories(args, contenders, core_only, clock, lengths: list[int], limits: dict, notes: list[str]) -> list[dict]:
+def at_histories(args: cli.Options, contenders: list[parts.Contender],
+                 core_only: dict[str, parts.Core | parts.WindowedTwin], clock: parts.Clock, lengths: list[int],
+                 limits: dict[str, float], notes: list[str]) -> list[dict[str, Any]]:  # fmt: skip
     """All contenders at all history lengths, taking turns; a row of results for each pair."""
     runs: dict[tuple[str, int], parts.Run] = {}
     for length in lengths:
@@ -201,39 +205,40 @@ def at_histories(args, contenders, core_only, clock, lengths: list[int], limits:
                 else parts.history(c.model, length, args.device)
             )  # fmt: skip
             runs[c.name, length] = parts.Run(c, length, state, filled)
-    alone = {
-        (name, length): [None, []] for name, call in core_only.items() for length in lengths
-        if length in getattr(call, "calls", lengths)
+    alone: dict[tuple[str, int], list[float]] = {
+        (name, length): [] for name, call in core_only.items() for length in lengths
+        if not isinstance(call, parts.WindowedTwin) or length in call.calls
     }  # fmt: skip
+    states: dict[tuple[str, int], Any] = dict.fromkeys(alone)
     rounds, order = args.ticks + WARM_UP, list(runs)
     for tick in progress(range(rounds), unit="ticks of each", label="timing"):
         if tick == WARM_UP:
             for run in runs.values():
                 run.times.clear()
-            for entry in alone.values():
-                entry[1].clear()
+            for times in alone.values():
+                times.clear()
         order = order[1:] + order[:1]  # nobody always follows the same one
         for key in order:
             parts.time_round(runs[key], clock, tick, args.device)
-        for (name, length), entry in alone.items():
+        for (name, length), times in alone.items():
             model = contenders[0].model
             tokens = torch.randn(1, model.tokens, model.config.d_model)
             call = core_only[name]
-            at = call.at(length) if hasattr(call, "at") else call
-            (_, entry[0]), ms = clock(at, tokens, entry[0])
-            entry[1].append(ms)
+            at = call.at(length) if isinstance(call, parts.WindowedTwin) else call
+            (_, states[name, length]), ms = clock(at, tokens, states[name, length])
+            times.append(ms)
     rows = [row_of(run, limits) for run in runs.values()]
-    rows += [{"name": n, "history": length, "core": summary(ms)} for (n, length), (_, ms) in alone.items()]
+    rows += [{"name": n, "history": length, "core": summary(ms)} for (n, length), ms in alone.items()]
     return sorted(rows, key=lambda row: lengths.index(row["history"]))
 
 
-def row_of(run: parts.Run, limits: dict) -> dict:
+def row_of(run: parts.Run, limits: dict[str, float]) -> dict[str, Any]:
     c, times = run.contender, run.times
     times["head"] = [max(0.0, whole - core) for whole, core in zip(times["core and head"], times["core"], strict=True)]
     weights, state = core_bytes(c.model), parts.state_bytes(run.state)
     moved = weights + state * (1 if c.model.config.mixer == "attention" else 2)
     flop = 2 * size(c.model.core) * c.model.tokens
-    row = {
+    row: dict[str, Any] = {
         "name": c.name,
         "history": run.length,
         "filled": run.filled,
@@ -264,7 +269,7 @@ def ratios(rows: list[dict]) -> dict[str, float]:
     return found
 
 
-def language_ms(model: VlaPolicy, clock) -> dict[str, float]:
+def language_ms(model: VlaPolicy, clock: parts.Clock) -> dict[str, float]:
     """Encoding one instruction of 12 tokens; done once per instruction, not per tick."""
     device = next(model.parameters()).device
     ids = torch.randint(model.config.language.vocabulary, (1, 12)).to(device)

@@ -149,6 +149,8 @@ class ChunkExecutor:
         if s.strategy is Strategy.NAIVE:
             return self._naive(chunk, measured, now)
         begin, base = self._begin(now), self._base(now)
+        if base is None:
+            return _refuse("no_joint_state", "no joint state yet")
         waiting = self._waiting(chunk, base, begin, now)
         if waiting is not None:
             return waiting
@@ -241,6 +243,7 @@ class ChunkExecutor:
             self._recent.clear()
             if base.end > begin + 1e-9:
                 arm = self.stop(now)
+                assert arm is not None  # there is a base to stop
                 self._resume_after = arm.end
                 reason = "stopping before the new instruction is carried out"
                 return ExecutorOutput(arm=arm, refused=reason, cause="stopping", begin=begin)
@@ -313,7 +316,8 @@ class ChunkExecutor:
             if mode == "rest":
                 stopping = self._stopping(base, begin)
                 t0 = float(stopping.times[-1])
-                state = stopping.positions[-1], stopping.velocities[-1], stopping.accelerations[-1]
+                velocities, accelerations = stopping.derivatives()
+                state = stopping.positions[-1], velocities[-1], accelerations[-1]
             slower, effort, tried = 1.0, s.effort, law
             for _ in range(attempts):
                 found = join_path(names, begin + t0, state, path, tried, limits, s.blend, effort)

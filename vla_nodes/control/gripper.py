@@ -22,7 +22,8 @@ MAX_KNOTS = 2000
 
 def state(base: Trajectory, at: float) -> tuple[float, float]:
     """Position (m) and velocity (m/s) of one joint at `at` s, absolute, as `sample` has it: without its arrays."""
-    times = base.times
+    times, velocities = base.times, base.velocities
+    assert velocities is not None  # every motion of ours has them
     t = at - base.stamp
     if not times[0] <= t < times[-1]:
         return float(base.positions[0 if t < times[0] else -1, 0]), 0.0
@@ -30,7 +31,7 @@ def state(base: Trajectory, at: float) -> tuple[float, float]:
     h = float(times[i + 1] - times[i])
     u = (t - float(times[i])) / h
     p0, p1 = base.positions[i : i + 2, 0].tolist()
-    v0, v1 = (x * h for x in base.velocities[i : i + 2, 0].tolist())
+    v0, v1 = (x * h for x in velocities[i : i + 2, 0].tolist())
     c2, c3 = 3.0 * (p1 - p0) - 2.0 * v0 - v1, v0 + v1 - 2.0 * (p1 - p0)
     return p0 + u * (v0 + u * (c2 + u * c3)), (v0 + u * (2.0 * c2 + u * 3.0 * c3)) / h
 
@@ -107,7 +108,8 @@ class GripperChannel:
         if base is None:
             # Without a measured finger the first wanted opening is where it starts; a real one is measured.
             position = gripper.position(opening[0]) if self._measured is None else self._measured
-            position = float(np.clip(position, *sorted((gripper.closed, gripper.open))))
+            low, high = sorted((gripper.closed, gripper.open))
+            position = float(np.clip(position, low, high))
             base = hold((gripper.joint,), np.array([position]), begin - 1.0, knot)
         wanted = gripper.position(opening)
         if settled(base, begin, wanted) and begin < self._said + self.AGAIN:

@@ -68,8 +68,10 @@ def solve(
     share = settings.posture * (np.arange(1, rows + 1) / rows)[:, None]
     posture = seed + share * (robot.rest - seed)
     same = guess is None  # all rows start at the seed: one evaluation serves them all
-    q = np.minimum(np.maximum(np.repeat(seed[None], rows, axis=0) if same else guess, low), high)
-    before, inverse, jacobian, largest = np.inf, None, None, np.inf
+    q = np.minimum(np.maximum(np.repeat(seed[None], rows, axis=0) if guess is None else guess, low), high)
+    before, largest = np.inf, np.inf
+    inverse: np.ndarray | None = None
+    jacobian: np.ndarray = np.empty(0)  # until the first iteration, which is always fresh
     for iteration in range(settings.iterations + 1):
         fresh = inverse is None or largest > 0.25 * before
         if not fresh:
@@ -89,7 +91,7 @@ def solve(
         if largest > 0.3:
             length = np.sqrt((error * error).sum(axis=1, keepdims=True))
             error *= 0.6 / np.maximum(length, 0.6)
-        if fresh:
+        if fresh or inverse is None:
             inverse = _inverse(jacobian, settings)
         dq = _step(jacobian, inverse, error, wanted)
         below, above = q <= low, q >= high

@@ -47,13 +47,12 @@ class JointTrajectoryController:
         if reason is not None:
             return reason
         if self.interpolate_from_desired_state and (self._trajectory is not None or self._held is not None):
-            before = (now, *self._state(now))
+            self._before = (now, *self._state(now))
         else:
             # The measured state carries no acceleration, so this segment is at best cubic.
-            before = (now, np.array(q, dtype=float), np.array(qd, dtype=float), None)
+            self._before = (now, np.array(q, dtype=float), np.array(qd, dtype=float), None)
         self._trajectory = reordered(trajectory, self.joint_names)
         self._start = trajectory.stamp if trajectory.stamp != 0.0 else now
-        self._before = before
         return None
 
     def reference(self, now: float) -> tuple[np.ndarray, np.ndarray]:
@@ -70,6 +69,7 @@ class JointTrajectoryController:
         t = now - self._start
         if t > trajectory.times[0] - 1e-9:  # messages know whole nanoseconds only: nothing lies between
             return sample(trajectory, max(t, float(trajectory.times[0])))
+        assert self._before is not None  # `accept` sets it with the trajectory
         at, q, qd, qdd = self._before
         begin, first = at - self._start, trajectory.times[0]
         v1 = None if trajectory.velocities is None else trajectory.velocities[:1]
@@ -78,4 +78,4 @@ class JointTrajectoryController:
             np.array([max(t - begin, 0.0)]), np.array([first - begin]),
             q[None], qd[None], None if qdd is None else qdd[None], trajectory.positions[:1], v1, a1,
         )  # fmt: skip
-        return tuple(x[0] for x in out)
+        return out[0][0], out[1][0], out[2][0]

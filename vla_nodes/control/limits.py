@@ -105,7 +105,7 @@ def bounds(trajectory: Trajectory, start: int = 0) -> Bounds:
     t = trajectory.times[start:]
     lengths = t[1:] - t[:-1]
     h = lengths[:, None]
-    p, v, a = (x[start:] for x in (trajectory.positions, trajectory.velocities, trajectory.accelerations))
+    p, v, a = (x[start:] for x in (trajectory.positions, *trajectory.derivatives()))
     joints = p.shape[1]
     data = np.empty((5, len(h), joints))
     np.subtract(p[1:], p[:-1], out=data[0])
@@ -185,7 +185,7 @@ def excess(trajectory: Trajectory, limits: Limits, robot: RobotModel, start: int
     if fast.size and _tool_speed(trajectory, b, robot, start, levered, fast) > 0.98 * limits.tool_speed:
         h = b.lengths[fast]
         if h.max() <= TOOL_PERIOD * (1.0 + 1e-9):  # the knots are close enough
-            q, qd = trajectory.positions[fast + start], trajectory.velocities[fast + start]
+            q, qd = trajectory.positions[fast + start], trajectory.derivatives()[0][fast + start]
         else:
             parts = np.ceil(h / TOOL_PERIOD - 1e-9).astype(int)  # instants per segment
             offset = np.concatenate([np.arange(n) / n for n in parts]) * np.repeat(h, parts)

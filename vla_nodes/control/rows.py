@@ -40,7 +40,12 @@ def tool_targets(chunk: ActionChunk, pose: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def joint_rows(
-    robot: RobotModel, chunk: ActionChunk, measured: np.ndarray, ik: IkSettings, unreachable: float, guess: np.ndarray
+    robot: RobotModel,
+    chunk: ActionChunk,
+    measured: np.ndarray,
+    ik: IkSettings,
+    unreachable: float,
+    guess: np.ndarray | None,
 ) -> JointRows:
     """Rows in joint space for a chunk whose observation saw the joints at `measured` (J,).
 

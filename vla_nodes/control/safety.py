@@ -215,7 +215,7 @@ class SafetyGate:
     def _clock(self, now: float, steady: float) -> str | None:
         before, steady_before = self._now, self._steady
         self._now, self._steady = now, steady
-        if before is None:
+        if before is None or steady_before is None:
             return None
         ahead = now - before
         if ahead < -1e-3:

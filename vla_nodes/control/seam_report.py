@@ -54,9 +54,9 @@ class SeamRecord:
         """The record of what `ChunkExecutor.submit` returned at `now` s."""
         numbers = {name: getattr(output, name) for name in ("mode", "dropped", "clipped", *NUMBERS)}
         arm = output.arm
-        if arm is None or arm.accelerations is None:
+        if arm is None or arm.velocities is None or arm.accelerations is None:
             return cls(now, output.cause, **numbers)
-        fields = (np.round(x, 9).tolist() for x in (arm.times, arm.positions, arm.velocities, arm.accelerations))
+        fields = (np.round(x, 9).tolist() for x in (arm.times, arm.positions, *arm.derivatives()))
         return cls(now, output.cause, **numbers, names=arm.joint_names, stamp=arm.stamp,
                    **dict(zip(("times", "positions", "velocities", "accelerations"), fields, strict=True)))  # fmt: skip
 
@@ -83,11 +83,11 @@ class SeamRecord:
         """The published arm trajectory, or None. Raises ValueError if its fields do not fit each other."""
         if not len(self.times):
             return None
-        t, *fields = (np.array(x, dtype=float) for x in (self.times, self.positions, self.velocities,
-                                                         self.accelerations))  # fmt: skip
-        if t.ndim != 1 or any(x.shape != (len(t), len(self.names)) for x in fields) or (np.diff(t) <= 0.0).any():
+        t = np.array(self.times, dtype=float)
+        q, qd, qdd = (np.array(x, dtype=float) for x in (self.positions, self.velocities, self.accelerations))
+        if t.ndim != 1 or any(x.shape != (len(t), len(self.names)) for x in (q, qd, qdd)) or (np.diff(t) <= 0.0).any():
             raise ValueError(f"a trajectory of {len(self.names)} joints and {t.size} points does not fit together")
-        return Trajectory(tuple(self.names), t, *fields, self.stamp)
+        return Trajectory(tuple(self.names), t, q, qd, qdd, self.stamp)
 
 
 class SeamLog:
@@ -142,7 +142,9 @@ def reference(records: Iterable[SeamRecord], rate: float = 100.0) -> tuple[np.nd
         until = arms[k + 1][0] if k + 1 < len(arms) else arm.end
         at = np.arange(math.ceil(come * rate), math.ceil(until * rate)) / rate
         position, velocity, _ = sample(arm, at - arm.stamp)
-        t.append(at), q.append(position), qd.append(velocity)
+        t.append(at)
+        q.append(position)
+        qd.append(velocity)
     if not t:
         return np.zeros(0), np.zeros((0, 0)), np.zeros((0, 0))
     return np.concatenate(t), np.concatenate(q), np.concatenate(qd)

@@ -93,8 +93,8 @@ def join_path(
             least = _APART * x
     s, ds, dds = law.evaluate(t)
     along = path.evaluate(s)  # (3, T, J): position, and its derivatives first by s, then by time
-    state = np.array(state)
-    gaps = np.abs(along[:2, 0] - state[:2]).max(axis=1).tolist()
+    motion = np.array(state)  # (3, J)
+    gap, gap_velocity = np.abs(along[:2, 0] - motion[:2]).max(axis=1).tolist()
     ds = ds[:, None]
     along[2] *= ds * ds
     along[2] += along[1] * dds[:, None]
@@ -102,17 +102,17 @@ def join_path(
     scale = np.empty((4, len(chosen), 1))  # h^0 .. h^3
     scale[0], scale[1:] = 1.0, t[chosen, None]
     np.multiply.accumulate(scale, axis=0, out=scale)
-    data = np.empty((5, len(chosen), state.shape[1]))
+    data = np.empty((5, len(chosen), motion.shape[1]))
     data[::2] = along[:, chosen]
-    data[0] -= state[0]
+    data[0] -= motion[0]
     data[2::2] *= scale[1:3]
-    np.multiply(state[1:, None], scale[1:3], out=data[1::2])
+    np.multiply(motion[1:, None], scale[1:3], out=data[1::2])
     looks = (_LOOKS @ data.reshape(5, -1)).reshape(4, len(_LOOK), *data.shape[1:])
-    lowest, highest = limits.around(state[0])
-    looks[0] += state[0] - 0.5 * (lowest + highest)
+    lowest, highest = limits.around(motion[0])
+    looks[0] += motion[0] - 0.5 * (lowest + highest)
     most = share * limits.rates
     # An arm that is faster than its share, or speeds up more, need not stop for that: it may go on, not beyond.
-    most[:2] = np.maximum(most[:2], (1.0 + ROUNDING) * np.abs(state[1:]))
+    most[:2] = np.maximum(most[:2], (1.0 + ROUNDING) * np.abs(motion[1:]))
     most = most[:, None] * scale[1:]
     inside = np.maximum.reduce(np.abs(looks, out=looks), axis=1)  # (4, C, J)
     good = (inside[0] <= 0.5 * (highest - lowest) + ROUNDING) & (inside[1:] <= most).all(axis=0)
@@ -123,13 +123,14 @@ def join_path(
     k = chosen[best]
     over, end = float(t[k]), max(followed, k + 1)
     u, weights = _parts(max(4, math.ceil(over / (1.5 * SPACING))))
-    out = np.empty((3, 1 + len(u) + end - k, state.shape[1]))
-    out[:, 0] = state
+    out = np.empty((3, 1 + len(u) + end - k, motion.shape[1]))
+    out[:, 0] = motion
     np.divide(weights @ data[:, best], scale[:3, best, None], out=out[:, 1 : 1 + len(u)])
-    out[0, 1 : 1 + len(u)] += state[0]
+    out[0, 1 : 1 + len(u)] += motion[0]
     out[:, 1 + len(u) :] = along[:, k:end]
     out[0, -1], out[1:, -1] = path.points[-1], 0.0
-    return Trajectory(names, np.concatenate([_NOW, over * u, t[k:end]]), *out, begin), over, tuple(gaps)
+    times = np.concatenate([_NOW, over * u, t[k:end]])
+    return Trajectory(names, times, out[0], out[1], out[2], begin), over, (gap, gap_velocity)
 
 
 @lru_cache(maxsize=128)
@@ -177,27 +178,30 @@ def with_prefix(base: Trajectory, now: float, after: Trajectory, knot: float, hi
     first = min((math.floor(now / knot) - history) * knot - base.stamp, end - knot)
     first = max(clear_of_knots(base, base.stamp + first, knot, earlier=True) - base.stamp, float(base.times[0]))
     q, qd, qdd = sample(base, first)
+    assert base.velocities is not None and after.velocities is not None  # every motion of ours has them
     i, k = (int(base.times.searchsorted(x)) for x in (first + 1e-9, end - 1e-9))
+    accelerations = None  # a gripper's have none
+    if after.accelerations is not None and base.accelerations is not None:
+        accelerations = np.concatenate([qdd[None], base.accelerations[i:k], after.accelerations])
     return Trajectory(
         after.joint_names,
         np.concatenate([[0.0], base.times[i:k] - first, end - first + after.times]),
         np.concatenate([q[None], base.positions[i:k], after.positions]),
         np.concatenate([qd[None], base.velocities[i:k], after.velocities]),
-        None
-        if after.accelerations is None
-        else np.concatenate([qdd[None], base.accelerations[i:k], after.accelerations]),
+        accelerations,
         base.stamp + first,
     )
 
 
 def joined(first: Trajectory, after: Trajectory) -> Trajectory:
     """`first` up to the stamp of `after`, which must be its end, then `after`."""
+    (v, a), (v_after, a_after) = first.derivatives(), after.derivatives()
     return Trajectory(
         first.joint_names,
         np.concatenate([first.times[:-1], after.stamp - first.stamp + after.times]),
         np.concatenate([first.positions[:-1], after.positions]),
-        np.concatenate([first.velocities[:-1], after.velocities]),
-        np.concatenate([first.accelerations[:-1], after.accelerations]),
+        np.concatenate([v[:-1], v_after]),
+        np.concatenate([a[:-1], a_after]),
         first.stamp,
     )
 

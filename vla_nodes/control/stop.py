@@ -95,12 +95,13 @@ def come_to_rest(
     if remaining <= 1e-9:
         return hold(base.joint_names, base.positions[-1], begin, knot)
     later = base.stamp + base.times > begin + 1e-9
+    velocities, accelerations = base.derivatives()
     return Trajectory(
         base.joint_names,
         np.concatenate([[0.0], base.stamp + base.times[later] - begin]),
         np.concatenate([state[0][None], base.positions[later]]),
-        np.concatenate([state[1][None], base.velocities[later]]),
-        np.concatenate([state[2][None], base.accelerations[later]]),
+        np.concatenate([state[1][None], velocities[later]]),
+        np.concatenate([state[2][None], accelerations[later]]),
         begin,
     )
 

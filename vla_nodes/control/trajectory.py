@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,12 @@ class Trajectory:
     def end(self) -> float:
         """Absolute time of the last point, s (meaningful with a stamp)."""
         return self.stamp + float(self.times[-1])
+
+    def derivatives(self) -> tuple[np.ndarray, np.ndarray]:
+        """Velocities and accelerations (N, J), both of which every arm motion of ours has. ValueError without one."""
+        if self.velocities is None or self.accelerations is None:
+            raise ValueError("a trajectory without velocities or accelerations is no quintic")
+        return self.velocities, self.accelerations
 
 
 def refusal(trajectory: Trajectory, joint_names: Sequence[str], now: float) -> str | None:
@@ -113,17 +120,12 @@ def sample(trajectory: Trajectory, times: np.ndarray | float) -> tuple[np.ndarra
         if quintic:
             out = _quintic(trajectory, t, i)
         else:
-            out = interpolate(
-                t - knots[i],
-                knots[i + 1] - knots[i],
-                *(field[i] if field is not None else None for field in _fields(trajectory)),
-                *(field[i + 1] if field is not None else None for field in _fields(trajectory)),
-            )
+            out = interpolate(t - knots[i], knots[i + 1] - knots[i], *_rows(trajectory, i), *_rows(trajectory, i + 1))
         outside = (t >= knots[-1]) | (t < knots[0])
         if outside.any():
             held = np.where((t >= knots[-1])[:, None], trajectory.positions[-1], trajectory.positions[0])
             out[0][outside], out[1][outside], out[2][outside] = held[outside], 0.0, 0.0
-    return tuple(x[0] for x in out) if scalar else out
+    return (out[0][0], out[1][0], out[2][0]) if scalar else out
 
 
 # Rows: coefficients of u^0..u^5; columns: p1 - p0, v0 h, v1 h, a0 h^2, a1 h^2 of a segment of length h, u = t/h.
@@ -157,7 +159,8 @@ def quintic_weights(u: np.ndarray) -> np.ndarray:
 def _quintic(trajectory: Trajectory, t: np.ndarray, i: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`interpolate` for quintic segments i (T,) at t (T,), as one small matrix product per instant: it is what the
     executor spends most of its time in."""
-    p, v, a, knots = trajectory.positions, trajectory.velocities, trajectory.accelerations, trajectory.times
+    p, knots = trajectory.positions, trajectory.times
+    v, a = trajectory.derivatives()
     k = i + 1
     start = knots[i]
     h = (knots[k] - start)[:, None]
@@ -179,7 +182,8 @@ def _quintic(trajectory: Trajectory, t: np.ndarray, i: np.ndarray) -> tuple[np.n
 
 def _quintic_at(trajectory: Trajectory, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`_quintic` for one instant within the trajectory: three arrays (J,)."""
-    p, v, a, knots = trajectory.positions, trajectory.velocities, trajectory.accelerations, trajectory.times
+    p, knots = trajectory.positions, trajectory.times
+    v, a = trajectory.derivatives()
     i = int(knots.searchsorted(t, side="right")) - 1
     h = float(knots[i + 1] - knots[i])
     u = (t - float(knots[i])) / h
@@ -239,9 +243,11 @@ def reordered(trajectory: Trajectory, joint_names: Sequence[str]) -> Trajectory:
     if tuple(joint_names) == trajectory.joint_names:
         return trajectory
     columns = [trajectory.joint_names.index(name) for name in joint_names]
-    p, v, a = (None if field is None else field[:, columns] for field in _fields(trajectory))
+    p, v, a = _rows(trajectory, (slice(None), columns))
     return Trajectory(tuple(joint_names), trajectory.times, p, v, a, trajectory.stamp)
 
 
-def _fields(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    return trajectory.positions, trajectory.velocities, trajectory.accelerations
+def _rows(trajectory: Trajectory, index: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """What `index` takes of the positions, velocities and accelerations, None for a field that is not given."""
+    v, a = trajectory.velocities, trajectory.accelerations
+    return trajectory.positions[index], None if v is None else v[index], None if a is None else a[index]

@@ -28,7 +28,7 @@ class Steps(Sink):
         else:
             self.decided[step.stamp] = (step.output.primitive, step.output.hold_reason, step.output.actions)
 
-    def commanded(self, now: int, q: np.ndarray | None, qd: np.ndarray | None, finger: float) -> None:
+    def commanded(self, now: int, q: np.ndarray | None, qd: np.ndarray | None, fingers: np.ndarray) -> None:
         if q is not None:
             self.commands[now] = q
 

@@ -128,7 +128,7 @@ class Replay(PolicySide):
                         if progress is not None:
                             progress(event)
                 finally:
-                    if self._now is not None:
+                    if self.begun:
                         self.drain()
         finally:
             sys.setswitchinterval(interval)
@@ -163,9 +163,11 @@ class Replay(PolicySide):
             return
         stamp = nanoseconds(message.header.stamp)
         reference = self.action.core.executor.reference(stamp * 1e-9)
+        assert self.action.last is not None  # the message was usable
         self.sink.measured(self._now, stamp, self.action.last[0], None if reference is None else reference[0])
 
     def begin(self, job: Job) -> Future:
+        assert self._scout is not None
         return self._scout.claim(job)
 
     def end(self, job: Job, handle: Future, begun: int) -> None:

@@ -46,7 +46,9 @@ class PolicySide:
         self._instruction = instruction
         self._job: tuple[Job, Any, int] | None = None  # with what begin() returned, and when it began
         self._ends = 0
-        self._now: int | None = None
+        self._now = 0  # ns
+        self.begun = False
+        """Whether a message has come in; there is no time before it."""
         # Timers by priority: [due ns, period ns, what to do]
         self._timers: list[list] = []
         self._watch = (WATCH_PERIOD, self._look)
@@ -86,8 +88,8 @@ class PolicySide:
 
     def feed(self, event: Event) -> None:
         """Everything up to the event's time, then the event."""
-        if self._now is None:
-            self._now = event.now
+        if not self.begun:
+            self._now, self.begun = event.now, True
             self._set_timers()
             if self._instruction:
                 self._instruct(self._instruction)
@@ -190,6 +192,7 @@ class PolicySide:
             self._finish()
 
     def _finish(self) -> None:
+        assert self._job is not None
         job, handle, begun = self._job
         self._job = None
         self.end(job, handle, begun)
@@ -263,7 +266,7 @@ class Scout(PolicySide):
                 event = waiting.popleft()
                 size -= len(event.data)
                 yield event
-        if self._now is not None:
+        if self.begun:
             self.drain()
         yield from waiting
         if failure is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
 
 import mujoco
 import numpy as np
@@ -95,18 +96,34 @@ def build(scene: sc.Scene) -> mujoco.MjModel:
     return model
 
 
-def _box(body, name, position, half, rgb, mass=None, quat=None):
+def _box(
+    body: mujoco.MjsBody,
+    name: str | None,
+    position: Sequence[float],
+    half: Sequence[float],
+    rgb: Sequence[float],
+    mass: float | None = None,
+    quat: np.ndarray | None = None,
+) -> mujoco.MjsGeom:
     geom = body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, pos=list(position), size=list(half), rgba=[*rgb, 1.0])
     return _finish(geom, name, mass, quat)
 
 
-def _cylinder(body, name, position, radius, half_height, rgb, mass=None):
+def _cylinder(
+    body: mujoco.MjsBody,
+    name: str | None,
+    position: Sequence[float],
+    radius: float,
+    half_height: float,
+    rgb: Sequence[float],
+    mass: float | None = None,
+) -> mujoco.MjsGeom:
     size = [radius, half_height, 0]
     geom = body.add_geom(type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=list(position), size=size, rgba=[*rgb, 1.0])
     return _finish(geom, name, mass, None)
 
 
-def _finish(geom, name, mass, quat):
+def _finish(geom: mujoco.MjsGeom, name: str | None, mass: float | None, quat: np.ndarray | None) -> mujoco.MjsGeom:
     if name:
         geom.name = name
     if mass is not None:
@@ -118,7 +135,7 @@ def _finish(geom, name, mass, quat):
     return geom
 
 
-def _free_body(world, thing: sc.Thing):
+def _free_body(world: mujoco.MjsBody, thing: sc.Thing) -> mujoco.MjsBody:
     height = sc.HALF_HEIGHT.get(thing.kind, 0.0) + 0.0005
     quat = [np.cos(thing.yaw / 2), 0, 0, np.sin(thing.yaw / 2)]
     body = world.add_body(name=thing.name, pos=[thing.x, thing.y, height], quat=quat)
@@ -126,22 +143,22 @@ def _free_body(world, thing: sc.Thing):
     return body
 
 
-def _block(body, thing):
+def _block(body: mujoco.MjsBody, thing: sc.Thing) -> None:
     half = sc.BLOCK_SIZE / 2
     _box(body, None, (0, 0, 0), (half, half, half), thing.rgb, mass=0.05)
 
 
-def _can(body, thing):
+def _can(body: mujoco.MjsBody, thing: sc.Thing) -> None:
     _cylinder(body, None, (0, 0, 0), sc.CAN_RADIUS, sc.CAN_HEIGHT / 2, thing.rgb, mass=0.06)
 
 
-def _shape(body, thing):
+def _shape(body: mujoco.MjsBody, thing: sc.Thing) -> None:
     geom, size, _ = sc.SHAPES[thing.kind]
     kind = getattr(mujoco.mjtGeom, f"mjGEOM_{geom.upper()}")
     _finish(body.add_geom(type=kind, size=list(size), rgba=[*thing.rgb, 1.0]), None, 0.05, None)
 
 
-def _bowl(body, thing, sides: int = 14):
+def _bowl(body: mujoco.MjsBody, thing: sc.Thing, sides: int = 14) -> None:
     """A floor and a ring of slabs leaning outward."""
     disc = _cylinder(body, None, (0, 0, 0.004), sc.BOWL_RADIUS - 0.010, 0.004, thing.rgb, mass=0.0)
     disc.contype = disc.conaffinity = 0  # seen only; flat boxes make steadier contacts than a thin cylinder
@@ -165,7 +182,7 @@ def _bowl(body, thing, sides: int = 14):
         _box(body, None, position, (0.003, half_width, sc.BOWL_HEIGHT / 2), thing.rgb, mass=0.015, quat=quat)
 
 
-def _tray(body, thing):
+def _tray(body: mujoco.MjsBody, thing: sc.Thing) -> None:
     half_x, half_y = sc.TRAY_SIZE[0] / 2, sc.TRAY_SIZE[1] / 2
     rim = tuple(0.8 * c for c in thing.rgb)
     _box(body, None, (0, 0, 0.003), (half_x, half_y, 0.003), thing.rgb, mass=0.5)
@@ -175,12 +192,13 @@ def _tray(body, thing):
         _box(body, None, (0, sign * (half_y - 0.004), middle), (half_x, 0.004, half_z), rim, mass=0.05)
 
 
-_BUILDERS = {"block": _block, "can": _can, "bowl": _bowl, "tray": _tray}
+Builder = Callable[[mujoco.MjsBody, sc.Thing], None]
+_BUILDERS: dict[str, Builder] = {"block": _block, "can": _can, "bowl": _bowl, "tray": _tray}
 
 WALL = 0.008
 
 
-def _cabinet(world):
+def _cabinet(world: mujoco.MjsBody) -> None:
     """An open-fronted box on the table with one drawer that slides toward the robot; its handle is an upright fin."""
     size_x, size_y, size_z = sc.CABINET_SIZE
     x, y = sc.CABINET_POSITION
