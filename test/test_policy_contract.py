@@ -47,19 +47,22 @@ def state_vectors(draw, name):
 
 @st.composite
 def contracts(draw):
+    joints = tuple(draw(st.lists(names, max_size=7, unique=True)))
     grippers = tuple(
-        Gripper(name=name, joint=draw(names), closed=draw(numbers), open=draw(numbers))
+        Gripper(name=name, joint=draw(names.filter(lambda joint: joint not in joints)), closed=closed, open=opened)
         for name in draw(st.lists(names, max_size=2, unique=True))
+        for closed, opened in [draw(st.lists(numbers, min_size=2, max_size=2, unique=True))]
     )
     motion = draw(st.lists(names.filter(lambda n: n not in {g.name for g in grippers}), max_size=7, unique=True))
     columns = tuple(draw(st.permutations([*motion, *(g.name for g in grippers)])) or ["x"])
     each = {"min_size": len(columns), "max_size": len(columns)}
-    corner = st.tuples(numbers, numbers, numbers)
+    sides = [sorted(draw(st.lists(numbers, min_size=2, max_size=2, unique=True))) for _ in range(3)]
+    box = Box(lower=tuple(low for low, _ in sides), upper=tuple(high for _, high in sides))
     return Contract(
         robot=Robot(
-            name=draw(names), joints=tuple(draw(st.lists(names, max_size=7, unique=True))), base_frame=draw(names),
+            name=draw(names), joints=joints, base_frame=draw(names),
             tool_frame=draw(names), grippers=grippers,
-            workspace=draw(st.none() | st.builds(Box, lower=corner, upper=corner))),
+            workspace=draw(st.sampled_from([None, box]))),
         state=tuple(draw(state_vectors(name)) for name in draw(st.lists(names, max_size=3, unique=True))),
         actions=Actions(
             space=draw(st.sampled_from(["ee_delta", "ee_pose", "joint_delta", "joint_position"])), columns=columns,
@@ -171,6 +174,9 @@ FINGER = {"name": "gripper", "joint": "panda_finger_joint1", "closed": 0.0, "ope
     ("cameras.0.depth_range", [3.0, 0.1], "camera camera: depth_range"),
     ("cameras.0.depth_range", [-1.0, 1.0], "camera camera: depth_range"),
     ("thresholds.holding", [0.9, 0.1], "thresholds.holding"),
+    ("robot.grippers.0.open", 0.0, "robot.grippers: closed and open of gripper are the same"),
+    ("robot.joints", ["a", FINGER["joint"]], "of gripper is a joint of the arm"),
+    ("robot.workspace", {"lower": [0, 0, 0], "upper": [1, 0, 1]}, "robot.workspace: lower [0.0, 0.0, 0.0] must be"),
     # names that stand twice, or nowhere
     ("robot.joints", ["a", "b", "a"], "robot.joints: 'a' stands twice"),
     ("robot.grippers", [FINGER, FINGER], "robot.grippers: 'gripper' stands twice"),

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
+
+from vla_nodes import bounded_yaml
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def unknown_sections(files: Sequence[Path], nodes: Sequence[str]) -> list[str]:
     """
     wrong = []
     for file in files:
-        for section in _sections(yaml.safe_load(file.read_text())):
+        for section in _sections(bounded_yaml.read(file)):
             name = section.rsplit("/", 1)[-1]
             if name in nodes or name.endswith(tuple(f"_{node}" for node in nodes)):
                 continue

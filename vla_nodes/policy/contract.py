@@ -143,7 +143,7 @@ def parse(values: Any, kind: type[Any] = Contract) -> Any:
         value = msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         raise ContractError(_one_line(str(error).replace("`$.", "`").replace("`$`", "the contract"))) from None
-    if wrong := _not_finite(plain(value)) or _inconsistent(value):
+    if wrong := _not_finite(plain(value)) or _first_inconsistent(value):
         raise ContractError(_one_line(wrong))
     return value
 
@@ -174,25 +174,41 @@ def _not_finite(value: Any, entry: str = "") -> str:
     return next((wrong for name, part in parts if (wrong := _not_finite(part, name))), "")
 
 
+def _first_inconsistent(value: Any) -> str:
+    """What `_inconsistent` says of a value's parts, the smallest first, and of itself; "" where all is well."""
+    parts: Any = ()
+    if isinstance(value, msgspec.Struct):
+        parts = (getattr(value, name) for name in value.__struct_fields__)
+    elif isinstance(value, tuple):
+        parts = value
+    return next((text for part in parts if (text := _first_inconsistent(part))), "") or _inconsistent(value)
+
+
 def _inconsistent(value: Any) -> str:
     """What no single entry shows: sizes that do not agree, names that stand twice. "" where all is well."""
     if isinstance(value, Contract):
-        parts = (*value.state, value.actions, value.robot)
-        wrong = next((text for text in map(_inconsistent, parts) if text), "")
-        wrong = wrong or _doubled("cameras", [c.name for c in value.cameras])
-        wrong = wrong or _doubled("state", [v.name for v in value.state])
-        wrong = wrong or next((text for text in map(_inconsistent, value.cameras) if text), "")
+        if not value.cameras:
+            return "cameras: there must be one at least"
         have = [gripper.name for gripper in value.robot.grippers]
-        if not wrong and (missing := [name for name in value.actions.grippers if name not in have]):
-            wrong = f"actions.grippers: {missing[0]!r} is no gripper of the robot; it has {', '.join(have) or 'none'}"
-        low, high = value.thresholds.holding
-        if not wrong and low >= high:
-            wrong = f"thresholds.holding: {low} must be below {high}"
-        return wrong or ("" if value.cameras else "cameras: there must be one at least")
+        if missing := [name for name in value.actions.grippers if name not in have]:
+            return f"actions.grippers: {missing[0]!r} is no gripper of the robot; it has {', '.join(have) or 'none'}"
+        cameras, vectors = [camera.name for camera in value.cameras], [vector.name for vector in value.state]
+        return _doubled("cameras", cameras) or _doubled("state", vectors)
+    if isinstance(value, Thresholds):
+        low, high = value.holding
+        return "" if low < high else f"thresholds.holding: {low} must be below {high}"
+    if isinstance(value, Box):
+        below = all(a < b for a, b in zip(value.lower, value.upper, strict=True))
+        return "" if below else f"robot.workspace: lower {list(value.lower)} must be below upper {list(value.upper)}"
+    if isinstance(value, Gripper):
+        same = value.closed == value.open
+        return f"robot.grippers: closed and open of {value.name} are the same" if same else ""
     if isinstance(value, Camera):
         near, far = value.depth_range
         return "" if 0 <= near < far else f"camera {value.name}: depth_range [{near}, {far}] must be 0 <= near < far"
     if isinstance(value, Robot):
+        if shared := [g for g in value.grippers if g.joint in value.joints]:
+            return f"robot.grippers: {shared[0].joint} of {shared[0].name} is a joint of the arm"
         return _doubled("robot.joints", value.joints) or _doubled("robot.grippers", [g.name for g in value.grippers])
     if isinstance(value, StateVector):
         for entry in ("offset", "scale"):
