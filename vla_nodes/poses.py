@@ -48,15 +48,18 @@ def rotation_matrix(vectors: np.ndarray) -> np.ndarray:
 
 def quaternion_matrix(quaternions: np.ndarray) -> np.ndarray:
     """Rotation matrices (H, 3, 3) of quaternions (H, 4) x y z w; they are normalised first (must not be zero)."""
-    x, y, z, w = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
-    return np.stack(
-        [
-            1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
-            2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
-            2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
-        ],
-        axis=1,
-    ).reshape(-1, 3, 3)  # fmt: skip
+    return _unit_quaternion_matrix(quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True))
+
+
+def _unit_quaternion_matrix(quaternions: np.ndarray) -> np.ndarray:
+    """Rotation matrices (..., 3, 3) of unit quaternions (..., 4) x y z w."""
+    x, y, z, w = np.moveaxis(quaternions, -1, 0)
+    elements = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
+        2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
+        2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
+    ]  # fmt: skip
+    return np.stack(elements, axis=-1).reshape(*quaternions.shape[:-1], 3, 3)
 
 
 def matrix_from(values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -68,14 +71,9 @@ def matrix_from(values: Sequence[float] | np.ndarray) -> np.ndarray:
     norm = np.linalg.norm(v[3:])
     if not np.isfinite(v).all() or abs(norm - 1) > 0.01:
         raise ValueError(f"pose {np.round(v, 4).tolist()} has no unit quaternion (qx qy qz qw of length {norm:.3g})")
-    x, y, z, w = v[3:] / norm
     out = np.eye(4)
     out[:3, 3] = v[:3]
-    out[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
+    out[:3, :3] = _unit_quaternion_matrix(v[3:] / norm)
     return out
 
 
