@@ -8,6 +8,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 PACKAGE = "vla_nodes"
+SHIPPED_CHECKPOINT = "resource/checkpoints/nano"
+"""Below the package's share folder: what is used where no checkpoint is named."""
 
 
 def share_roots() -> list[Path]:

@@ -28,10 +28,9 @@ from vla_nodes.envs.tabletop.rollout import STEP, Rollout, panda
 from vla_nodes.envs.tabletop.scene import Scene
 from vla_nodes.envs.tabletop.tasks import SuccessChecker, Task
 from vla_nodes.envs.tabletop.world import World
-from vla_nodes.evaluation.evaluate import SHIPPED
 from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.progress import progress
-from vla_nodes.share import share_path
+from vla_nodes.share import SHIPPED_CHECKPOINT, share_path
 
 EXECUTORS = ("ours", "ours-mean", "naive", "timed", "mean")
 LATENCIES = (0.05, 0.15, 0.3)
@@ -257,7 +256,7 @@ def compare(args: cli.Options) -> int:
         print(measure(panda(), min(args.chunks, 2000), memory=True, seed=1), "(traced, which slows it down)")
     if args.cost_only:
         return cli.ExitStatus.DONE
-    checkpoint, started = str(args.checkpoint or share_path(SHIPPED)), time.monotonic()
+    checkpoint, started = str(args.checkpoint or share_path(SHIPPED_CHECKPOINT)), time.monotonic()
     seeds = range(args.seed, args.seed + args.episodes)
     ignored = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process
     with multiprocessing.get_context("spawn").Pool(args.workers, signal.signal, ignored) as pool:

@@ -27,7 +27,7 @@ from vla_nodes.policy.mamba import kernels, mixers
 from vla_nodes.policy.modeling import VlaPolicy
 from vla_nodes.policy.runtime import PolicyRuntime
 from vla_nodes.progress import progress
-from vla_nodes.share import share_path
+from vla_nodes.share import SHIPPED_CHECKPOINT, share_path
 
 WARM_UP = 3
 
@@ -54,7 +54,7 @@ def bench(args: cli.Options) -> int:
 
 def made_for() -> Contract:
     """What a preset of random weights is measured with: the robot, camera and chunks of the shipped policy."""
-    return checkpoints.read_config(share_path("resource/checkpoints/nano")).contract
+    return checkpoints.read_config(share_path(SHIPPED_CHECKPOINT)).contract
 
 
 def count() -> int:

@@ -15,14 +15,12 @@ from vla_nodes.datasets.episode import DataError
 from vla_nodes.progress import progress, say
 from vla_nodes.rosbag.read import BagError, open_bag
 from vla_nodes.rosbag.timeline import KINDS
-from vla_nodes.share import share_path
+from vla_nodes.share import SHIPPED_CHECKPOINT, share_path
 
 if TYPE_CHECKING:  # torch and pinocchio take seconds to import: only where a command needs them
     from vla_nodes.control.robot import RobotModel
     from vla_nodes.datasets.from_rosbag import BagResult
     from vla_nodes.policy.checkpoint import CheckpointConfig
-
-CHECKPOINT = "resource/checkpoints/nano"
 
 
 def _fit(args: cli.Options) -> tuple[CheckpointConfig, RobotModel]:
@@ -31,7 +29,7 @@ def _fit(args: cli.Options) -> tuple[CheckpointConfig, RobotModel]:
     from vla_nodes.pipeline.robot_description import RobotDescription
     from vla_nodes.policy.checkpoint import read_config
 
-    config = read_config(args.checkpoint or share_path(CHECKPOINT))
+    config = read_config(args.checkpoint or share_path(SHIPPED_CHECKPOINT))
     if config.contract.actions.space != "ee_delta":
         raise DataError(f"the checkpoint acts in {config.contract.actions.space}: data is made for ee_delta")
     contract = Path(args.contract)

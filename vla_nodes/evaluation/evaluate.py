@@ -20,9 +20,8 @@ from vla_nodes.evaluation import closed_loop_episode, contact_sheet
 from vla_nodes.evaluation.metrics import Result, line, table, write_json
 from vla_nodes.policy.inference import engine as engines
 from vla_nodes.progress import progress, say
-from vla_nodes.share import share_path
+from vla_nodes.share import SHIPPED_CHECKPOINT, share_path
 
-SHIPPED = "resource/checkpoints/nano"
 Outcome = tuple[Result, contact_sheet.Frames]
 
 
@@ -132,7 +131,7 @@ def evaluate(args: cli.Options) -> int:
         if not jobs:
             raise click.UsageError("--expert has no answer where there is nothing to be done: choose another --suite")
         print(f"without {' and '.join(idle)}: the expert is asked for what can be done", file=sys.stderr)
-    checkpoint = "" if args.expert else str(args.checkpoint or share_path(SHIPPED))
+    checkpoint = "" if args.expert else str(args.checkpoint or share_path(SHIPPED_CHECKPOINT))
     signal.signal(signal.SIGTERM, _interrupt)
     try:  # what is wrong with it is said once; and the workers find its graphs
         closed_loop_episode.driver(checkpoint, args.engine)

@@ -21,9 +21,8 @@ from vla_nodes.policy.modeling import VisualTokens, VlaPolicy
 from vla_nodes.policy.processing import Observation
 from vla_nodes.policy.runtime import PolicyOutput, PolicyRuntime
 from vla_nodes.progress import progress, say
-from vla_nodes.share import share_path
+from vla_nodes.share import SHIPPED_CHECKPOINT, share_path
 
-SHIPPED = "resource/checkpoints/nano"
 FIRST_SEED = 500_000  # of the episodes; training and evaluation use others
 EVERY = 5  # of the ticks are calibrated on: neighbours look alike
 BLIND = 4  # of these, every so many once more without depth
@@ -151,7 +150,7 @@ def prepare(args: cli.Options) -> int:
     """The command."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("vla_nodes").setLevel(logging.INFO)
-    folder = args.checkpoint or share_path(SHIPPED)
+    folder = args.checkpoint or share_path(SHIPPED_CHECKPOINT)
     torch.set_num_threads(args.threads)
     model, config = checkpoints.load(folder)
     if args.calibrate:

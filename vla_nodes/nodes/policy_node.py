@@ -30,7 +30,7 @@ from vla_nodes.nodes.to_messages import status_key, to_time
 from vla_nodes.pipeline.policy_core import PolicyCore, Result, State, Worker
 from vla_nodes.pipeline.policy_loop import STATUS_PERIOD, WATCH_PERIOD, Job, PolicyLoop, fingerprint, misfits
 from vla_nodes.policy.inference import engine as engines
-from vla_nodes.share import share_path
+from vla_nodes.share import SHIPPED_CHECKPOINT, share_path
 
 POSE = "x y z qx qy qz qw of the camera's colour optical frame in base, for source 'parameter'."
 MAX_SHOWN = 256
@@ -41,7 +41,7 @@ class PolicyNode(BaseNode):
     """Runs a checkpoint's policy on the newest observation."""
 
     params = (
-        Param("checkpoint", "", "Checkpoint folder; empty: resource/checkpoints/nano of this package."),
+        Param("checkpoint", "", f"Checkpoint folder; empty: {SHIPPED_CHECKPOINT} of this package."),
         Param("device", "auto", "Where the policy runs.", choices=("auto", "cpu", "cuda")),
         Param("engine", "auto", "What computes it on a CPU; see policy/inference/engine.py.", choices=engines.NAMES),
         Param("threads", 1, "CPU threads of the policy.", 1, 256),
@@ -66,9 +66,8 @@ class PolicyNode(BaseNode):
     def __init__(self) -> None:
         super().__init__("policy_node")
         self._made_worker: Worker | None = None
-        self._lock = (
-            threading.RLock()
-        )  # so that no instruction is accepted between deciding on a chunk and publishing it
+        # So that no instruction is accepted between deciding on a chunk and publishing it.
+        self._lock = threading.RLock()
 
     @property
     def _worker(self) -> Worker:
@@ -80,7 +79,7 @@ class PolicyNode(BaseNode):
     def configure(self) -> None:
         from vla_nodes.policy.runtime import PolicyRuntime  # torch takes seconds to import: only where it is used
 
-        folder = Path(self.value("checkpoint") or share_path("resource/checkpoints/nano")).expanduser()
+        folder = Path(self.value("checkpoint") or share_path(SHIPPED_CHECKPOINT)).expanduser()
         described = robot_description(self.value("contract"))
         self._robot = described.model()
         runtime = PolicyRuntime.load(folder, self.value("device"), self.value("threads"), self.value("engine"))

@@ -13,6 +13,7 @@ from rclpy.parameter import parameter_value_to_python
 
 from vla_nodes.nodes.base import SUITE, BaseNode
 from vla_nodes.pipeline.robot_description import RobotDescription, located
+from vla_nodes.share import SHIPPED_CHECKPOINT
 
 MAX_FILE = 4 << 20
 
@@ -75,7 +76,7 @@ class Provenance:
 
     def _files(self, parameters: Mapping[str, Any]) -> None:
         """The checkpoint's configuration, the robot's contract and its URDF, if they are on this machine."""
-        checkpoint = Path(parameters.get("checkpoint") or "resource/checkpoints/nano").expanduser()
+        checkpoint = Path(parameters.get("checkpoint") or SHIPPED_CHECKPOINT).expanduser()
         contract = urdf = Path(parameters.get("contract", ""))
         with suppress(OSError, ValueError):  # what is wrong with the file is said below, and by policy_node
             urdf = RobotDescription(contract).urdf

@@ -17,7 +17,7 @@ from vla_nodes.replay.outputs import Fan, copied
 from vla_nodes.rosbag import timeline as clocks
 from vla_nodes.rosbag.read import Bag, BagError
 from vla_nodes.rosbag.topics import ON_DEMAND, Topics, resolve
-from vla_nodes.share import share_path
+from vla_nodes.share import SHIPPED_CHECKPOINT, share_path
 
 LATENCY = 0.05
 """s of bag time that a policy step takes unless told otherwise."""
@@ -60,7 +60,7 @@ class Session:
         self.description = RobotDescription(p["contract"])
         self.robot = self.description.model()
         chosen = self.checkpoint or (Path(p["checkpoint"]).expanduser() if p["checkpoint"] else None)
-        self.checkpoint = chosen or share_path("resource/checkpoints/nano")
+        self.checkpoint = chosen or share_path(SHIPPED_CHECKPOINT)
         self.runtime = load(self.checkpoint, p)
         contract = self.runtime.config.contract
         if len(contract.cameras) > 1:

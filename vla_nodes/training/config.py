@@ -163,7 +163,7 @@ def read(path: Path, depth: int = 0) -> dict[str, Any]:
 
 def build(values: dict[str, Any], source: str = "settings") -> Settings:
     """Settings of the stage that ``values`` names. SettingsError names every unknown key, or the first wrong value."""
-    kind = STAGES.get(values.get("stage"))  # type: ignore[arg-type]
+    kind = STAGES.get(str(values.get("stage")))
     if kind is None:
         raise SettingsError(f"{source}: stage {values.get('stage')!r} is none of {', '.join(STAGES)}")
     hints = typing.get_type_hints(kind)

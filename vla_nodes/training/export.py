@@ -15,8 +15,7 @@ from vla_nodes import cli
 from vla_nodes.policy import checkpoint
 from vla_nodes.policy.configuration import preset
 from vla_nodes.policy.modeling import VlaPolicy
-from vla_nodes.share import share_path, share_roots
-from vla_nodes.training.initialize import SHIPPED
+from vla_nodes.share import SHIPPED_CHECKPOINT, share_path, share_roots
 from vla_nodes.training.losses_grounding import TRAINED as GROUNDED
 
 
@@ -36,7 +35,7 @@ def write(folder: Path, model: VlaPolicy, tokenizer: Path, provenance: dict, lik
 
 def export(args: cli.Options) -> None:
     """The command."""
-    like = checkpoint.read_config(args.like or share_path(SHIPPED))
+    like = checkpoint.read_config(args.like or share_path(SHIPPED_CHECKPOINT))
     policy = preset("nano", args.mixer)
     policy = replace(policy, space=like.policy.space)
     model = VlaPolicy(policy, like.contract)

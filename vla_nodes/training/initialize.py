@@ -18,11 +18,9 @@ from vla_nodes.policy.configuration import preset
 from vla_nodes.policy.contract import Contract
 from vla_nodes.policy.language import InstructionEncoder
 from vla_nodes.policy.modeling import VlaPolicy
-from vla_nodes.share import share_path
+from vla_nodes.share import SHIPPED_CHECKPOINT, share_path
 from vla_nodes.training.config import ActionSettings, HeadSettings, Settings, SettingsError
 from vla_nodes.training.losses_grounding import TRAINED as GROUNDED
-
-SHIPPED = "resource/checkpoints/nano"
 
 
 @dataclass
@@ -68,7 +66,7 @@ def begin(settings: Settings, say: Callable[[str], None] = print) -> Begun:
         started, config = checkpoint.load(start)
         policy, weights = config.policy, started.state_dict()
     else:
-        shipped = checkpoint.read_config(share_path(SHIPPED))
+        shipped = checkpoint.read_config(share_path(SHIPPED_CHECKPOINT))
         contract = contract_of(settings.data) or shipped.contract
         policy = replace(preset(settings.preset), space=shipped.policy.space)
         config = checkpoint.CheckpointConfig(policy, _without_depth(contract) if not settings.depth else contract)
@@ -87,7 +85,7 @@ def begin(settings: Settings, say: Callable[[str], None] = print) -> Begun:
         eyes = {k: v for k, v in load_file(settings.grounded).items() if k.split(".")[0] in GROUNDED}
         _load(model, {**model.state_dict(), **eyes}, settings.grounded, say)
     begins = start if start is not None and start.is_dir() else None
-    folder = settings.language or begins or share_path(SHIPPED)
+    folder = settings.language or begins or share_path(SHIPPED_CHECKPOINT)
     model.language = encoder(folder).requires_grad_(False)
     return Begun(model, folder / "tokenizer.json", replace(config, policy=policy))
 
