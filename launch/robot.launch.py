@@ -11,7 +11,6 @@ every argument.
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.conditions import IfCondition
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
-from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vla_nodes.nodes.launching import common_arguments, lifecycle_node, policy_arguments, topic_name
@@ -121,15 +120,15 @@ def is_true(context: LaunchContext, name: str) -> bool:
     return context.launch_configurations[name].lower() == "true"
 
 
-def typed(name: str, text: str) -> bool | int | ParameterValue:
-    """An argument as the value of the parameter it sets: an instruction `yes` or a folder `2024` stays a string."""
+def typed(name: str, text: str) -> bool | int | str:
+    """An argument as the value of the parameter it sets. (launch_ros quotes text: "yes" stays text.)"""
     if name == "seed":
         if not text.isdecimal():
             raise ValueError(f"launch argument seed: '{text}' is no whole number from 0")
         return int(text)
     if name in ("dry_run", "publish_clock"):
         return text == "true"
-    return ParameterValue(text, value_type=str)
+    return text
 
 
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
@@ -148,7 +147,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     own_parameters["policy_node"] = {"resume_instruction": is_true(context, "resume_instruction")}
     own_parameters["action_node"] = {}
     if argument["record"]:
-        own_parameters["recorder_node"] = {"out": ParameterValue(argument["record"], value_type=str)}
+        own_parameters["recorder_node"] = {"out": argument["record"]}
     for name, node in NODE_OF.items():
         if argument[name] and node not in own_parameters:
             raise ValueError(f"launch argument {name}: it is for {node}, which runs with use_sim:=true only")

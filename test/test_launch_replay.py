@@ -14,6 +14,7 @@ pytest.importorskip("launch_ros", reason="launch_ros is not installed (it is no 
 
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction  # noqa: E402
 from launch_ros.actions import LifecycleNode  # noqa: E402
+from launch_ros.utilities import evaluate_parameters  # noqa: E402
 
 from launch import LaunchContext  # noqa: E402
 
@@ -96,3 +97,14 @@ def test_real_time_is_played_by_rosbag2_where_it_is(module, monkeypatch):
 def test_what_the_nodes_say_can_be_recorded(module):
     assert set(nodes(module, record="somewhere")) >= {"recorder_node"}
     assert given(nodes(module, record="somewhere")["recorder_node"])["out"] == "somewhere"
+
+
+def test_text_that_looks_like_yaml_stays_text(module):
+    found = nodes(module, bag="2024", record="2025", instruction="yes", checkpoint="12")
+    context = LaunchContext()
+    for name, parameter, text in (
+        ("player_node", "bag", "2024"), ("player_node", "instruction", "yes"), ("recorder_node", "out", "2025"),
+        ("policy_node", "checkpoint", "12"),
+    ):  # fmt: skip
+        (values,) = (v for v in evaluate_parameters(context, found[name]._Node__parameters[-1:]) if isinstance(v, dict))
+        assert values[parameter] == text
