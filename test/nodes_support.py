@@ -219,7 +219,10 @@ class Graph:
         wait_for(future.done, f"an answer of {name}")
         return future.result()
 
-    def close(self) -> None:
+    def close(self, told: int = 1500) -> None:
+        """End everything; first print the last `told` characters of each log, for pytest to show of a failed test."""
+        for process in self.processes:
+            print(f"---- {process.name}\n{process.log[-told:]}")
         for process in self.processes:
             process.end()
         self._stop = True

@@ -94,19 +94,25 @@ def test_silence_brings_the_arm_to_rest_near_its_path(robot, silence):
     print(f"{silence}: {deviation * 1e3:.2f} mm from the planned path")
 
 
+def moving(robot, speed, chunks):
+    """An arm that has followed so many chunks, and the time (s) that the next would be of."""
+    core, t = ActionCore(robot, ExecutorSettings(), SafetySettings(**robots.workspace())), T0
+    core.joints(t, robot.rest, np.zeros(7), 0.04, t)
+    for _ in range(chunks):
+        core.chunk(chunk(robot, t, speed), t + 0.08)
+        for x in t + 0.02 * np.arange(1, 7):
+            q, qd, _ = core.executor.reference(float(x))
+            core.joints(float(x), q, qd, 0.04, float(x))
+        t += 0.12
+    return core, t
+
+
 def test_a_stop_at_any_moment_is_within_the_deceleration_and_near_the_path(robot):
     """25 moments and speeds: vla/stop while chunks go on coming."""
     rng, worst, slowest = np.random.default_rng(0), 0.0, 0.0
     for _ in range(25):
-        core = ActionCore(robot, ExecutorSettings(), SafetySettings(**robots.workspace()))
-        t, speed = T0, rng.uniform(0.05, 0.4)
-        core.joints(t, robot.rest, np.zeros(7), 0.04, t)
-        for _ in range(int(rng.integers(2, 9))):
-            core.chunk(chunk(robot, t, speed), t + 0.08)
-            for x in t + 0.02 * np.arange(1, 7):
-                q, qd, _ = core.executor.reference(float(x))
-                core.joints(float(x), q, qd, 0.04, float(x))
-            t += 0.12
+        speed = rng.uniform(0.05, 0.4)
+        core, t = moving(robot, speed, int(rng.integers(2, 9)))
         plan = core.executor.plan
         now = t + rng.uniform(0.0, 0.1)
         core.gate.stop()
@@ -131,18 +137,7 @@ def test_an_emergency_stop_is_at_the_full_limits_and_on_the_path_where_that_is_a
         seed, speed, late = int(rng.integers(1 << 30)), rng.uniform(0.05, 0.6), rng.uniform(0.0, 0.1)
         both = {}
         for cause in ("stop", "estop"):
-            core, count = (
-                ActionCore(robot, ExecutorSettings(), SafetySettings(**robots.workspace())),
-                np.random.default_rng(seed),
-            )
-            t = T0
-            core.joints(t, robot.rest, np.zeros(7), 0.04, t)
-            for _ in range(int(count.integers(2, 9))):
-                core.chunk(chunk(robot, t, speed), t + 0.08)
-                for x in t + 0.02 * np.arange(1, 7):
-                    q, qd, _ = core.executor.reference(float(x))
-                    core.joints(float(x), q, qd, 0.04, float(x))
-                t += 0.12
+            core, t = moving(robot, speed, int(np.random.default_rng(seed).integers(2, 9)))
             plan, now = core.executor.plan, t + late
             core.gate.estop(True) if cause == "estop" else core.gate.stop()
             both[cause] = stop = core.tick(now, now).arm

@@ -24,8 +24,6 @@ def graph():
     try:
         yield graph
     finally:
-        for process in graph.processes:
-            print(f"---- {process.name}\n{process.log[-1500:]}")
         graph.close()
 
 

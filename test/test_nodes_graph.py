@@ -61,8 +61,6 @@ def graph(tmp_path_factory):
         wait_for(lambda: "active" in graph.running["action_node"].log, "action_node active")
         yield graph
     finally:
-        for process in graph.processes:
-            print(f"---- {process.name}\n{process.log[-1500:]}")
         graph.close()
 
 

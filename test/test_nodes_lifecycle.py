@@ -112,9 +112,7 @@ def graph(tmp_path_factory):
         graph.speak = graph.publisher(String, "instruction", 1)
         yield graph
     finally:
-        for process in graph.processes:
-            print(f"---- {process.name}\n{process.log[-2500:]}")
-        graph.close()
+        graph.close(2500)
 
 
 def state(graph, name: str) -> str:

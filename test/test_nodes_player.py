@@ -55,8 +55,6 @@ def bag(tmp_path_factory):
 def graph():
     graph = support.Graph()
     yield graph
-    for process in graph.processes:
-        print(f"---- {process.name}\n{process.log[-1500:]}")
     graph.close()
 
 

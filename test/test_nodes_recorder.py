@@ -42,8 +42,6 @@ def graph():
     }
     graph.active = graph.publisher(String, "vla/active_instruction", LATCHED)
     yield graph
-    for process in graph.processes:
-        print(f"---- {process.name}\n{process.log[-1500:]}")
     graph.close()
 
 
