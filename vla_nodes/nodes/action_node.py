@@ -173,9 +173,7 @@ class ActionNode(BaseNode):
         for door in self._doors.values():
             door.reset()
 
-    def _made_doors(
-        self,
-    ) -> dict[str, TopicDoor | ActionDoor | ForwardDoor]:
+    def _made_doors(self) -> dict[str, TopicDoor | ActionDoor | ForwardDoor]:
         prefix, output = "vla/preview/" if self.value("dry_run") else "", Output(self.value("output"))
         parts = {"arm": self._loop.arm_names, **{name: [joint] for name, joint in self._loop.gripper_joints.items()}}
         return {

@@ -172,9 +172,6 @@ def misfits(contract: Contract, description: RobotDescription) -> str:
     """
     offered = msgspec.structs.replace(description.robot, name=contract.robot.name, workspace=contract.robot.workspace)
     rows = differences(contract.robot, offered, "robot")
-    have = [gripper.name for gripper in description.robot.grippers]
-    missing = [name for name in contract.actions.grippers if name not in have]
-    rows += [("actions.grippers", name, ", ".join(have) or "none") for name in missing]
     return difference_table(rows) if rows else ""
 
 

@@ -24,9 +24,8 @@ from vla_nodes.policy.start_gate import StartGate
 class PolicyOutput:
     actions: np.ndarray | None  # (H, A) in the columns and units of the contract; None = hold still
     hold_reason: str = ""  # "" when there are actions, else one line for the operator
-    feasibility: float = float(
-        "nan"
-    )  # 0..1, that all the instruction names is in view and can be done; NaN: not judged
+    # 0..1, that all the instruction names is in view and can be done; NaN: not judged
+    feasibility: float = float("nan")
     primitive: str = ""  # of motion, "" where the policy names none
     step: int = 0  # of the instruction, the first is 0
     done: float = float("nan")  # 0..1, that this step is done and the hand clear of it; NaN: not judged

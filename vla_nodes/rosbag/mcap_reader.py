@@ -243,16 +243,15 @@ class McapFile:
         self.start_time, self.end_time = min(self.start_time, log_time), max(self.end_time, log_time)
 
     def _define(self, opcode: int, content: bytes) -> None:
-        fields = mcap.Fields(content)
-        (number,) = fields.take(_U16)
         known: mcap.Schema | mcap.Channel
         new: mcap.Schema | mcap.Channel
         if opcode == mcap.SCHEMA:
-            new = mcap.Schema(number, fields.text(), fields.text(), fields.blob())
-            known = self._schemas.setdefault(number, new)
+            new = mcap.read_schema(content)
+            known = self._schemas.setdefault(new.id, new)
         else:
-            (schema,) = fields.take(_U16)
-            new = mcap.Channel(number, schema, fields.text(), fields.text(), {})
+            fields = mcap.Fields(content)
+            (number,), (schema,) = fields.take(_U16), fields.take(_U16)
+            new = mcap.Channel(number, schema, fields.text(), fields.text(), {})  # its own notes are nobody's concern
             known = self._channels.setdefault(number, new)
         if known is new:
             self._kept += len(content)
@@ -260,7 +259,7 @@ class McapFile:
                 raise bounds.TooLarge(f"more than {bounds.MAX_DEFINITIONS} bytes of message definitions")
         elif known != new:
             kind = "schema" if opcode == mcap.SCHEMA else "channel"
-            raise mcap.McapError(f"damaged: {kind} {number} is defined twice, and not the same")
+            raise mcap.McapError(f"damaged: {kind} {new.id} is defined twice, and not the same")
 
     def _connection(self, channel: mcap.Channel) -> Connection:
         schema = self._schemas.get(channel.schema, mcap.Schema(0, "__schemaless__", "", b""))
